@@ -1,0 +1,3 @@
+module github.com/sockflow/sockflow
+
+go 1.26
