@@ -1,0 +1,160 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// owner is what is known of a datagram socket beside its counters.
+type owner struct {
+	process  flowcache.ProcessID
+	uid, gid uint32
+	cgroup   uint64
+	netns    uint32
+}
+
+// datagrams joins the counters of datagram flows, which the cgroup hooks count by socket cookie, with the owners, which
+// the tracepoints tell. Programs count into one of two maps; a drain swaps them and empties the
+// other, so that every datagram is counted once and none is lost to a race.
+type datagrams struct {
+	outer   *ebpf.Map
+	inner   [2]*ebpf.Map
+	current int
+
+	owners map[uint64]owner
+	closed []flowcache.Observation // sockets that were released since the last drain
+	// Counted before their socket's owner was known: first datagrams that nobody has read yet.
+	orphans map[uint64][]flowcache.Observation
+	waiting map[uint64]time.Time
+
+	keys   []programDatagramKey // buffers of a batch
+	values []programDatagramValue
+}
+
+const (
+	drainBatch = 1024
+	// The next walk of all sockets names what the tracepoints did not; after that nobody will.
+	orphanPatience = 12 * time.Second
+	maxOwners      = 1 << 20
+)
+
+func newDatagrams(outer, a, b *ebpf.Map) *datagrams {
+	return &datagrams{
+		outer: outer, inner: [2]*ebpf.Map{a, b},
+		owners:  make(map[uint64]owner),
+		orphans: make(map[uint64][]flowcache.Observation),
+		waiting: make(map[uint64]time.Time),
+		keys:    make([]programDatagramKey, drainBatch),
+		values:  make([]programDatagramValue, drainBatch),
+	}
+}
+
+// own remembers the owner of a socket.
+func (d *datagrams) own(cookie uint64, o owner) {
+	if _, known := d.owners[cookie]; known || len(d.owners) < maxOwners {
+		d.owners[cookie] = o
+	}
+}
+
+// release remembers that a socket was closed at the time t.
+func (d *datagrams) release(cookie uint64, t int64) {
+	d.closed = append(d.closed, flowcache.Observation{Event: flowcache.EventClose, Cookie: cookie, Time: t, UID: flowcache.NoID, GID: flowcache.NoID, Origin: flowcache.OriginEBPF})
+}
+
+// drain hands over what was counted since the last drain, and then the ends of the sockets that closed.
+func (d *datagrams) drain(clk *clock, now time.Time, emit func(*flowcache.Observation)) error {
+	full := d.inner[d.current]
+	d.current ^= 1
+	// The update returns when no program uses the old map any more (synchronize_rcu in map_update_elem of a map of maps).
+	if err := d.outer.Put(uint32(0), d.inner[d.current]); err != nil {
+		d.current ^= 1
+		return fmt.Errorf("swap datagram maps: %w", err)
+	}
+	closed := d.closed
+	d.closed = nil
+	var cursor ebpf.MapBatchCursor
+	var o flowcache.Observation
+	for {
+		n, err := full.BatchLookupAndDelete(&cursor, d.keys, d.values, nil)
+		for i := range n {
+			datagramObservation(&o, &d.keys[i], &d.values[i], clk)
+			d.join(&o, now, emit)
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("drain datagram map: %w", err)
+		}
+	}
+	for cookie, since := range d.waiting {
+		if _, known := d.owners[cookie]; known || now.Sub(since) > orphanPatience {
+			d.adopt(cookie, emit)
+		}
+	}
+	for i := range closed {
+		c := &closed[i]
+		if _, waits := d.waiting[c.Cookie]; waits {
+			d.adopt(c.Cookie, emit)
+		}
+		if own, known := d.owners[c.Cookie]; known {
+			c.Process, c.UID, c.GID = own.process, own.uid, own.gid
+		}
+		delete(d.owners, c.Cookie)
+		emit(c)
+	}
+	return nil
+}
+
+// join completes o by its owner and hands it over, or keeps it until the owner is known.
+func (d *datagrams) join(o *flowcache.Observation, now time.Time, emit func(*flowcache.Observation)) {
+	own, known := d.owners[o.Cookie]
+	if !known {
+		if _, waits := d.waiting[o.Cookie]; !waits {
+			d.waiting[o.Cookie] = now
+		}
+		d.orphans[o.Cookie] = append(d.orphans[o.Cookie], *o)
+		return
+	}
+	own.complete(o)
+	emit(o)
+}
+
+// adopt hands over what waited for the owner of a socket.
+func (d *datagrams) adopt(cookie uint64, emit func(*flowcache.Observation)) {
+	own, known := d.owners[cookie]
+	for i := range d.orphans[cookie] {
+		o := &d.orphans[cookie][i]
+		if known {
+			own.complete(o)
+		}
+		emit(o)
+	}
+	delete(d.orphans, cookie)
+	delete(d.waiting, cookie)
+}
+
+func (own *owner) complete(o *flowcache.Observation) {
+	o.Process, o.UID, o.GID, o.CGroup, o.Key.NetNS = own.process, own.uid, own.gid, own.cgroup, own.netns
+}
+
+func datagramObservation(o *flowcache.Observation, k *programDatagramKey, v *programDatagramValue, clk *clock) {
+	*o = flowcache.Observation{
+		Key:    flowcache.Key{Src: k.Local, Dst: k.Remote, SrcPort: k.LocalPort, DstPort: k.RemotePort, Proto: k.Proto},
+		Cookie: k.Cookie,
+		First:  clk.wall(v.First),
+		Time:   clk.wall(v.Last),
+		Out:    flowcache.Counters{Packets: v.Packets[0], Octets: v.Octets[0], Payload: v.Payload[0]},
+		In:     flowcache.Counters{Packets: v.Packets[1], Octets: v.Octets[1], Payload: v.Payload[1]},
+		Role:   flowcache.Role(v.Role),
+		Origin: flowcache.OriginEBPF,
+		Delta:  true,
+		UID:    flowcache.NoID,
+		GID:    flowcache.NoID,
+	}
+}

@@ -1,0 +1,685 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//go:build ignore
+
+/*
+ * The socket source of sockflow. Tracepoints, cgroup hooks and one iterator; no kprobe. Nothing runs per TCP packet.
+ */
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_tracing.h>
+#include "events.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IPPROTO_UDPLITE 136
+#define ETH_P_IP 0x0800
+#define ETH_P_IPV6 0x86DD
+#define SOCK_DONE 1
+
+#define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
+#define TCP_SYN_RECV 3
+#define TCP_CLOSE 7
+#define TCP_CLOSE_WAIT 8
+#define TCP_LAST_ACK 9
+#define TCP_LISTEN 10
+#define TCP_CLOSING 11
+
+/* Wake the reader only when this much waits: it looks by itself every 50 ms. */
+#define WAKE_OCTETS (64 * 1024)
+
+/* What is known of a socket. Key: the socket. Value: below. Deleted by the kernel with the socket; a child of a listener
+ * gets a copy (BPF_F_CLONE), and so its owner until its own process touches it. */
+struct sock_state {
+	__u64 start;
+	__u64 task_start;
+	__u32 tgid;
+	__u32 uid;
+	__u32 gid;
+	__u32 connect_us;
+	__u8 role;
+	__u8 flags;
+	__u8 pad[6];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct sock_state);
+} sockets SEC(".maps");
+
+/* Life-cycle events, in the order they happened. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 8 << 20);
+} events SEC(".maps");
+
+/* Datagram flows since the last drain. User space swaps the inner map: when its update returns no program uses the old
+ * one any more (the kernel waits for a grace period), so what it drains is exact. */
+struct datagram_map {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, struct datagram_key);
+	__type(value, struct datagram_value);
+};
+
+struct datagram_map datagrams_a SEC(".maps");
+struct datagram_map datagrams_b SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct datagram_map);
+} datagrams SEC(".maps") = {
+	.values = { &datagrams_a },
+};
+
+/* Losses by cause. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, LOSS_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} losses SEC(".maps");
+
+#define PATH_OCTETS 4096
+#define NAME_OCTETS 256
+
+/* Neither is ever that long; the verifier loses the bound in a branch, and believes a mask. */
+#define BOUND(len) asm volatile("%0 &= 8191" : "+r"(len))
+
+struct process_buffer {
+	struct process_event event;
+	char data[4 * PATH_OCTETS + NAME_OCTETS];
+};
+
+/* A process event under construction; it is larger than a BPF stack. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct process_buffer);
+} process_buffers SEC(".maps");
+
+static __always_inline void lost(__u32 cause)
+{
+	__u64 *n = bpf_map_lookup_elem(&losses, &cause);
+
+	if (n)
+		*n += 1;
+}
+
+static __always_inline __u64 wake_flags(void)
+{
+	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= WAKE_OCTETS ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+}
+
+static __always_inline void own(struct sock_state *st, struct task_struct *task)
+{
+	st->tgid = task->tgid;
+	st->task_start = task->group_leader->start_boottime;
+	st->uid = task->cred->euid.val;
+	st->gid = task->cred->egid.val;
+}
+
+static __always_inline __u64 cgroup_of(struct sock *sk)
+{
+	struct cgroup *cg = sk->sk_cgrp_data.cgroup;
+
+	return cg ? BPF_CORE_READ(cg, kn, id) : 0;
+}
+
+static __always_inline void mapped(__u8 *to, __be32 addr)
+{
+	*(__u64 *)to = 0;
+	*(__u32 *)(to + 8) = bpf_htonl(0xffff);
+	*(__u32 *)(to + 12) = addr;
+}
+
+static __always_inline void put_addresses(struct socket_record *r, struct sock *sk)
+{
+	if (sk->__sk_common.skc_family == AF_INET) {
+		mapped(r->saddr, sk->__sk_common.skc_rcv_saddr);
+		mapped(r->daddr, sk->__sk_common.skc_daddr);
+		r->v4 = 1;
+		return;
+	}
+	bpf_probe_read_kernel(r->saddr, 16, &sk->__sk_common.skc_v6_rcv_saddr);
+	bpf_probe_read_kernel(r->daddr, 16, &sk->__sk_common.skc_v6_daddr);
+	/* A dual-stack socket that talks IPv4 has mapped addresses: its packets have IPv4 headers. */
+	r->v4 = *(__u64 *)r->daddr == 0 && *(__u32 *)(r->daddr + 8) == bpf_htonl(0xffff);
+}
+
+static __always_inline void put_state(struct socket_record *r, struct sock_state *st)
+{
+	r->start = st->start;
+	r->task_start = st->task_start;
+	r->tgid = st->tgid;
+	r->uid = st->uid;
+	r->gid = st->gid;
+	r->connect_us = st->connect_us;
+	r->role = st->role;
+	r->flags |= st->flags;
+}
+
+static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp)
+{
+	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
+	const struct tcp_congestion_ops *ca = tp->inet_conn.icsk_ca_ops;
+	unsigned long flags = sk->__sk_common.skc_flags;
+
+	r->bytes_sent = tp->bytes_sent;
+	r->bytes_retrans = tp->bytes_retrans;
+	r->bytes_received = tp->bytes_received;
+	r->pacing_rate = sk->sk_pacing_rate;
+	r->segs_out = tp->segs_out;
+	r->segs_in = tp->segs_in;
+	r->total_retrans = tp->total_retrans;
+	r->srtt_us = tp->srtt_us;
+	r->rttvar_us = tp->rttvar_us;
+	r->min_rtt_us = tp->rtt_min.s[0].v;
+	r->lost = tp->lost;
+	r->unacked = tp->packets_out;
+	r->cwnd = tp->snd_cwnd;
+	r->mss = tp->mss_cache;
+	r->rate_delivered = tp->rate_delivered;
+	r->rate_interval_us = tp->rate_interval_us;
+	r->header_len = tp->tcp_header_len;
+	/* At the end of a connection the port is no longer in skc_num (inet_put_port), but still here. */
+	r->sport = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
+	r->error = sk->sk_err;
+	if (flags & (1UL << SOCK_DONE))
+		r->flags |= SOCK_FIN_RECEIVED; /* tcp_fin() sets it */
+	if (ca)
+		bpf_probe_read_kernel(r->ca_name, sizeof(r->ca_name), ca->name);
+}
+
+static __always_inline void put_common(struct socket_record *r, struct sock *sk)
+{
+	r->time = bpf_ktime_get_ns();
+	r->cookie = bpf_get_socket_cookie(sk);
+	r->cgroup = cgroup_of(sk);
+	r->netns = sk->__sk_common.skc_net.net->ns.inum;
+	r->sport = sk->__sk_common.skc_num;
+	r->dport = bpf_ntohs(sk->__sk_common.skc_dport);
+	r->proto = sk->sk_protocol;
+	r->uid = -1;
+	r->gid = -1;
+}
+
+/* The life of TCP sockets. Softirq context, often another process's: current is the owner only where the comment says so. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
+{
+	struct socket_record *r;
+	struct sock_state *st;
+	struct tcp_sock *tp;
+
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+
+	switch (new_state) {
+	case TCP_SYN_SENT: /* connect(): the caller's context */
+	case TCP_LISTEN:   /* listen(): the caller's context */
+		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!st) {
+			lost(LOSS_STORAGE);
+			return 0;
+		}
+		own(st, bpf_get_current_task_btf());
+		st->start = bpf_ktime_get_ns();
+		st->connect_us = 0;
+		st->flags = SOCK_BORN | SOCK_TOUCHED;
+		st->role = new_state == TCP_LISTEN ? ROLE_UNKNOWN : ROLE_INITIATOR;
+		return 0;
+	case TCP_SYN_RECV:
+		if (old_state != TCP_LISTEN)
+			return 0; /* simultaneous open */
+		/* A child of a listener (inet_csk_clone_lock): the clone of the listener's storage becomes its own. */
+		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!st) {
+			lost(LOSS_STORAGE);
+			return 0;
+		}
+		st->start = bpf_ktime_get_ns();
+		st->connect_us = 0;
+		st->flags = SOCK_BORN;
+		st->role = ROLE_RESPONDER;
+		return 0;
+	case TCP_ESTABLISHED:
+		if (old_state != TCP_SYN_SENT)
+			return 0;
+		st = bpf_sk_storage_get(&sockets, sk, 0, 0);
+		if (st && st->start)
+			st->connect_us = (bpf_ktime_get_ns() - st->start) / 1000;
+		return 0;
+	case TCP_CLOSE:
+		break;
+	default:
+		return 0;
+	}
+
+	if (old_state == TCP_LISTEN || old_state == TCP_CLOSE)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp || !tp->inet_conn.icsk_inet.inet_sport)
+		return 0; /* no port could be had: nothing was ever sent */
+	r = bpf_ringbuf_reserve(&events, sizeof(*r), 0);
+	if (!r) {
+		lost(LOSS_RING_SOCKET);
+		return 0;
+	}
+	__builtin_memset(r, 0, sizeof(*r));
+	r->kind = KIND_SOCKET;
+	r->state = new_state;
+	r->old_state = old_state;
+	put_common(r, sk);
+	put_addresses(r, sk);
+	put_tcp(r, tp);
+	st = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (st)
+		put_state(r, st);
+	bpf_ringbuf_submit(r, wake_flags());
+	return 0;
+}
+
+/* Tell user space about a datagram socket: its owner, or its end. */
+static __always_inline void datagram(struct sock *sk, struct sock_state *st)
+{
+	struct datagram_event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+
+	if (!e) {
+		lost(LOSS_RING_SOCKET);
+		return;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->kind = KIND_DATAGRAM;
+	e->time = bpf_ktime_get_ns();
+	e->cookie = bpf_get_socket_cookie(sk);
+	e->cgroup = cgroup_of(sk);
+	e->netns = sk->__sk_common.skc_net.net->ns.inum;
+	e->task_start = st->task_start;
+	e->tgid = st->tgid;
+	e->uid = st->uid;
+	e->gid = st->gid;
+	bpf_ringbuf_submit(e, wake_flags());
+}
+
+/* The first process that sends or receives through a socket owns its flow. In the caller's context. */
+static __always_inline int touch(struct sock *sk)
+{
+	__u16 family = sk->__sk_common.skc_family;
+	struct sock_state *st;
+	__u16 proto;
+
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	proto = sk->sk_protocol;
+	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_UDPLITE)
+		return 0;
+	st = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (st && (st->flags & SOCK_TOUCHED))
+		return 0;
+	if (!st) {
+		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!st) {
+			lost(LOSS_STORAGE);
+			return 0;
+		}
+	}
+	own(st, bpf_get_current_task_btf());
+	st->flags |= SOCK_TOUCHED;
+	if (proto != IPPROTO_TCP)
+		datagram(sk, st);
+	return 0;
+}
+
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(send_length, struct sock *sk)
+{
+	return touch(sk);
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(recv_length, struct sock *sk)
+{
+	return touch(sk);
+}
+
+/* A datagram socket is closed. In the context of the process that closes it, which need not be the owner. */
+SEC("cgroup/sock_release")
+int release(struct bpf_sock *sk)
+{
+	struct datagram_event *e;
+
+	if (sk->protocol != IPPROTO_UDP && sk->protocol != IPPROTO_UDPLITE)
+		return 1;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		lost(LOSS_RING_SOCKET);
+		return 1;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->kind = KIND_RELEASE;
+	e->time = bpf_ktime_get_ns();
+	e->cookie = bpf_get_socket_cookie(sk);
+	bpf_ringbuf_submit(e, wake_flags());
+	return 1;
+}
+
+struct ipv4_header {
+	__u8 version_ihl;
+	__u8 tos;
+	__be16 len;
+	__u16 id;
+	__be16 fragment;
+	__u8 ttl;
+	__u8 protocol;
+	__u16 check;
+	__be32 saddr;
+	__be32 daddr;
+};
+
+struct ipv6_header {
+	__be32 flow;
+	__be16 payload_len;
+	__u8 next;
+	__u8 hop_limit;
+	__u8 saddr[16];
+	__u8 daddr[16];
+};
+
+/* Count a datagram. TCP leaves at once. */
+static __always_inline int count(struct __sk_buff *skb, int in)
+{
+	struct datagram_value *v, zero = {};
+	struct datagram_key k = {};
+	struct bpf_sock *sk = skb->sk;
+	__u32 segments, offset, index = 0;
+	__be16 ports[2];
+	__u64 now;
+	void *map;
+
+	if (!sk)
+		return 1;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || (sk->protocol != IPPROTO_UDP && sk->protocol != IPPROTO_UDPLITE))
+		return 1;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct ipv4_header h;
+
+		if (bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
+			return 1;
+		offset = (h.version_ihl & 15) * 4;
+		k.proto = h.protocol;
+		mapped(k.local, in ? h.daddr : h.saddr);
+		mapped(k.remote, in ? h.saddr : h.daddr);
+	} else {
+		struct ipv6_header h;
+		__u8 next;
+
+		if (bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
+			return 1;
+		offset = sizeof(h);
+		next = h.next;
+		/* Extension headers: hop-by-hop 0, routing 43, fragment 44, destination options 60 (RFC 8200, section 4). */
+		for (int i = 0; i < 6; i++) {
+			__u8 ext[2];
+
+			if (next != 0 && next != 43 && next != 44 && next != 60)
+				break;
+			if (bpf_skb_load_bytes(skb, offset, ext, sizeof(ext)))
+				return 1;
+			offset += next == 44 ? 8 : (ext[1] + 1) * 8;
+			next = ext[0];
+		}
+		k.proto = next;
+		__builtin_memcpy(k.local, in ? h.daddr : h.saddr, 16);
+		__builtin_memcpy(k.remote, in ? h.saddr : h.daddr, 16);
+	}
+	if (k.proto != IPPROTO_UDP && k.proto != IPPROTO_UDPLITE)
+		return 1; /* an ICMP error on behalf of the socket, say */
+	if (bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
+		return 1;
+	k.local_port = bpf_ntohs(ports[in]);
+	k.remote_port = bpf_ntohs(ports[!in]);
+	k.cookie = bpf_get_socket_cookie(skb);
+
+	/* A super-packet of UDP GSO or GRO has one header here and one per segment on the wire. */
+	segments = skb->gso_segs;
+	if (!segments)
+		segments = 1;
+
+	map = bpf_map_lookup_elem(&datagrams, &index);
+	if (!map)
+		return 1;
+	now = bpf_ktime_get_ns();
+	v = bpf_map_lookup_elem(map, &k);
+	if (!v) {
+		zero.first = now;
+		zero.role = in ? ROLE_RESPONDER : ROLE_INITIATOR;
+		bpf_map_update_elem(map, &k, &zero, BPF_NOEXIST);
+		v = bpf_map_lookup_elem(map, &k);
+		if (!v) {
+			lost(LOSS_DATAGRAM_MAP);
+			return 1;
+		}
+	}
+	v->last = now;
+	__sync_fetch_and_add(&v->packets[in], segments);
+	__sync_fetch_and_add(&v->octets[in], skb->len + (segments - 1) * (offset + 8));
+	__sync_fetch_and_add(&v->payload[in], skb->len - offset - 8);
+	return 1;
+}
+
+SEC("cgroup_skb/egress")
+int count_out(struct __sk_buff *skb)
+{
+	return count(skb, 0);
+}
+
+SEC("cgroup_skb/ingress")
+int count_in(struct __sk_buff *skb)
+{
+	return count(skb, 1);
+}
+
+/* One read() walks the sockets of all processes in all network namespaces, and gives those that existed before the
+ * start their owner. */
+SEC("iter/task_file")
+int walk(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct socket_record r;
+	struct socket *socket;
+	struct sock_state *st;
+	struct tcp_sock *tp;
+	struct sock *sk;
+	__u16 family, proto;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	sk = socket->sk;
+	if (!sk)
+		return 0;
+	family = sk->__sk_common.skc_family;
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	proto = sk->sk_protocol;
+	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_UDPLITE)
+		return 0;
+
+	st = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (!st) {
+		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!st)
+			return 0;
+		own(st, task);
+	} else if (!st->tgid) {
+		own(st, task); /* a child of a listener that was there before us */
+	}
+	__builtin_memset(&r, 0, sizeof(r));
+	r.kind = KIND_SOCKET;
+	r.state = sk->__sk_common.skc_state;
+	put_common(&r, sk);
+	put_addresses(&r, sk);
+	if (proto == IPPROTO_TCP) {
+		if (r.state == TCP_CLOSE)
+			return 0; /* not connected (any more) */
+		tp = bpf_skc_to_tcp_sock(sk);
+		if (!tp)
+			return 0;
+		put_tcp(&r, tp);
+	}
+	put_state(&r, st);
+	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+	return 0;
+}
+
+/* Names from the leaf to the root of a path, as the process sees it. Returns the length. */
+static __always_inline __u32 put_path(char *to, struct file *file, struct task_struct *task)
+{
+	struct dentry *root = BPF_CORE_READ(task, fs, root.dentry);
+	struct vfsmount *root_mnt = BPF_CORE_READ(task, fs, root.mnt);
+	struct dentry *d = BPF_CORE_READ(file, f_path.dentry);
+	struct vfsmount *vfs = BPF_CORE_READ(file, f_path.mnt);
+	__u32 len = 0;
+
+	for (int i = 0; i < 48; i++) {
+		struct dentry *up;
+		long n;
+
+		if (d == root && vfs == root_mnt)
+			break;
+		if (d == BPF_CORE_READ(vfs, mnt_root)) {
+			struct mount *m = (void *)vfs - bpf_core_field_offset(struct mount, mnt);
+			struct mount *parent = BPF_CORE_READ(m, mnt_parent);
+
+			if (m == parent)
+				break;
+			d = BPF_CORE_READ(m, mnt_mountpoint);
+			vfs = (void *)parent + bpf_core_field_offset(struct mount, mnt);
+			continue;
+		}
+		up = BPF_CORE_READ(d, d_parent);
+		if (len > PATH_OCTETS - NAME_OCTETS)
+			break;
+		n = bpf_probe_read_kernel_str(to + len, NAME_OCTETS, BPF_CORE_READ(d, d_name.name));
+		if (n > 0)
+			len += n & (2 * NAME_OCTETS - 1);
+		if (up == d)
+			break; /* a file of no mounted tree: memfd, say */
+		d = up;
+	}
+	return len;
+}
+
+static __always_inline __u32 put_cgroup(char *to, struct kernfs_node *kn)
+{
+	__u32 len = 0;
+
+	for (int i = 0; i < 16; i++) {
+		struct kernfs_node *up;
+		long n;
+
+		if (!kn)
+			break;
+		if (bpf_core_field_exists(kn->__parent))
+			up = BPF_CORE_READ(kn, __parent);
+		else
+			up = BPF_CORE_READ((struct kernfs_node___parent *)kn, parent);
+		if (!up)
+			break; /* the root has no name */
+		if (len > PATH_OCTETS - NAME_OCTETS)
+			break;
+		n = bpf_probe_read_kernel_str(to + len, NAME_OCTETS, BPF_CORE_READ(kn, name));
+		if (n > 0)
+			len += n & (2 * NAME_OCTETS - 1);
+		kn = up;
+	}
+	return len;
+}
+
+static __always_inline void put_process(struct process_event *e, struct task_struct *task, __u8 kind)
+{
+	__builtin_memset(e, 0, sizeof(*e));
+	e->kind = kind;
+	e->time = bpf_ktime_get_ns();
+	e->tgid = task->tgid;
+	e->start = task->group_leader->start_boottime;
+}
+
+static __always_inline void put_relatives(struct process_event *e, struct task_struct *task)
+{
+	struct task_struct *parent = task->real_parent;
+
+	e->parent_tgid = parent->tgid;
+	e->parent_start = parent->group_leader->start_boottime;
+	e->uid = task->cred->euid.val;
+	e->gid = task->cred->egid.val;
+	e->cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	bpf_probe_read_kernel(e->comm, sizeof(e->comm), task->comm);
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
+{
+	struct process_buffer *b;
+	__u32 zero = 0, path, cgroup;
+
+	b = bpf_map_lookup_elem(&process_buffers, &zero);
+	if (!b)
+		return 0;
+	put_process(&b->event, task, KIND_EXEC);
+	put_relatives(&b->event, task);
+	path = put_path(b->data, bprm->file, task);
+	BOUND(path);
+	b->event.path_len = path;
+	cgroup = put_cgroup(b->data + path, BPF_CORE_READ(task, cgroups, dfl_cgrp, kn));
+	BOUND(cgroup);
+	b->event.cgroup_len = cgroup;
+	if (bpf_ringbuf_output(&events, b, sizeof(b->event) + path + cgroup, wake_flags()))
+		lost(LOSS_RING_PROCESS);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child)
+{
+	struct process_event e;
+
+	if (child->pid != child->tgid)
+		return 0; /* a thread */
+	put_process(&e, child, KIND_FORK);
+	put_relatives(&e, child);
+	if (bpf_ringbuf_output(&events, &e, sizeof(e), wake_flags()))
+		lost(LOSS_RING_PROCESS);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(process_exit, struct task_struct *task)
+{
+	struct process_event e;
+
+	if (task->signal->live.counter != 0)
+		return 0; /* threads remain */
+	put_process(&e, task, KIND_EXIT);
+	if (bpf_ringbuf_output(&events, &e, sizeof(e), wake_flags()))
+		lost(LOSS_RING_PROCESS);
+	return 0;
+}

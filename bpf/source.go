@@ -1,0 +1,396 @@
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// Config configures a Source. Its zero value is the documented default.
+type Config struct {
+	SnapshotInterval time.Duration // between passes over all sockets; default 5 s
+	Proc             string        // default /proc
+	Batches          flowcache.Batches
+}
+
+// Hook is one attachment and what it is for.
+type Hook struct {
+	Name   string // program
+	Target string // what it is attached to
+	Use    string // what is lost without it
+	Err    error  // why it is not attached; nil if it is
+}
+
+// Stats counts events and losses.
+type Stats struct {
+	Events         uint64 // read from the ring buffer
+	Malformed      uint64
+	LostSocket     uint64 // ring buffer full: a connection's end or a datagram socket's event
+	LostProcess    uint64 // ring buffer full: a step of a process
+	LostDatagrams  uint64 // datagrams not counted: map full
+	LostStorage    uint64 // sockets without storage: no owner
+	Snapshots      uint64
+	SnapshotErrors uint64
+}
+
+// Source is the eBPF source.
+type Source struct {
+	cfg      Config
+	maps     *ebpf.Collection
+	links    []link.Link
+	programs []*ebpf.Collection
+	hooks    []Hook
+	walker   *link.Iter // nil without iter/task_file
+	reader   *ringbuf.Reader
+	grams    *datagrams
+	clk      clock
+	out      chan<- *flowcache.Batch
+	batch    *flowcache.Batch
+
+	events, malformed, snapshots, snapshotErrors atomic.Uint64
+}
+
+// ErrUnsupported is wrapped by the error of New where the kernel or the privileges do not allow the eBPF source at all.
+var ErrUnsupported = errors.New("eBPF source not available")
+
+var hookUses = []Hook{
+	{Name: "set_state", Target: "tp_btf/inet_sock_set_state", Use: "TCP connections"},
+	{Name: "send_length", Target: "tp_btf/sock_send_length", Use: "the owner of accepted and passed sockets"},
+	{Name: "recv_length", Target: "tp_btf/sock_recv_length", Use: "the owner of accepted and passed sockets"},
+	{Name: "count_out", Target: "cgroup_skb/egress", Use: "datagrams sent"},
+	{Name: "count_in", Target: "cgroup_skb/ingress", Use: "datagrams received"},
+	{Name: "release", Target: "cgroup/sock_release", Use: "the end of datagram flows (they end by idle timeout)"},
+	{Name: "process_exec", Target: "tp_btf/sched_process_exec", Use: "names of short-lived processes"},
+	{Name: "process_fork", Target: "tp_btf/sched_process_fork", Use: "names of short-lived processes"},
+	{Name: "process_exit", Target: "tp_btf/sched_process_exit", Use: "timely forgetting of processes"},
+	{Name: "walk", Target: "iter/task_file", Use: "passes over all sockets"},
+}
+
+// New loads the programs and attaches what the kernel allows, hook by hook. Without the TCP life-cycle there is no source: the
+// error wraps ErrUnsupported. What else could not be attached is in Hooks. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (or
+// CAP_SYS_ADMIN).
+func New(cfg Config) (*Source, error) {
+	if cfg.SnapshotInterval == 0 {
+		cfg.SnapshotInterval = 5 * time.Second
+	}
+	if cfg.SnapshotInterval < 0 {
+		return nil, errors.New("the snapshot interval must be positive")
+	}
+	if cfg.Proc == "" {
+		cfg.Proc = "/proc"
+	}
+	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
+		return nil, fmt.Errorf("%w: the kernel has no BTF (/sys/kernel/btf/vmlinux; CONFIG_DEBUG_INFO_BTF)", ErrUnsupported)
+	}
+	spec, err := loadProgram()
+	if err != nil {
+		return nil, fmt.Errorf("read eBPF object: %w", err)
+	}
+	s := &Source{cfg: cfg}
+	only := spec.Copy()
+	only.Programs = nil
+	if s.maps, err = ebpf.NewCollection(only); err != nil {
+		if errors.Is(err, os.ErrPermission) {
+			return nil, fmt.Errorf("%w: no permission to create eBPF maps (needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN)", ErrUnsupported)
+		}
+		return nil, fmt.Errorf("%w: create maps: %w", ErrUnsupported, err)
+	}
+	cgroup, cgroupErr := cgroup2Root(cfg.Proc)
+	for _, h := range hookUses {
+		h.Err = s.attach(spec, h, cgroup, cgroupErr)
+		s.hooks = append(s.hooks, h)
+	}
+	if err := s.hooks[0].Err; err != nil {
+		s.Close()
+		return nil, fmt.Errorf("%w: %s: %w", ErrUnsupported, s.hooks[0].Target, err)
+	}
+	if s.reader, err = ringbuf.NewReader(s.maps.Maps["events"]); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("open ring buffer: %w", err)
+	}
+	s.grams = newDatagrams(s.maps.Maps["datagrams"], s.maps.Maps["datagrams_a"], s.maps.Maps["datagrams_b"])
+	return s, nil
+}
+
+func (s *Source) attach(spec *ebpf.CollectionSpec, h Hook, cgroup string, cgroupErr error) error {
+	one := spec.Copy()
+	one.Programs = map[string]*ebpf.ProgramSpec{h.Name: one.Programs[h.Name]}
+	c, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: s.maps.Maps})
+	if err != nil {
+		return oneLine(err)
+	}
+	s.programs = append(s.programs, c)
+	p := c.Programs[h.Name]
+	var l link.Link
+	switch {
+	case strings.HasPrefix(h.Target, "cgroup"):
+		if cgroupErr != nil {
+			return cgroupErr
+		}
+		l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: one.Programs[h.Name].AttachType, Program: p})
+	case strings.HasPrefix(h.Target, "iter/"):
+		s.walker, err = link.AttachIter(link.IterOptions{Program: p})
+		return oneLine(err)
+	default:
+		l, err = link.AttachTracing(link.TracingOptions{Program: p})
+	}
+	if err != nil {
+		return oneLine(err)
+	}
+	s.links = append(s.links, l)
+	return nil
+}
+
+// oneLine drops the verifier's log.
+func oneLine(err error) error {
+	var v *ebpf.VerifierError
+	if errors.As(err, &v) {
+		return fmt.Errorf("the kernel refused the program: %w", v.Cause)
+	}
+	return err
+}
+
+// Hooks returns what is attached and what is not.
+func (s *Source) Hooks() []Hook { return s.hooks }
+
+// CanWalk reports whether the source sees sockets that existed before it, and counts of live ones. Without it somebody
+// else must take snapshots.
+func (s *Source) CanWalk() bool { return s.walker != nil }
+
+// Stats returns the counts so far. Safe for concurrent use.
+func (s *Source) Stats() Stats {
+	st := Stats{
+		Events: s.events.Load(), Malformed: s.malformed.Load(),
+		Snapshots: s.snapshots.Load(), SnapshotErrors: s.snapshotErrors.Load(),
+	}
+	for i, to := range []*uint64{&st.LostSocket, &st.LostProcess, &st.LostDatagrams, &st.LostStorage} {
+		var perCPU []uint64
+		if s.maps.Maps["losses"].Lookup(uint32(i), &perCPU) == nil {
+			for _, n := range perCPU {
+				*to += n
+			}
+		}
+	}
+	return st
+}
+
+// Close detaches everything. Run must have returned.
+func (s *Source) Close() error {
+	for _, l := range s.links {
+		l.Close()
+	}
+	if s.walker != nil {
+		s.walker.Close()
+	}
+	if s.reader != nil {
+		s.reader.Close()
+	}
+	for _, c := range s.programs {
+		c.Close()
+	}
+	s.maps.Close()
+	s.links, s.programs, s.walker, s.reader = nil, nil, nil, nil
+	return nil
+}
+
+const (
+	pollInterval  = 50 * time.Millisecond // the programs wake us only when much waits
+	drainInterval = time.Second
+	maxEvents     = 4096 // between looks at the clock
+	// A released socket's flows end with the next drain; this bounds how often.
+	releaseInterval = 100 * time.Millisecond
+)
+
+// Run observes until ctx ends, then takes a last pass over all sockets and returns. Batches go to out.
+func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
+	s.out, s.batch = out, s.cfg.Batches.Get()
+	s.clk.set()
+	s.snapshot(true)
+	var rec ringbuf.Record
+	var lastDrain time.Time
+	lastSnapshot := time.Now()
+	for {
+		now := time.Now()
+		s.reader.SetDeadline(now.Add(pollInterval))
+		for range maxEvents {
+			err := s.reader.ReadInto(&rec)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err != nil {
+				return fmt.Errorf("read ring buffer: %w", err)
+			}
+			s.event(rec.RawSample)
+		}
+		now = time.Now()
+		stop := ctx.Err() != nil
+		if stop || now.Sub(lastDrain) >= drainInterval || len(s.grams.closed) > 0 && now.Sub(lastDrain) >= releaseInterval {
+			lastDrain = now
+			s.clk.set()
+			if err := s.grams.drain(&s.clk, now, s.add); err != nil {
+				return err
+			}
+		}
+		if stop || now.Sub(lastSnapshot) >= s.cfg.SnapshotInterval {
+			lastSnapshot = now
+			s.snapshot(false)
+		}
+		s.send()
+		if stop {
+			return nil
+		}
+	}
+}
+
+// event handles one record of the ring buffer.
+func (s *Source) event(b []byte) {
+	s.events.Add(1)
+	switch kindOf(b) {
+	case kindSocket:
+		var r socketRecord
+		if r.decode(b) != nil {
+			s.malformed.Add(1)
+			return
+		}
+		var o flowcache.Observation
+		r.observe(&o, &s.clk, false)
+		s.add(&o)
+	case kindDatagram, kindRelease:
+		var e datagramEvent
+		if e.decode(b) != nil {
+			s.malformed.Add(1)
+			return
+		}
+		if kindOf(b) == kindRelease {
+			s.grams.release(e.cookie, s.clk.wall(e.time))
+			return
+		}
+		s.grams.own(e.cookie, owner{flowcache.ProcessID{PID: e.tgid, Start: ticks(e.taskStart)}, e.uid, e.gid, e.cgroup, e.netns})
+	default:
+		ev, err := decodeProcess(b, &s.clk)
+		if err != nil {
+			s.malformed.Add(1)
+			return
+		}
+		if len(s.batch.Observations) > 0 && ev.Kind == flowcache.ProcessExec {
+			s.send() // what came before belongs to the program that ran before
+		}
+		s.batch.Processes = append(s.batch.Processes, ev)
+		if len(s.batch.Processes) >= flowcache.BatchLen {
+			s.send()
+		}
+	}
+}
+
+// add puts an observation into the batch.
+func (s *Source) add(o *flowcache.Observation) {
+	s.batch.Observations = append(s.batch.Observations, *o)
+	if len(s.batch.Observations) >= flowcache.BatchLen {
+		s.send()
+	}
+}
+
+// send hands the batch over. The cache loop always takes it: it ends after the sources.
+func (s *Source) send() {
+	if len(s.batch.Observations) == 0 && len(s.batch.Processes) == 0 && !s.batch.SnapshotDone {
+		return
+	}
+	s.out <- s.batch
+	s.batch = s.cfg.Batches.Get()
+}
+
+// snapshot walks all sockets. In the first pass listeners come first, so that the roles of the others are known.
+func (s *Source) snapshot(first bool) {
+	if s.walker == nil {
+		return
+	}
+	s.snapshots.Add(1)
+	s.clk.set()
+	var later []flowcache.Observation
+	err := s.Walk(func(o *flowcache.Observation) {
+		switch {
+		case o.Key.Proto != flowcache.ProtoTCP:
+			s.grams.own(o.Cookie, owner{o.Process, o.UID, o.GID, o.CGroup, o.Key.NetNS})
+		case o.TCP.State == flowcache.TCPListen:
+			o.Event = flowcache.EventListen
+			s.add(o)
+		case first:
+			later = append(later, *o)
+		default:
+			s.add(o)
+		}
+	})
+	if err != nil {
+		s.snapshotErrors.Add(1)
+		return // not a whole pass: nothing may be concluded from it
+	}
+	for i := range later {
+		s.add(&later[i])
+	}
+	s.batch.SnapshotDone = true
+	s.send()
+}
+
+// Walk reads every socket that a process holds, in all network namespaces, in one pass. A socket that several hold comes several times.
+func (s *Source) Walk(emit func(*flowcache.Observation)) error {
+	r, err := s.walker.Open()
+	if err != nil {
+		return fmt.Errorf("open iterator: %w", err)
+	}
+	defer r.Close()
+	buf := make([]byte, 64*socketLen)
+	var rec socketRecord
+	var o flowcache.Observation
+	kept := 0
+	for {
+		n, err := r.Read(buf[kept:])
+		n += kept
+		i := 0
+		for ; i+socketLen <= n; i += socketLen {
+			if err := rec.decode(buf[i:]); err != nil {
+				return err
+			}
+			rec.observe(&o, &s.clk, true)
+			if rec.proto != flowcache.ProtoTCP {
+				// Whoever holds a datagram socket owns it: it has no listener to inherit from.
+				o.Process = flowcache.ProcessID{PID: rec.tgid, Start: ticks(rec.taskStart)}
+				o.UID, o.GID = rec.uid, rec.gid
+			}
+			emit(&o)
+		}
+		kept = copy(buf, buf[i:n])
+		if errors.Is(err, io.EOF) || err == nil && n == 0 {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read iterator: %w", err)
+		}
+	}
+}
+
+// cgroup2Root finds where the cgroup2 hierarchy is mounted.
+func cgroup2Root(proc string) (string, error) {
+	b, err := os.ReadFile(proc + "/self/mountinfo")
+	if err != nil {
+		return "", fmt.Errorf("find the cgroup2 mount: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		before, after, ok := strings.Cut(line, " - ")
+		f := strings.Fields(before)
+		if ok && strings.HasPrefix(after, "cgroup2 ") && len(f) > 4 && f[3] == "/" {
+			return f[4], nil
+		}
+	}
+	return "", errors.New("no cgroup2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+}

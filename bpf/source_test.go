@@ -1,0 +1,182 @@
+package bpf
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// needRoot skips a test that needs the kernel's permission, and fails it where CI promised to be root.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("REQUIRE_ROOT") == "1" {
+		t.Fatal("needs root")
+	}
+	t.Skip("needs root")
+}
+
+// start runs a source until stop, which returns all it told.
+func start(t *testing.T) (stop func() ([]flowcache.Observation, []flowcache.ProcessEvent)) {
+	t.Helper()
+	needRoot(t)
+	s, err := New(Config{SnapshotInterval: 200 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range s.Hooks() {
+		if h.Err != nil {
+			t.Errorf("%s: %v", h.Target, h.Err)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	out := make(chan *flowcache.Batch)
+	var obs []flowcache.Observation
+	var procs []flowcache.ProcessEvent
+	done := make(chan error)
+	go func() {
+		err := s.Run(ctx, out)
+		close(out)
+		done <- err
+	}()
+	collected := make(chan struct{})
+	go func() {
+		for b := range out {
+			obs = append(obs, b.Observations...)
+			procs = append(procs, b.Processes...)
+		}
+		close(collected)
+	}()
+	return func() ([]flowcache.Observation, []flowcache.ProcessEvent) {
+		t.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		<-collected
+		st := s.Stats()
+		if st.LostSocket+st.LostProcess+st.LostDatagrams+st.LostStorage+st.Malformed+st.SnapshotErrors != 0 {
+			t.Errorf("losses: %+v", st)
+		}
+		s.Close()
+		return obs, procs
+	}
+}
+
+func TestTCPConnection(t *testing.T) {
+	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
+		stop := start(t)
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { // ends with the connection
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.Copy(io.Discard, c)
+			c.Write(make([]byte, 2000))
+			c.Close()
+		}()
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := uint16(c.LocalAddr().(*net.TCPAddr).Port)
+		c.Write(make([]byte, 100_000))
+		c.(*net.TCPConn).CloseWrite()
+		n, _ := io.Copy(io.Discard, c)
+		c.Close()
+		l.Close()
+		time.Sleep(50 * time.Millisecond)
+		obs, _ := stop()
+		ends := 0
+		for _, o := range obs {
+			if o.Event != flowcache.EventEnd || o.Key.SrcPort != port && o.Key.DstPort != port {
+				continue
+			}
+			ends++
+			want, back := uint64(100_000), uint64(n)
+			if o.Role == flowcache.RoleResponder {
+				want, back = back, want
+			}
+			if o.Out.Payload != want || o.In.Payload != back {
+				t.Errorf("%s role %d: payload out %d in %d, the programs counted %d and %d", addr, o.Role, o.Out.Payload, o.In.Payload, want, back)
+			}
+			if o.Process.PID != uint32(os.Getpid()) || o.UID != uint32(os.Geteuid()) || o.Preexisting || o.Cookie == 0 || o.Key.NetNS == 0 {
+				t.Errorf("%s: %+v", addr, o)
+			}
+		}
+		if ends != 2 {
+			t.Errorf("%s: %d ends, want both sockets'", addr, ends)
+		}
+	}
+}
+
+func TestUDPPeers(t *testing.T) {
+	for _, ip := range []string{"127.0.0.1", "::1"} {
+		stop := start(t)
+		srv, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(ip)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := uint16(srv.LocalAddr().(*net.UDPAddr).Port)
+		for range 3 {
+			c, err := net.Dial("udp", srv.LocalAddr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			buf := make([]byte, 2000)
+			for range 5 {
+				c.Write(buf[:100])
+				_, from, _ := srv.ReadFromUDP(buf)
+				srv.WriteToUDP(buf[:1000], from)
+				c.Read(buf)
+			}
+			c.Close()
+		}
+		time.Sleep(50 * time.Millisecond)
+		srv.Close()
+		obs, _ := stop()
+		type dir struct{ role flowcache.Role }
+		sums := map[dir]flowcache.Counters{}
+		closed := 0
+		for _, o := range obs {
+			if o.Event == flowcache.EventClose {
+				closed++
+			}
+			if o.Event != flowcache.EventUpdate || o.Key.Proto != flowcache.ProtoUDP || o.Key.SrcPort != port && o.Key.DstPort != port {
+				continue
+			}
+			s := sums[dir{o.Role}]
+			s.Payload += o.Out.Payload
+			s.Packets += o.Out.Packets
+			s.Octets += o.Out.Octets
+			sums[dir{o.Role}] = s
+			if o.Process.PID != uint32(os.Getpid()) || o.Key.NetNS == 0 {
+				t.Errorf("owner: %+v", o)
+			}
+		}
+		header := uint64(28)
+		if ip == "::1" {
+			header = 48
+		}
+		for role, size := range map[flowcache.Role]uint64{flowcache.RoleInitiator: 100, flowcache.RoleResponder: 1000} {
+			want := flowcache.Counters{Payload: 15 * size, Packets: 15, Octets: 15 * (size + header)}
+			if got := sums[dir{role}]; got != want {
+				t.Errorf("%s role %d: %+v, want %+v", ip, role, got, want)
+			}
+		}
+		if closed < 4 {
+			t.Errorf("%s: %d sockets closed, want 4", ip, closed)
+		}
+	}
+}

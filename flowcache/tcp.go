@@ -1,0 +1,86 @@
+package flowcache
+
+// TCPTotals are the raw counters of a TCP socket since its birth, as struct tcp_sock and tcp_info (RFC 4898 names in the
+// kernel's comments) have them. Both socket sources read them; this is the one place that turns them into Counters.
+type TCPTotals struct {
+	BytesSent     uint64 // payload, retransmissions included; neither SYN nor FIN
+	BytesRetrans  uint64 // payload retransmitted
+	BytesReceived uint64 // payload in order; a FIN counts as one octet
+	SegsOut       uint64 // segments sent, GSO counted by segment
+	SegsIn        uint64
+	Retrans       uint64 // segments retransmitted
+	HeaderLen     uint16 // TCP header with the options of every segment: 20, or 32 with timestamps
+	State         uint8  // Linux numbering; at the end the state before CLOSE
+	IPv4          bool
+	FINReceived   bool
+	Accepted      bool // the socket is the child of a listener
+	Ended         bool // these are the final counters
+}
+
+// finReceived tells whether the peer's FIN is in BytesReceived.
+func (t *TCPTotals) finReceived() bool {
+	return t.FINReceived || t.State == TCPCloseWait || t.State == TCPLastAck || t.State == TCPClosing || t.State == TCPTimeWait
+}
+
+// Counters returns the counters of both directions.
+//
+// Payload is exact. IP octets are computed: payload and retransmissions, plus the headers of every segment. What the socket
+// does not count is added: the handshake of an accepted connection (SYN and SYN-ACK belong to the request socket), the
+// longer options of a SYN, and, for the end that closes first, the FIN and last ACK that the
+// TIME_WAIT socket sees after the connection's own is gone.
+func (t *TCPTotals) Counters() (out, in Counters) {
+	const synOptions = 8 // MSS, SACK permitted, window scale and padding, beside the timestamps
+
+	header := uint64(t.HeaderLen)
+	if header < 20 {
+		header = 32
+	}
+	if t.IPv4 {
+		header += 20
+	} else {
+		header += 40
+	}
+	received := t.BytesReceived
+	if received > 0 && t.finReceived() {
+		received--
+	}
+	out = Counters{Payload: t.BytesSent - min(t.BytesRetrans, t.BytesSent), Packets: t.SegsOut, RetransPackets: t.Retrans, RetransOctets: t.BytesRetrans}
+	in = Counters{Payload: received, Packets: t.SegsIn}
+	if t.Accepted {
+		out.Packets++
+		in.Packets++
+	}
+	if t.Ended && t.State == TCPFinWait2 && !t.FINReceived {
+		out.Packets++
+		in.Packets++
+	}
+	out.Octets = t.BytesSent + out.Packets*header
+	in.Octets = received + in.Packets*header
+	if out.Packets > 0 {
+		out.Octets += synOptions
+	}
+	if in.Packets > 0 && t.State != TCPSynSent {
+		in.Octets += synOptions
+	}
+	return out, in
+}
+
+// ControlBits returns the tcpControlBits that a connection in this state proves.
+func (t *TCPTotals) ControlBits() uint8 {
+	bits := uint8(FlagSYN)
+	if t.State == TCPSynSent {
+		return bits
+	}
+	bits |= FlagACK
+	if t.BytesSent > 0 || t.BytesReceived > 1 || t.BytesReceived == 1 && !t.finReceived() {
+		bits |= FlagPSH
+	}
+	switch t.State {
+	case TCPFinWait1, TCPFinWait2, TCPLastAck, TCPClosing, TCPTimeWait, TCPCloseWait:
+		bits |= FlagFIN
+	}
+	if t.FINReceived {
+		bits |= FlagFIN
+	}
+	return bits
+}
