@@ -281,7 +281,7 @@ func (c *Cache) evict(dst []Record) []Record {
 	dst = c.emit(dst, e, EndLack, true)
 	if e.id.key.Proto == ProtoTCP && e.id.cookie != 0 {
 		// The socket lives on, and its next observation counts from its birth.
-		if len(c.residue) >= c.cfg.MaxFlows {
+		if len(c.residue) >= c.memories() {
 			c.stats.Forgotten++
 		} else {
 			c.residue[e.id.cookie] = residue{e.out, e.in}
@@ -309,12 +309,15 @@ func (c *Cache) closeSocket(dst []Record, o *Observation) []Record {
 	return dst
 }
 
+// memories bounds what is remembered of sockets that have no flow: far less than a flow takes each.
+func (c *Cache) memories() int { return max(c.cfg.MaxFlows, 1<<16) }
+
 // end remembers that a socket is gone.
 func (c *Cache) end(o *Observation) {
 	if o.Cookie == 0 || o.Delta {
 		return
 	}
-	if len(c.ended[0]) >= c.cfg.MaxFlows {
+	if len(c.ended[0]) >= c.memories() {
 		// No pass to forget them by, or more ends in one than flows allowed: the oldest go.
 		c.ended[1], c.ended[0] = c.ended[0], c.ended[1]
 		clear(c.ended[0])

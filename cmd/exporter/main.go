@@ -1,0 +1,106 @@
+// Command exporter meters the sockets of this host and tells flow collectors who is behind every flow. See docs/architecture.md.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	os.Exit(execute(os.Args, os.Stdout, os.Stderr))
+}
+
+// usageError is a wrong command line, configuration or environment: exit status 2.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// execute runs the command line and returns the exit status: 0, 1 for a failure, 2 for wrong usage.
+func execute(args []string, stdout, stderr io.Writer) int {
+	name := filepath.Base(args[0])
+	cmd := newCommand(name, stdout, stderr)
+	cmd.SetArgs(args[1:])
+	err := cmd.Execute()
+	if err == nil {
+		return 0
+	}
+	// One line, whatever a library put into its error.
+	fmt.Fprintf(stderr, "%s: %s\n", name, strings.Join(strings.Fields(err.Error()), " "))
+	var usage usageError
+	if errors.As(err, &usage) {
+		return 2
+	}
+	return 1
+}
+
+func newCommand(name string, stdout, stderr io.Writer) *cobra.Command {
+	root := &cobra.Command{
+		Use:   name + " [run] [-c URL]...",
+		Short: "meter this host's sockets and export flow records that name process and container",
+		Long: `Meters the sockets of this host and exports IPFIX or NetFlow v9 flow records that name the process, user and container
+behind each end. Without -c, records are printed: a table on a terminal, JSON lines otherwise.
+
+Collector URLs: udp://host:4739  tcp://host:4739  netflow9+udp://host:2055  json:-  json:PATH
+Their options: ?template-refresh=60s&mtu=1400&dialect=known|native|iana&direction=biflow|uniflow&domain=1`,
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          noArgs,
+	}
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.CompletionOptions.HiddenDefaultCmd = true
+
+	var rootSettings, runSettings settings
+	rootSettings.addFlags(root.Flags())
+	root.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := rootSettings.load(cmd.Flags()); err != nil {
+			return err
+		}
+		return run(&rootSettings, stdout, stderr)
+	}
+	runCmd := &cobra.Command{
+		Use: "run [-c URL]...", Short: "meter this host (the default)", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := runSettings.load(cmd.Flags()); err != nil {
+				return err
+			}
+			return run(&runSettings, stdout, stderr)
+		},
+	}
+	runSettings.addFlags(runCmd.Flags())
+	root.AddCommand(runCmd, newListCommand(stdout, stderr))
+	for _, later := range [][2]string{
+		{"top", "live flows, containers, pods and processes in the terminal"},
+		{"replay", "flows of captures"},
+		{"collect", "embedded collector: decode and print"},
+		{"elements", "the Information Elements and collector configurations"},
+		{"doctor", "what this kernel, these privileges and runtimes allow"},
+	} {
+		root.AddCommand(&cobra.Command{
+			Use: later[0], Short: later[1] + " (not built yet)", DisableFlagParsing: true,
+			RunE: func(cmd *cobra.Command, _ []string) error { return usagef("%s: not built yet", cmd.Name()) },
+		})
+	}
+	return root
+}
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("unknown command %q; see %s --help", args[0], cmd.Root().Name())
+	}
+	return nil
+}

@@ -1,0 +1,299 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"path"
+	"strconv"
+	"time"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// printer writes records for people or programs.
+type printer interface {
+	print(records []flowcache.Record) error
+}
+
+// jsonRecord is a record as a JSON line. Names are those of the Information Elements where there is one.
+type jsonRecord struct {
+	Start       string       `json:"flowStart"`
+	End         string       `json:"flowEnd"`
+	Reason      string       `json:"flowEndReason"`
+	Protocol    string       `json:"protocol"`
+	Source      netip.Addr   `json:"sourceAddress"`
+	SourcePort  uint16       `json:"sourcePort"`
+	Dest        netip.Addr   `json:"destinationAddress"`
+	DestPort    uint16       `json:"destinationPort"`
+	Arbitrary   bool         `json:"directionArbitrary,omitempty"`
+	Forward     jsonCounters `json:"forward"`
+	Reverse     jsonCounters `json:"reverse"`
+	TCPFlags    string       `json:"tcpControlBits,omitempty"`
+	SourceEnd   *jsonEnd     `json:"source,omitempty"`
+	DestEnd     *jsonEnd     `json:"destination,omitempty"`
+	TCP         *jsonTCP     `json:"tcp,omitempty"`
+	Observation string       `json:"observationSource"`
+}
+
+type jsonCounters struct {
+	Payload uint64 `json:"payloadOctets"`
+	Octets  uint64 `json:"octets"`
+	Packets uint64 `json:"packets"`
+}
+
+type jsonEnd struct {
+	PID        uint32         `json:"pid,omitempty"`
+	Path       string         `json:"path,omitempty"`
+	Name       string         `json:"name,omitempty"`
+	Command    string         `json:"commandLine,omitempty"`
+	Started    string         `json:"startTime,omitempty"`
+	UID        *uint32        `json:"uid,omitempty"`
+	User       string         `json:"user,omitempty"`
+	GID        *uint32        `json:"gid,omitempty"`
+	ParentPID  uint32         `json:"parentPid,omitempty"`
+	ParentPath string         `json:"parentPath,omitempty"`
+	ParentUID  *uint32        `json:"parentUid,omitempty"`
+	Container  *jsonContainer `json:"container,omitempty"`
+	Unit       string         `json:"serviceUnit,omitempty"`
+	CGroup     uint64         `json:"controlGroupId,omitempty"`
+	NetNS      uint32         `json:"networkNamespace"`
+	Cookie     uint64         `json:"socketCookie"`
+}
+
+type jsonContainer struct {
+	ID        string `json:"id"`
+	Name      string `json:"name,omitempty"`
+	Image     string `json:"image,omitempty"`
+	Runtime   string `json:"runtime,omitempty"`
+	Pod       string `json:"pod,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+	PodUID    string `json:"podUid,omitempty"`
+}
+
+type jsonTCP struct {
+	State      string `json:"state"`
+	SRTT       uint32 `json:"smoothedRttMicroseconds"`
+	RTTVar     uint32 `json:"rttVarianceMicroseconds"`
+	MinRTT     uint32 `json:"minimumRttMicroseconds"`
+	Connect    uint32 `json:"connectTimeMicroseconds,omitempty"`
+	Retrans    uint64 `json:"retransmittedPackets"`
+	Lost       uint32 `json:"lostPackets"`
+	Unacked    uint32 `json:"unacknowledgedPackets"`
+	Window     uint32 `json:"congestionWindow"`
+	Error      uint16 `json:"connectionError,omitempty"`
+	Congestion string `json:"congestionControl,omitempty"`
+}
+
+type jsonPrinter struct {
+	w *bufio.Writer
+	e *json.Encoder
+}
+
+func newJSONPrinter(w io.Writer) *jsonPrinter {
+	b := bufio.NewWriterSize(w, 64<<10)
+	e := json.NewEncoder(b)
+	e.SetEscapeHTML(false)
+	return &jsonPrinter{b, e}
+}
+
+func (p *jsonPrinter) print(records []flowcache.Record) error {
+	for i := range records {
+		if err := p.e.Encode(toJSON(&records[i])); err != nil {
+			return err
+		}
+	}
+	return p.w.Flush()
+}
+
+func toJSON(r *flowcache.Record) *jsonRecord {
+	j := &jsonRecord{
+		Start: timestamp(r.Start), End: timestamp(r.End), Reason: r.EndReason.String(), Protocol: protocol(r.Key.Proto),
+		Source: r.Key.Src.Netip(), SourcePort: r.Key.SrcPort, Dest: r.Key.Dst.Netip(), DestPort: r.Key.DstPort,
+		Arbitrary: r.Arbitrary,
+		Forward:   jsonCounters{r.Forward.Payload, r.Forward.Octets, r.Forward.Packets},
+		Reverse:   jsonCounters{r.Reverse.Payload, r.Reverse.Octets, r.Reverse.Packets},
+		SourceEnd: endToJSON(&r.Source), DestEnd: endToJSON(&r.Dest),
+		Observation: map[flowcache.Origin]string{flowcache.OriginEBPF: "ebpf", flowcache.OriginNetlink: "netlink", flowcache.OriginPackets: "packets"}[r.Origin],
+	}
+	if r.HasTCP {
+		j.TCPFlags = flags(r.Control)
+		local := r.Forward
+		if r.Dest.Local {
+			local = r.Reverse
+		}
+		j.TCP = &jsonTCP{
+			State: stateName(r.TCP.State), SRTT: r.TCP.SRTT, RTTVar: r.TCP.RTTVar, MinRTT: r.TCP.MinRTT, Connect: r.TCP.ConnectTime,
+			Retrans: local.RetransPackets, Lost: r.TCP.Lost, Unacked: r.TCP.Unacked, Window: r.TCP.CongestionWindow,
+			Error: r.TCP.ConnectError, Congestion: fixedString(r.TCP.CongestionControlName[:]),
+		}
+	}
+	return j
+}
+
+func endToJSON(e *flowcache.End) *jsonEnd {
+	if !e.Local {
+		return nil
+	}
+	j := &jsonEnd{PID: e.Process.PID, UID: known(e.UID), GID: known(e.GID), CGroup: e.CGroup, NetNS: e.NetNS, Cookie: e.Cookie}
+	if p := e.Who; p != nil {
+		j.Path, j.Name, j.Command, j.User = p.Path, p.Name, p.CommandLine, p.UserName
+		j.ParentPID, j.ParentPath, j.ParentUID = p.ParentPID, p.ParentPath, known(p.ParentUID)
+		if p.StartTime != 0 {
+			j.Started = timestamp(p.StartTime)
+		}
+	}
+	if c := e.Container; c != nil {
+		j.Unit = c.ServiceUnit
+		if c.ContainerID != "" {
+			j.Container = &jsonContainer{c.ContainerID, c.ContainerName, c.ContainerImage, c.ContainerRuntime, c.PodName, c.PodNamespace, c.PodUID}
+		}
+	}
+	return j
+}
+
+func known(id uint32) *uint32 {
+	if id == flowcache.NoID {
+		return nil
+	}
+	return &id
+}
+
+func timestamp(ns int64) string {
+	return time.Unix(0, ns).UTC().Format("2006-01-02T15:04:05.000Z")
+}
+
+func fixedString(b []byte) string {
+	for i, c := range b {
+		if c == 0 {
+			return string(b[:i])
+		}
+	}
+	return string(b)
+}
+
+func protocol(p uint8) string {
+	switch p {
+	case flowcache.ProtoTCP:
+		return "tcp"
+	case flowcache.ProtoUDP:
+		return "udp"
+	case flowcache.ProtoUDPLite:
+		return "udplite"
+	}
+	return strconv.Itoa(int(p))
+}
+
+// flags shows tcpControlBits as nfdump does.
+func flags(b uint8) string {
+	s := []byte("...APRSF")
+	for i, bit := range []uint8{flowcache.FlagACK, flowcache.FlagPSH, flowcache.FlagRST, flowcache.FlagSYN, flowcache.FlagFIN} {
+		if b&bit == 0 {
+			s[3+i] = '.'
+		}
+	}
+	return string(s)
+}
+
+var stateNames = [...]string{"", "ESTAB", "SYN-SENT", "SYN-RECV", "FIN-WAIT-1", "FIN-WAIT-2", "TIME-WAIT", "CLOSED", "CLOSE-WAIT", "LAST-ACK", "LISTEN", "CLOSING"}
+
+func stateName(s uint8) string {
+	if int(s) < len(stateNames) {
+		return stateNames[s]
+	}
+	return strconv.Itoa(int(s))
+}
+
+// tablePrinter writes one line a record, for a terminal.
+type tablePrinter struct {
+	w     *bufio.Writer
+	lines int
+}
+
+func newTablePrinter(w io.Writer) *tablePrinter { return &tablePrinter{w: bufio.NewWriter(w)} }
+
+const (
+	tableFormat = "%-12s %-5s %-28s %-28s %9s %9s %-6s %s\n"
+	headerEvery = 40
+)
+
+func (p *tablePrinter) print(records []flowcache.Record) error {
+	for i := range records {
+		r := &records[i]
+		if p.lines%headerEvery == 0 {
+			fmt.Fprintf(p.w, tableFormat, "TIME", "PROTO", "SOURCE", "DESTINATION", "SENT", "RECEIVED", "END", "WHO")
+		}
+		p.lines++
+		fmt.Fprintf(p.w, tableFormat, time.Unix(0, r.End).Format("15:04:05.000"), protocol(r.Key.Proto),
+			endpoint(r.Key.Src, r.Key.SrcPort), endpoint(r.Key.Dst, r.Key.DstPort),
+			octets(r.Forward.Payload), octets(r.Reverse.Payload), r.EndReason, who(&r.Source, &r.Dest))
+	}
+	return p.w.Flush()
+}
+
+func endpoint(a flowcache.Addr, port uint16) string {
+	return netip.AddrPortFrom(a.Netip(), port).String()
+}
+
+// octets shows a count in at most seven characters.
+func octets(n uint64) string {
+	if n < 10_000 {
+		return strconv.FormatUint(n, 10)
+	}
+	f := float64(n)
+	for _, unit := range "kMGTPE" {
+		f /= 1000
+		if f < 1000 {
+			return fmt.Sprintf("%.4g%c", f, unit)
+		}
+	}
+	return strconv.FormatUint(n, 10)
+}
+
+func who(source, dest *flowcache.End) string {
+	switch {
+	case source.Local && dest.Local:
+		return whoIs(source) + " → " + whoIs(dest)
+	case dest.Local:
+		return "→ " + whoIs(dest)
+	}
+	return whoIs(source) + " →"
+}
+
+// whoIs names an end: program, PID, user, and its container or service.
+func whoIs(e *flowcache.End) string {
+	s := "?"
+	user := ""
+	if e.UID != flowcache.NoID {
+		user = strconv.FormatUint(uint64(e.UID), 10)
+	}
+	if p := e.Who; p != nil {
+		if s = path.Base(p.Path); p.Path == "" {
+			s = p.Name
+		}
+		if p.UserName != "" {
+			user = p.UserName
+		}
+	}
+	if e.Process.PID != 0 {
+		s += "[" + strconv.FormatUint(uint64(e.Process.PID), 10) + "]"
+	}
+	if user != "" {
+		s += " " + user
+	}
+	if c := e.Container; c != nil {
+		switch {
+		case c.PodName != "":
+			s += " pod=" + c.PodNamespace + "/" + c.PodName
+		case c.ContainerName != "":
+			s += " container=" + c.ContainerName
+		case c.ContainerID != "":
+			s += " container=" + c.ContainerID[:min(12, len(c.ContainerID))]
+		case c.ServiceUnit != "":
+			s += " unit=" + c.ServiceUnit
+		}
+	}
+	return s
+}

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
+)
+
+// settings are the flags of run. Each is also SOCKFLOW_<NAME> in the environment and a key of the --config file; the command
+// line wins over the environment, and that over the file.
+type settings struct {
+	collectors       []string
+	activeTimeout    time.Duration
+	idleTimeout      time.Duration
+	maxFlows         int
+	snapshotInterval time.Duration
+	source           string
+	direction        string
+	localPairs       string
+	domain           uint32
+	pen              uint32
+	dialect          string
+	v9Base           uint16
+	mtu              int
+	templateRefresh  time.Duration
+	reconnectMin     time.Duration
+	reconnectMax     time.Duration
+	nodeName         string
+	cmdline          bool
+	proc             string
+	logLevel         string
+	config           string
+}
+
+// later names flags of parts that are not built yet.
+var later = []string{"containerd", "docker", "cri", "metrics"}
+
+func (s *settings) addFlags(f *pflag.FlagSet) {
+	f.SortFlags = false
+	f.StringArrayVarP(&s.collectors, "collector", "c", nil, "send records to this collector `URL` (repeatable)")
+	f.DurationVar(&s.activeTimeout, "active-timeout", time.Minute, "report a live flow at least this often")
+	f.DurationVar(&s.idleTimeout, "idle-timeout", 15*time.Second, "end a flow that is not TCP after this silence")
+	f.IntVar(&s.maxFlows, "max-flows", 1_000_000, "most flows kept at once")
+	f.DurationVar(&s.snapshotInterval, "snapshot-interval", 5*time.Second, "time between two passes over all sockets")
+	f.StringVar(&s.source, "source", "auto", "auto, ebpf or netlink")
+	f.StringVar(&s.direction, "direction", "biflow", "biflow: one record for both directions (RFC 5103); uniflow: one for each")
+	f.StringVar(&s.localPairs, "local-pairs", "separate", "separate: a record for each of two local sockets; merge: not built yet")
+	f.Uint32Var(&s.domain, "domain", 1, "observation domain (NetFlow v9: source id)")
+	f.Uint32Var(&s.pen, "pen", 32473, "private enterprise number of the native elements")
+	f.StringVar(&s.dialect, "dialect", "known", "enterprise elements: known (ntop and Antrea numbers where they exist; alias ntop), native, or iana (none)")
+	f.Uint16Var(&s.v9Base, "v9-base", 30000, "first NetFlow v9 field type of the native elements")
+	f.IntVar(&s.mtu, "mtu", 0, "largest UDP packet in octets; 0: the path MTU")
+	f.DurationVar(&s.templateRefresh, "template-refresh", time.Minute, "resend templates over UDP this often")
+	f.DurationVar(&s.reconnectMin, "reconnect-min", time.Second, "first wait before a stream collector is tried again")
+	f.DurationVar(&s.reconnectMax, "reconnect-max", time.Minute, "longest wait")
+	f.StringVar(&s.nodeName, "node-name", "", "name of this host in records (default the host name)")
+	f.BoolVar(&s.cmdline, "cmdline", false, "export command lines, which may hold secrets")
+	f.StringVar(&s.proc, "proc", "/proc", "where proc is mounted")
+	f.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&s.config, "config", "", "read settings from this YAML `file` (keys are the flags' names)")
+	f.String("containerd", "", "containerd's socket (not built yet)")
+	f.String("docker", "", "Docker's socket (not built yet)")
+	f.String("cri", "", "a CRI runtime's socket (not built yet)")
+	f.String("metrics", "", "address of the metrics page (not built yet)")
+}
+
+// load completes the flags by the environment and the configuration file, and checks them.
+func (s *settings) load(f *pflag.FlagSet) error {
+	// set gives flag name a value unless a stronger source has.
+	set := func(name, value, from string) error {
+		if f.Changed(name) {
+			return nil
+		}
+		if err := f.Set(name, value); err != nil {
+			return usagef("%s: %w", from, err)
+		}
+		return nil
+	}
+	var err error
+	f.VisitAll(func(fl *pflag.Flag) {
+		key := "SOCKFLOW_" + strings.ToUpper(strings.ReplaceAll(fl.Name, "-", "_"))
+		v, ok := os.LookupEnv(key)
+		if !ok || err != nil || f.Changed(fl.Name) {
+			return
+		}
+		if fl.Name != "collector" {
+			err = set(fl.Name, v, key)
+			return
+		}
+		for _, url := range strings.Fields(v) { // several, separated by blanks
+			if err = f.Set(fl.Name, url); err != nil {
+				return
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if s.config != "" {
+		if err := s.loadFile(f, set); err != nil {
+			return err
+		}
+	}
+	for _, name := range later {
+		if f.Changed(name) && f.Lookup(name).Value.String() != "none" {
+			return usagef("--%s: not built yet", name)
+		}
+	}
+	return s.check()
+}
+
+func (s *settings) loadFile(f *pflag.FlagSet, set func(name, value, from string) error) error {
+	b, err := os.ReadFile(s.config)
+	if err != nil {
+		return usagef("read --config: %w", err)
+	}
+	var file map[string]any
+	if err := yaml.Unmarshal(b, &file); err != nil {
+		return usagef("read --config %s: %w", s.config, err)
+	}
+	for name, value := range file {
+		if fl := f.Lookup(name); fl == nil || name == "config" {
+			return usagef("--config %s: unknown key %q", s.config, name)
+		}
+		list, ok := value.([]any)
+		if !ok {
+			list = []any{value}
+		}
+		if len(list) > 1 && name != "collector" {
+			return usagef("--config %s: %s takes one value", s.config, name)
+		}
+		if f.Changed(name) {
+			continue
+		}
+		for _, v := range list {
+			if name == "collector" {
+				s.collectors = append(s.collectors, fmt.Sprint(v))
+			} else if err := set(name, fmt.Sprint(v), "--config "+s.config+": "+name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *settings) check() error {
+	for _, e := range []struct {
+		flag, value string
+		allowed     []string
+	}{
+		{"source", s.source, []string{"auto", "ebpf", "netlink"}},
+		{"direction", s.direction, []string{"biflow", "uniflow"}},
+		{"local-pairs", s.localPairs, []string{"separate", "merge"}},
+		{"dialect", s.dialect, []string{"known", "ntop", "native", "iana"}},
+		{"log-level", s.logLevel, []string{"debug", "info", "warn", "error"}},
+	} {
+		if !slices.Contains(e.allowed, e.value) {
+			return usagef("--%s %q: must be %s", e.flag, e.value, strings.Join(e.allowed, ", "))
+		}
+	}
+	if s.localPairs == "merge" {
+		return usagef("--local-pairs merge: not built yet")
+	}
+	for _, e := range []struct {
+		flag  string
+		value time.Duration
+	}{
+		{"active-timeout", s.activeTimeout},
+		{"idle-timeout", s.idleTimeout},
+		{"snapshot-interval", s.snapshotInterval},
+		{"template-refresh", s.templateRefresh},
+		{"reconnect-min", s.reconnectMin},
+		{"reconnect-max", s.reconnectMax},
+	} {
+		if e.value < 100*time.Millisecond {
+			return usagef("--%s %s: must be at least 100ms", e.flag, e.value)
+		}
+	}
+	if s.reconnectMax < s.reconnectMin {
+		return usagef("--reconnect-max %s: must not be less than --reconnect-min %s", s.reconnectMax, s.reconnectMin)
+	}
+	if s.maxFlows < 1 {
+		return usagef("--max-flows %d: must be at least 1", s.maxFlows)
+	}
+	if s.mtu != 0 && (s.mtu < 576 || s.mtu > 65535) {
+		return usagef("--mtu %d: must be 0 or from 576 to 65535", s.mtu)
+	}
+	if s.v9Base == 0 || s.v9Base >= 32768-100 {
+		return usagef("--v9-base %d: must be from 1 to %d", s.v9Base, 32768-101)
+	}
+	return nil
+}

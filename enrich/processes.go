@@ -1,0 +1,247 @@
+package enrich
+
+import (
+	"time"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// ProcConfig configures Processes. Its zero value is the documented default.
+type ProcConfig struct {
+	Proc        string        // where proc is mounted; default /proc
+	CommandLine bool          // read command lines, which may hold secrets
+	Max         int           // entries; default 262 144
+	Linger      time.Duration // how long a process is remembered after its exit, beside its flows; default 60 s
+}
+
+// ProcStats counts what the table did.
+type ProcStats struct {
+	Entries   int
+	Events    uint64 // told by the kernel
+	FromProc  uint64 // read from /proc instead, in time
+	Missed    uint64 // gone before anybody told: no more than the PID is known
+	Overflow  uint64 // forgotten early because the table was full
+	Forgotten uint64 // in their time
+}
+
+// Processes is the process table: facts of every process that flows belong to, and of their parents. It outlives the processes,
+// until the last flow of each is reported. It belongs to one goroutine, and never waits for more than /proc.
+type Processes struct {
+	cfg     ProcConfig
+	proc    procFS
+	users   *users
+	cgroups *CGroups
+	table   map[flowcache.ProcessID]*process
+	stats   ProcStats
+}
+
+// process is an entry. Facts are replaced, never changed: records share them.
+type process struct {
+	facts  *flowcache.Process
+	flows  int
+	exited int64 // when; 0 lives
+}
+
+// NewProcesses returns an empty table. cgroups learns the paths of control groups from the processes in them.
+func NewProcesses(cfg ProcConfig, cgroups *CGroups) *Processes {
+	if cfg.Proc == "" {
+		cfg.Proc = "/proc"
+	}
+	if cfg.Max == 0 {
+		cfg.Max = 1 << 18
+	}
+	if cfg.Linger == 0 {
+		cfg.Linger = time.Minute
+	}
+	return &Processes{
+		cfg: cfg, proc: procFS(cfg.Proc), cgroups: cgroups,
+		users: newUsers("/etc/passwd"),
+		table: make(map[flowcache.ProcessID]*process),
+	}
+}
+
+// Stats returns the counts.
+func (p *Processes) Stats() ProcStats {
+	s := p.stats
+	s.Entries = len(p.table)
+	return s
+}
+
+// Seed reads the processes that exist. Those that vanish meanwhile are not missed.
+func (p *Processes) Seed() {
+	for _, pid := range p.proc.pids() {
+		if f, ok := p.read(pid); ok {
+			p.put(f)
+		}
+	}
+}
+
+// Apply takes over a step in the life of a process.
+func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
+	p.stats.Events++
+	switch ev.Kind {
+	case flowcache.ProcessExit:
+		if e := p.table[ev.Process.ID]; e != nil {
+			e.exited = ev.Time
+		}
+		return
+	case flowcache.ProcessFork:
+		f := ev.Process
+		if parent := p.find(ev.Parent); parent != nil {
+			// Until it runs something else, it is its parent once more.
+			f.Path, f.CommandLine, f.CGroupPath = parent.Path, parent.CommandLine, parent.CGroupPath
+			f.ParentPath, f.ParentUID = parent.Path, parent.UID
+			if f.CGroup != parent.CGroup {
+				f.CGroupPath = p.cgroups.Path(f.CGroup)
+			}
+		}
+		f.UserName = p.users.name(f.UID)
+		p.put(&f)
+	case flowcache.ProcessExec:
+		f := ev.Process
+		// The parent that started it may be gone, and init in its place: what the fork told stays.
+		if old := p.table[f.ID]; old != nil && old.facts.ParentPID != 0 {
+			f.ParentPID, f.ParentPath, f.ParentUID = old.facts.ParentPID, old.facts.ParentPath, old.facts.ParentUID
+		} else if parent := p.find(ev.Parent); parent != nil {
+			f.ParentPath, f.ParentUID = parent.Path, parent.UID
+		}
+		if p.cfg.CommandLine {
+			f.CommandLine = p.proc.commandLine(f.ID.PID)
+		}
+		f.UserName = p.users.name(f.UID)
+		p.cgroups.Learn(f.CGroup, f.CGroupPath)
+		p.put(&f)
+	}
+}
+
+// Get returns the facts of a process, shared and immutable, or nil. A process that the kernel did not tell of is looked for
+// in /proc, where its start time must agree.
+func (p *Processes) Get(id flowcache.ProcessID) *flowcache.Process {
+	if e := p.table[id]; e != nil {
+		return e.facts
+	}
+	if id.PID == 0 {
+		return nil
+	}
+	f, ok := p.read(id.PID)
+	if !ok || f.ID != id {
+		// Remembered as unknown, so that the next record does not look again.
+		p.stats.Missed++
+		f = &flowcache.Process{ID: id, UID: flowcache.NoID, GID: flowcache.NoID, ParentUID: flowcache.NoID}
+		p.put(f)
+		p.table[id].exited = time.Now().UnixNano()
+		return f
+	}
+	p.stats.FromProc++
+	p.put(f)
+	return f
+}
+
+// Hold and Release count the flows of a process: while it has some it is not forgotten.
+func (p *Processes) Hold(id flowcache.ProcessID) {
+	if p.Get(id) != nil {
+		p.table[id].flows++
+	}
+}
+
+// Release ends one Hold.
+func (p *Processes) Release(id flowcache.ProcessID) {
+	if e := p.table[id]; e != nil && e.flows > 0 {
+		e.flows--
+	}
+}
+
+// Sweep forgets processes that exited long before now and have no flows. Of those that exited unseen it finds out.
+func (p *Processes) Sweep(now int64) {
+	for id, e := range p.table {
+		switch {
+		case e.exited == 0:
+			if e.flows == 0 && !p.proc.alive(id) {
+				e.exited = now
+			}
+		case e.flows == 0 && now-e.exited > int64(p.cfg.Linger):
+			delete(p.table, id)
+			p.stats.Forgotten++
+		}
+	}
+	p.users.refresh()
+}
+
+// find returns the facts of a parent.
+func (p *Processes) find(id flowcache.ProcessID) *flowcache.Process {
+	if e := p.table[id]; e != nil {
+		return e.facts
+	}
+	if id.PID == 0 {
+		return nil
+	}
+	if f, ok := p.read(id.PID); ok && f.ID == id {
+		p.put(f)
+		return f
+	}
+	return nil
+}
+
+func (p *Processes) put(f *flowcache.Process) {
+	if e := p.table[f.ID]; e != nil {
+		e.facts = f
+		return
+	}
+	if len(p.table) >= p.cfg.Max {
+		p.makeRoom()
+	}
+	p.table[f.ID] = &process{facts: f}
+}
+
+// makeRoom forgets some process, an exited one without flows if a short look finds one.
+func (p *Processes) makeRoom() {
+	p.stats.Overflow++
+	var victim flowcache.ProcessID
+	looked := 0
+	for id, e := range p.table {
+		if e.flows == 0 {
+			victim = id
+			if e.exited != 0 {
+				break
+			}
+		} else if victim.PID == 0 {
+			victim = id
+		}
+		if looked++; looked == 64 {
+			break
+		}
+	}
+	delete(p.table, victim)
+}
+
+// read takes the facts of a living process from /proc.
+func (p *Processes) read(pid uint32) (*flowcache.Process, bool) {
+	st, ok := p.proc.stat(pid)
+	if !ok {
+		return nil, false
+	}
+	f := &flowcache.Process{
+		ID:        flowcache.ProcessID{PID: pid, Start: st.start},
+		Name:      st.comm,
+		Path:      p.proc.exe(pid),
+		StartTime: bootTime() + int64(st.start)*int64(tick),
+		ParentPID: st.ppid,
+		ParentUID: flowcache.NoID,
+	}
+	f.UID, f.GID = p.proc.ids(pid)
+	f.UserName = p.users.name(f.UID)
+	if p.cfg.CommandLine {
+		f.CommandLine = p.proc.commandLine(pid)
+	}
+	if st.ppid != 0 {
+		f.ParentPath = p.proc.exe(st.ppid)
+		f.ParentUID, _ = p.proc.ids(st.ppid)
+	}
+	f.CGroupPath = p.proc.cgroup(pid)
+	f.CGroup = p.cgroups.ID(f.CGroupPath)
+	// Still the same process? Then everything read in between was its own.
+	if again, ok := p.proc.stat(pid); !ok || again.start != st.start {
+		return nil, false
+	}
+	return f, true
+}
