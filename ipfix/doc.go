@@ -1,3 +1,3 @@
-// Package ipfix is the Exporting Process (RFC 7011, RFC 5103, RFC 5610; NetFlow v9 by RFC 3954): one Exporter per collector owns its encoder,
-// sequence, template state and socket.
+// Package ipfix is the Exporting Process: IPFIX over UDP and TCP (RFC 7011, biflows by RFC 5103, type records by RFC 5610) and NetFlow
+// v9 over UDP (RFC 3954). One Exporter per collector owns its encoder, sequence, template state and socket.
 package ipfix

@@ -86,6 +86,7 @@ type Set struct {
 	described []Description
 	ctx       context
 	swapped   flowcache.Record
+	limit     int // of strings, for a record that would not fit otherwise
 }
 
 // Description is what an RFC 5610 type record says of an enterprise element.
@@ -117,7 +118,7 @@ func New(opt Options) (*Set, error) {
 	if opt.Dialect == IANA {
 		opt.Uniflow = true // the reverse elements have an enterprise number
 	}
-	s := &Set{opt: opt, ctx: context{node: opt.Node}}
+	s := &Set{opt: opt, ctx: context{node: opt.Node}, limit: opt.MaxString}
 	seen := map[Number]bool{}
 	for kind := range s.templates {
 		t := &s.templates[kind]
@@ -294,6 +295,14 @@ func (s *Set) Opposite(r *flowcache.Record) *flowcache.Record {
 	return w
 }
 
+// AppendCut is Append with strings of at most limit octets.
+func (s *Set) AppendCut(dst []byte, t *Template, r *flowcache.Record, limit int) []byte {
+	s.limit = limit
+	dst = s.Append(dst, t, r)
+	s.limit = s.opt.MaxString
+	return dst
+}
+
 // Append appends the Data Record of r in the layout of t.
 func (s *Set) Append(dst []byte, t *Template, r *flowcache.Record) []byte {
 	c := &s.ctx
@@ -314,7 +323,7 @@ func (s *Set) Append(dst []byte, t *Template, r *flowcache.Record) []byte {
 		case opIPv6:
 			dst = append(dst, st.address(c)[:]...)
 		case opString:
-			dst = AppendString(dst, st.text(c), int(st.length))
+			dst = AppendString(dst, st.text(c), min(int(st.length), s.limit))
 		case opFixed:
 			dst = appendFixed(dst, st.text(c), int(st.length))
 		}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/sockflow/sockflow/enrich"
+	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/ipfix"
+)
+
+// pipeline is the cache loop: it alone owns the cache and the tables of enrich, and takes what sources tell until they are done.
+type pipeline struct {
+	cache     *flowcache.Cache
+	processes *enrich.Processes
+	enricher  *enrich.Enricher
+	owners    *enrich.Owners // netlink mode: who holds a socket inode; else nil
+	exporters []*ipfix.Exporter
+	printer   printer // nil with collectors only
+	batches   flowcache.Batches
+	pool      flowcache.RecordPool
+	scratch   []flowcache.Record
+	status    chan func(pipelineStatus)
+}
+
+type pipelineStatus struct {
+	cache     flowcache.Stats
+	processes enrich.ProcStats
+}
+
+const (
+	expireInterval = 20 * time.Millisecond
+	sweepInterval  = 30 * time.Second
+	recordsAtOnce  = 1024 // handed over together
+)
+
+// run merges and expires until in is closed, and then flushes. It returns what a printer returned.
+func (p *pipeline) run(in <-chan *flowcache.Batch) error {
+	expire := time.NewTicker(expireInterval)
+	defer expire.Stop()
+	sweep := time.NewTicker(sweepInterval)
+	defer sweep.Stop()
+	for {
+		select {
+		case b, ok := <-in:
+			if !ok {
+				return p.flush()
+			}
+			if err := p.take(b); err != nil {
+				return err
+			}
+		case <-expire.C:
+			for more := true; more; {
+				var recs []flowcache.Record
+				recs, more = p.cache.Expire(p.scratch[:0], time.Now().UnixNano(), recordsAtOnce)
+				if err := p.give(recs); err != nil {
+					return err
+				}
+			}
+		case now := <-sweep.C:
+			p.processes.Sweep(now.UnixNano())
+		case f := <-p.status:
+			f(pipelineStatus{p.cache.Stats(), p.processes.Stats()})
+		}
+	}
+}
+
+// take merges a batch: first the processes, which its sockets may belong to.
+func (p *pipeline) take(b *flowcache.Batch) error {
+	for i := range b.Processes {
+		p.processes.Apply(&b.Processes[i])
+	}
+	recs := p.scratch[:0]
+	for i := range b.Observations {
+		o := &b.Observations[i]
+		if p.owners != nil && o.Process.PID == 0 && o.Inode != 0 {
+			o.Process = p.owners.Lookup(o.Inode)
+		}
+		recs = p.cache.Observe(recs, o)
+		if len(recs) >= recordsAtOnce {
+			if err := p.give(recs); err != nil {
+				return err
+			}
+			recs = recs[:0]
+		}
+	}
+	if b.SnapshotDone {
+		p.cache.SnapshotDone()
+	}
+	p.batches.Put(b)
+	return p.give(recs)
+}
+
+// give enriches records and hands them to every exporter, or prints them.
+func (p *pipeline) give(recs []flowcache.Record) error {
+	p.scratch = recs
+	if len(recs) == 0 {
+		return nil
+	}
+	for i := range recs {
+		p.enricher.Enrich(&recs[i])
+	}
+	if p.printer != nil {
+		if err := p.printer.print(recs); err != nil {
+			return err
+		}
+	}
+	if len(p.exporters) == 0 {
+		return nil
+	}
+	r := p.pool.Get()
+	r.List = append(r.List, recs...)
+	r.Retain(len(p.exporters) - 1)
+	for _, x := range p.exporters {
+		x.Offer(r)
+	}
+	return nil
+}
+
+// flush ends all flows by force.
+func (p *pipeline) flush() error {
+	for more := true; more; {
+		var recs []flowcache.Record
+		recs, more = p.cache.Flush(p.scratch[:0], recordsAtOnce)
+		if err := p.give(recs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ask gets the state of the loop; false if the loop is gone.
+func (p *pipeline) ask(ctx context.Context) (pipelineStatus, bool) {
+	got := make(chan pipelineStatus, 1)
+	select {
+	case p.status <- func(s pipelineStatus) { got <- s }:
+		return <-got, true
+	case <-ctx.Done():
+		return pipelineStatus{}, false
+	}
+}

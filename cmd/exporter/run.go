@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/mattn/go-isatty"
+
+	"github.com/sockflow/sockflow/bpf"
+	"github.com/sockflow/sockflow/enrich"
+	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/ipfix"
+	"github.com/sockflow/sockflow/sockdiag"
+	"github.com/sockflow/sockflow/templates"
+)
+
+// source is what run needs of a source.
+type source interface {
+	Run(ctx context.Context, out chan<- *flowcache.Batch) error
+}
+
+// run meters until a signal.
+func run(s *settings, stdout, stderr io.Writer) error {
+	log := newLogger(stderr, s.logLevel)
+	exporters, printer, closePrinter, err := destinations(s, stdout, log)
+	if err != nil {
+		return err
+	}
+	defer closePrinter()
+
+	cgroups := enrich.NewCGroups(s.proc)
+	processes := enrich.NewProcesses(enrich.ProcConfig{Proc: s.proc, CommandLine: s.cmdline}, cgroups)
+	cache, err := flowcache.New(flowcache.Config{
+		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows,
+		Hold: processes.Hold, Release: processes.Release,
+	})
+	if err != nil {
+		return usageError{err}
+	}
+	p := &pipeline{
+		cache: cache, processes: processes,
+		enricher:  &enrich.Enricher{Processes: processes, CGroups: cgroups},
+		exporters: exporters, printer: printer,
+		batches: make(flowcache.Batches, 64), pool: make(flowcache.RecordPool, 64),
+		status: make(chan func(pipelineStatus)),
+	}
+
+	// Records must not be older than the timeout they are due by.
+	interval := min(s.snapshotInterval, s.activeTimeout)
+	srcs, ebpf, err := openSources(s, p, interval, log)
+	if err != nil {
+		return err
+	}
+	if ebpf != nil {
+		defer ebpf.Close()
+	}
+	processes.Seed()
+
+	// From here on a signal ends in order: sources, cache, exporters.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	exportCtx, stopExport := context.WithCancel(context.Background())
+	defer stopExport()
+	var exporting sync.WaitGroup
+	for _, x := range exporters {
+		exporting.Add(1)
+		go func() { // ends with exportCtx
+			defer exporting.Done()
+			x.Run(exportCtx)
+		}()
+	}
+	in := make(chan *flowcache.Batch, 16)
+	srcCtx, stopSources := context.WithCancelCause(ctx)
+	defer stopSources(nil)
+	var observing sync.WaitGroup
+	for _, src := range srcs {
+		observing.Add(1)
+		go func() { // ends with srcCtx
+			defer observing.Done()
+			if err := src.Run(srcCtx, in); err != nil {
+				stopSources(err)
+			}
+		}()
+	}
+	go func() { // ends with the sources
+		observing.Wait()
+		close(in)
+	}()
+	go reportStatus(srcCtx, p, exporters, ebpf, log) // ends with srcCtx
+
+	err = p.run(in)
+	stopSources(err)
+	for b := range in { // a printer that failed: let the sources end
+		p.batches.Put(b)
+	}
+	stopExport()
+	exporting.Wait()
+	summarize(exporters, log)
+	if cause := context.Cause(srcCtx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
+	if errors.Is(err, syscall.EPIPE) {
+		return nil // the reader of our output has seen enough
+	}
+	return err
+}
+
+func newLogger(w io.Writer, level string) *slog.Logger {
+	var l slog.Level
+	l.UnmarshalText([]byte(level)) // checked by settings
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l}))
+}
+
+// destinations makes the exporters and the printer of the -c URLs.
+func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]*ipfix.Exporter, printer, func(), error) {
+	node := s.nodeName
+	if node == "" {
+		node, _ = os.Hostname()
+	}
+	dialect, err := templates.ParseDialect(s.dialect)
+	if err != nil {
+		return nil, nil, nil, usageError{err}
+	}
+	base := ipfix.Config{
+		Options: templates.Options{
+			Dialect: dialect, PEN: s.pen, Uniflow: s.direction == "uniflow", CommandLine: s.cmdline, Node: node, V9Base: s.v9Base,
+		},
+		Domain: s.domain, MTU: s.mtu, TemplateRefresh: s.templateRefresh,
+		ReconnectMin: s.reconnectMin, ReconnectMax: s.reconnectMax,
+		Notify: func(ok bool, line string) {
+			if ok {
+				log.Info(line)
+			} else {
+				log.Warn(line)
+			}
+		},
+	}
+	var exporters []*ipfix.Exporter
+	var out printer
+	done := func() {}
+	for _, url := range s.collectors {
+		if path, ok := strings.CutPrefix(url, "json:"); ok {
+			if out != nil {
+				return nil, nil, nil, usagef("collector %q: only one json: destination", url)
+			}
+			if path == "-" || path == "" {
+				out = newJSONPrinter(stdout)
+				continue
+			}
+			f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+			if err != nil {
+				return nil, nil, nil, fmt.Errorf("collector %q: %w", url, err)
+			}
+			done = func() { f.Close() }
+			out = newJSONPrinter(f)
+			continue
+		}
+		cfg, err := ipfix.ParseURL(url, base)
+		if err != nil {
+			return nil, nil, nil, usageError{err}
+		}
+		x, err := ipfix.New(cfg)
+		if err != nil {
+			return nil, nil, nil, usagef("collector %q: %w", url, err)
+		}
+		exporters = append(exporters, x)
+	}
+	if len(s.collectors) == 0 {
+		out = newJSONPrinter(stdout)
+		if f, ok := stdout.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
+			out = newTablePrinter(stdout)
+		}
+	}
+	return exporters, out, done, nil
+}
+
+// openSources opens what --source asks for. auto tries eBPF, and says why it is not used.
+func openSources(s *settings, p *pipeline, interval time.Duration, log *slog.Logger) ([]source, *bpf.Source, error) {
+	var srcs []source
+	if s.source != "netlink" {
+		b, err := bpf.New(bpf.Config{SnapshotInterval: interval, Proc: s.proc, Batches: p.batches})
+		switch {
+		case err == nil:
+			var missing []string
+			for _, h := range b.Hooks() {
+				if h.Err != nil {
+					missing = append(missing, fmt.Sprintf("%s (%s: %v)", h.Target, h.Use, h.Err))
+				}
+			}
+			if len(missing) > 0 {
+				log.Warn("some hooks are not attached", "without", strings.Join(missing, "; "))
+			}
+			srcs = append(srcs, b)
+			if b.CanWalk() {
+				log.Info("metering by eBPF socket events")
+				return srcs, b, nil
+			}
+			log.Warn("metering by eBPF socket events; sockets that existed before are read by netlink")
+			n, err := openNetlink(s, p, interval, log)
+			if err != nil {
+				b.Close()
+				return nil, nil, err
+			}
+			return append(srcs, n), b, nil
+		case s.source == "ebpf" || !errors.Is(err, bpf.ErrUnsupported):
+			return nil, nil, err
+		default:
+			log.Warn("metering by netlink snapshots, which miss short connections without CAP_NET_ADMIN and count no datagrams", "reason", err)
+		}
+	}
+	n, err := openNetlink(s, p, interval, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	return append(srcs, n), nil, nil
+}
+
+func openNetlink(s *settings, p *pipeline, interval time.Duration, log *slog.Logger) (source, error) {
+	n, err := sockdiag.New(sockdiag.Config{
+		Proc: s.proc, Interval: interval, Batches: p.batches,
+		Notify: func(line string) { log.Warn(line) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.owners = enrich.NewOwners(s.proc)
+	return n, nil
+}
+
+// reportStatus logs one line for each SIGUSR1.
+func reportStatus(ctx context.Context, p *pipeline, exporters []*ipfix.Exporter, b *bpf.Source, log *slog.Logger) {
+	usr1 := make(chan os.Signal, 1)
+	signal.Notify(usr1, syscall.SIGUSR1)
+	defer signal.Stop(usr1)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-usr1:
+		}
+		st, ok := p.ask(ctx)
+		if !ok {
+			return
+		}
+		c := st.cache
+		args := []any{
+			"flows", c.Live, "observations", c.Observations, "stale", c.Stale,
+			"idle", c.Records[flowcache.EndIdle], "active", c.Records[flowcache.EndActive], "end", c.Records[flowcache.EndDetected],
+			"forced", c.Records[flowcache.EndForced], "lack", c.Records[flowcache.EndLack],
+			"processes", st.processes.Entries, "processes_missed", st.processes.Missed,
+		}
+		if b != nil {
+			e := b.Stats()
+			args = append(args, "events", e.Events, "lost_socket_events", e.LostSocket, "lost_process_events", e.LostProcess,
+				"lost_datagrams", e.LostDatagrams, "lost_storage", e.LostStorage, "malformed", e.Malformed)
+		}
+		for _, x := range exporters {
+			args = append(args, slog.Any(x.Name(), x.Stats()))
+		}
+		log.Info("status", args...)
+	}
+}
+
+// summarize says what was not delivered.
+func summarize(exporters []*ipfix.Exporter, log *slog.Logger) {
+	for _, x := range exporters {
+		if st := x.Stats(); st.DroppedQueue+st.DroppedSend+st.DroppedBig > 0 {
+			log.Warn("records were dropped", "collector", x.Name(), "queue", st.DroppedQueue, "send", st.DroppedSend, "too_big", st.DroppedBig)
+		}
+	}
+}

@@ -1,0 +1,179 @@
+package sockdiag
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// namespace is an open network namespace. Its sockets pin it: it is closed when nobody else refers to it any more.
+type namespace struct {
+	inode uint32
+	dump  *netlink.Conn
+	buf   []byte
+	dead  *netlink.Conn // destroy groups; nil where they are not allowed
+}
+
+// Where named namespaces are mounted: iproute2, and Docker.
+var mountedIn = []string{"/run/netns", "/run/docker/netns"}
+
+// namespaces returns a path to each namespace that a process is in or that is mounted, by inode, and how many processes hid theirs.
+func namespaces(proc string) (map[uint32]string, int) {
+	found := map[uint32]string{}
+	hidden := 0
+	d, err := os.Open(proc)
+	if err != nil {
+		return found, 0
+	}
+	names, _ := d.Readdirnames(-1)
+	d.Close()
+	for _, n := range names {
+		if n[0] < '0' || n[0] > '9' {
+			continue
+		}
+		path := proc + "/" + n + "/ns/net"
+		link, err := os.Readlink(path)
+		if errors.Is(err, os.ErrPermission) {
+			hidden++
+		}
+		s, ok := strings.CutPrefix(link, "net:[")
+		if inode, err := strconv.ParseUint(strings.TrimSuffix(s, "]"), 10, 32); ok && err == nil {
+			if _, have := found[uint32(inode)]; !have {
+				found[uint32(inode)] = path
+			}
+		}
+	}
+	for _, dir := range mountedIn {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			path := dir + "/" + e.Name()
+			var st, self syscall.Stat_t
+			if syscall.Stat(path, &st) != nil || syscall.Stat(proc+"/self/ns/net", &self) != nil || st.Dev != self.Dev {
+				continue // not a namespace (any more)
+			}
+			if _, have := found[uint32(st.Ino)]; !have {
+				found[uint32(st.Ino)] = path
+			}
+		}
+	}
+	return found, hidden
+}
+
+// openNamespace opens the namespace at path, or the caller's if path is empty.
+func openNamespace(inode uint32, path string) (*namespace, error) {
+	cfg := &netlink.Config{}
+	if path != "" {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("open namespace: %w", err)
+		}
+		defer f.Close()
+		cfg.NetNS = int(f.Fd())
+	}
+	dump, err := netlink.Dial(netlinkSockDiag, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("dial sock_diag: %w", err)
+	}
+	ns := &namespace{inode: inode, dump: dump, buf: make([]byte, 256<<10)}
+	dump.SetReadBuffer(1 << 20) // best effort
+	return ns, nil
+}
+
+// Multicast groups of sock_diag (enum sknetlink_groups).
+const (
+	groupTCPDestroy = 1 + iota
+	groupUDPDestroy
+	groupTCP6Destroy
+	groupUDP6Destroy
+)
+
+// listen joins the destroy groups, which needs CAP_NET_ADMIN in the namespace.
+func (ns *namespace) listen(path string) error {
+	cfg := &netlink.Config{}
+	if path != "" {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		cfg.NetNS = int(f.Fd())
+	}
+	c, err := netlink.Dial(netlinkSockDiag, cfg)
+	if err != nil {
+		return err
+	}
+	c.SetReadBuffer(8 << 20) // best effort
+	for _, g := range []uint32{groupTCPDestroy, groupUDPDestroy, groupTCP6Destroy, groupUDP6Destroy} {
+		if err := c.JoinGroup(g); err != nil {
+			c.Close()
+			return err
+		}
+	}
+	ns.dead = c
+	return nil
+}
+
+func (ns *namespace) close() {
+	ns.dump.Close()
+	if ns.dead != nil {
+		ns.dead.Close() // its watcher ends
+	}
+}
+
+// each calls f for each socket of a family and protocol in states.
+func (ns *namespace) each(family, proto uint8, states uint32, s *socket, f func(*socket)) error {
+	var req [requestLen]byte
+	_, err := ns.dump.Send(netlink.Message{
+		Header: netlink.Header{Type: sockDiagByFamily, Flags: netlink.Request | netlink.Dump},
+		Data:   appendRequest(req[:0], family, proto, states),
+	})
+	if err != nil {
+		return fmt.Errorf("request dump: %w", err)
+	}
+	for {
+		n, err := receive(ns.dump, ns.buf)
+		if err != nil {
+			return fmt.Errorf("receive dump: %w", err)
+		}
+		err = walk(ns.buf[:n], s, func(s *socket) {
+			s.proto = proto
+			f(s)
+		}, func(code int32) error { return syscall.Errno(code) })
+		switch {
+		case errors.Is(err, errDone):
+			return nil
+		case errors.Is(err, syscall.ENOENT):
+			return nil // the kernel was built without this protocol
+		case err != nil:
+			return fmt.Errorf("read dump: %w", err)
+		}
+	}
+}
+
+// receive reads one datagram into buf: mdlayher/netlink's Receive would allocate for each socket.
+func receive(c *netlink.Conn, buf []byte) (int, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var n int
+	var rerr error
+	err = raw.Read(func(fd uintptr) bool {
+		for {
+			n, _, rerr = unix.Recvfrom(int(fd), buf, 0)
+			if rerr != unix.EINTR {
+				return rerr != unix.EAGAIN
+			}
+		}
+	})
+	if err != nil {
+		return 0, err
+	}
+	return n, rerr
+}

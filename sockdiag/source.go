@@ -1,0 +1,299 @@
+package sockdiag
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// Config configures a Source. Its zero value is the documented default.
+type Config struct {
+	Proc     string        // where proc is mounted; default /proc
+	Interval time.Duration // between passes; default 5 s
+	Batches  flowcache.Batches
+	// Notify, if set, is told once of each thing that cannot be seen. It must not wait.
+	Notify func(line string)
+}
+
+// Stats counts what the source did.
+type Stats struct {
+	Passes     uint64
+	Sockets    uint64 // read in passes
+	Destroyed  uint64 // ends that the kernel told
+	Overruns   uint64 // times the kernel told more ends than could be read: some are lost
+	Errors     uint64 // dumps that failed
+	Namespaces int
+}
+
+// Source is the netlink source.
+type Source struct {
+	cfg      Config
+	open     map[uint32]*namespace
+	first    map[uint32]bool // namespaces of the first pass
+	said     map[string]bool
+	watchers sync.WaitGroup
+
+	passes, sockets, destroyed, overruns, errs atomic.Uint64
+	count                                      atomic.Int64
+}
+
+// New checks cfg. Any user may use sock_diag in the own namespace.
+func New(cfg Config) (*Source, error) {
+	if cfg.Proc == "" {
+		cfg.Proc = "/proc"
+	}
+	if cfg.Interval == 0 {
+		cfg.Interval = 5 * time.Second
+	}
+	if cfg.Interval < 0 {
+		return nil, errors.New("the interval must be positive")
+	}
+	if cfg.Notify == nil {
+		cfg.Notify = func(string) {}
+	}
+	return &Source{cfg: cfg, open: map[uint32]*namespace{}, said: map[string]bool{}}, nil
+}
+
+// Stats returns the counts so far. Safe for concurrent use.
+func (s *Source) Stats() Stats {
+	return Stats{s.passes.Load(), s.sockets.Load(), s.destroyed.Load(), s.overruns.Load(), s.errs.Load(), int(s.count.Load())}
+}
+
+// Run takes a pass each interval until ctx ends, and one more then. Batches go to out.
+func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
+	defer func() {
+		s.Close()
+		s.watchers.Wait()
+	}()
+	tick := time.NewTicker(s.cfg.Interval)
+	defer tick.Stop()
+	for last := false; ; {
+		if err := s.follow(out); err != nil {
+			return err
+		}
+		s.pass(out)
+		if last {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			last = true
+		case <-tick.C:
+		}
+	}
+}
+
+// Close lets go of all namespaces.
+func (s *Source) Close() {
+	for inode, ns := range s.open {
+		ns.close()
+		delete(s.open, inode)
+	}
+}
+
+func (s *Source) say(line string) {
+	if !s.said[line] {
+		s.said[line] = true
+		s.cfg.Notify(line)
+	}
+}
+
+// follow opens namespaces that came and closes those that went. With out, ends are told too.
+func (s *Source) follow(out chan<- *flowcache.Batch) error {
+	found, hidden := namespaces(s.cfg.Proc)
+	if hidden > 0 && os.Geteuid() != 0 {
+		s.say("without privileges only sockets of this network namespace and processes of this user are seen")
+	}
+	var self syscall.Stat_t
+	if err := syscall.Stat(s.cfg.Proc+"/self/ns/net", &self); err != nil {
+		return fmt.Errorf("find the own network namespace: %w", err)
+	}
+	own := uint32(self.Ino)
+	found[own] = ""
+	for inode, ns := range s.open {
+		if _, still := found[inode]; !still {
+			ns.close()
+			delete(s.open, inode)
+		}
+	}
+	for inode, path := range found {
+		if s.open[inode] != nil {
+			continue
+		}
+		ns, err := openNamespace(inode, path)
+		if err != nil {
+			if inode == own {
+				return fmt.Errorf("netlink: %w", err)
+			}
+			if errors.Is(err, os.ErrPermission) {
+				s.say("without CAP_SYS_ADMIN only sockets of this network namespace are seen")
+			}
+			continue // or it went meanwhile
+		}
+		s.open[inode] = ns
+		if out == nil {
+			continue
+		}
+		if err := ns.listen(path); err != nil {
+			s.say("the ends of connections are not told (needs CAP_NET_ADMIN): what lives shorter than --snapshot-interval is missed")
+			continue
+		}
+		s.watchers.Add(1)
+		go s.watch(ns, out) // ends when the namespace is closed
+	}
+	if s.first == nil {
+		s.first = map[uint32]bool{}
+		for inode := range s.open {
+			s.first[inode] = true
+		}
+	}
+	s.count.Store(int64(len(s.open)))
+	return nil
+}
+
+var families = [...]uint8{afInet, afInet6}
+
+// pass reads all sockets: of each namespace the listening ones first, so that the roles of the others are known.
+func (s *Source) pass(out chan<- *flowcache.Batch) {
+	s.passes.Add(1)
+	complete := true
+	batch := s.cfg.Batches.Get()
+	add := func(o *flowcache.Observation) {
+		batch.Observations = append(batch.Observations, *o)
+		if len(batch.Observations) >= flowcache.BatchLen {
+			out <- batch
+			batch = s.cfg.Batches.Get()
+		}
+	}
+	firstPass := s.passes.Load() == 1
+	for inode, ns := range s.open {
+		now := time.Now().UnixNano()
+		ports := map[uint16]struct{}{}
+		var sock socket
+		var o flowcache.Observation
+		check := func(err error) {
+			if err != nil {
+				complete = false
+				s.errs.Add(1)
+			}
+		}
+		for _, family := range families {
+			check(ns.each(family, flowcache.ProtoTCP, statesListen, &sock, func(k *socket) {
+				k.observe(&o, inode, now)
+				o.Event = flowcache.EventListen
+				ports[k.sport] = struct{}{}
+				add(&o)
+			}))
+		}
+		for _, family := range families {
+			check(ns.each(family, flowcache.ProtoTCP, statesLive, &sock, func(k *socket) {
+				s.sockets.Add(1)
+				k.observe(&o, inode, now)
+				o.Snapshot = true
+				o.Preexisting = firstPass
+				_, accepted := ports[k.sport]
+				t := flowcache.TCPTotals{State: k.state, Accepted: accepted && !firstPass}
+				k.tcp(&o, &t)
+				add(&o)
+			}))
+		}
+		for _, proto := range [...]uint8{flowcache.ProtoUDP, flowcache.ProtoUDPLite} {
+			for _, family := range families {
+				check(ns.each(family, proto, statesAny, &sock, func(k *socket) {
+					if k.dport == 0 {
+						return // talks to anybody; the kernel keeps no counts
+					}
+					s.sockets.Add(1)
+					k.observe(&o, inode, now)
+					o.Snapshot, o.Delta, o.Preexisting = true, true, firstPass
+					add(&o)
+				}))
+			}
+		}
+	}
+	batch.SnapshotDone = complete
+	out <- batch
+}
+
+// watch tells the ends of the sockets of a namespace.
+func (s *Source) watch(ns *namespace, out chan<- *flowcache.Batch) {
+	defer s.watchers.Done()
+	buf := make([]byte, 64<<10)
+	var sock socket
+	var o flowcache.Observation
+	for {
+		n, err := receive(ns.dead, buf)
+		if errors.Is(err, syscall.ENOBUFS) {
+			s.overruns.Add(1)
+			continue
+		}
+		if err != nil {
+			return // closed
+		}
+		batch := s.cfg.Batches.Get()
+		err = walk(buf[:n], &sock, func(k *socket) {
+			s.destroyed.Add(1)
+			k.observe(&o, ns.inode, time.Now().UnixNano())
+			switch k.proto {
+			case flowcache.ProtoTCP:
+				if k.dport == 0 || !k.hasInfo {
+					return // it listened, or never connected
+				}
+				s.ended(k, &o)
+			default:
+				o.Event = flowcache.EventClose
+			}
+			batch.Observations = append(batch.Observations, o)
+		}, func(code int32) error { return syscall.Errno(code) })
+		if err != nil {
+			s.errs.Add(1)
+		}
+		out <- batch
+	}
+}
+
+// ended completes the last observation of a connection. The kernel says CLOSE of all, and so not whether the peer's FIN is
+// among the octets received. It is assumed; where this end closed first, and so never got the FIN itself (the
+// TIME_WAIT socket did), one octet of payload is then missing.
+func (s *Source) ended(k *socket, o *flowcache.Observation) {
+	o.Event = flowcache.EventEnd
+	t := flowcache.TCPTotals{State: flowcache.TCPLastAck, FINReceived: true, Ended: true}
+	k.tcp(o, &t)
+}
+
+// Each calls f for every socket of every namespace that may be seen, once: TCP and UDP, listening and unconnected ones too.
+func (s *Source) Each(f func(o *flowcache.Observation)) error {
+	if err := s.follow(nil); err != nil {
+		return err
+	}
+	defer s.Close()
+	var errs error
+	for inode, ns := range s.open {
+		now := time.Now().UnixNano()
+		var sock socket
+		var o flowcache.Observation
+		for _, proto := range [...]uint8{flowcache.ProtoTCP, flowcache.ProtoUDP, flowcache.ProtoUDPLite} {
+			for _, family := range families {
+				states := uint32(statesAny)
+				if proto == flowcache.ProtoTCP {
+					states = statesLive | statesListen
+				}
+				errs = errors.Join(errs, ns.each(family, proto, states, &sock, func(k *socket) {
+					k.observe(&o, inode, now)
+					if proto == flowcache.ProtoTCP {
+						k.tcp(&o, &flowcache.TCPTotals{State: k.state})
+					}
+					f(&o)
+				}))
+			}
+		}
+	}
+	return errs
+}
