@@ -50,7 +50,6 @@ func TestDeltasSumToTotals(t *testing.T) {
 			out, in uint64
 			base    uint64 // of a socket older than the start
 			ended   bool
-			told    bool
 		}
 		var sockets []*socket
 		sum := map[uint64]*[2]uint64{}

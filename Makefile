@@ -1,0 +1,66 @@
+# make run    build, and meter this host: live flow records on the terminal
+# make test   install what the tests need (Debian packages, if root) and run them all
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+FUZZTIME ?= 5s
+
+# What the tests talk to.
+TEST_PACKAGES := nfdump libfixbuf-tools tshark tcpdump iproute2 busybox-static netcat-openbsd curl gcc libc6-dev
+# What turns bpf/sockflow.bpf.c into the committed object.
+BPF_PACKAGES  := clang-14 llvm-14 libbpf-dev
+
+export CGO_ENABLED ?= 0
+export DEBIAN_FRONTEND := noninteractive
+
+.PHONY: run build test check lint generate generate-check fuzz bench clean packages bpf-packages
+
+run: build
+	./bin/exporter
+
+build:
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/exporter ./cmd/exporter
+	cp bin/exporter bin/sockflow
+
+# install needs root and does nothing when every package is there.
+define install
+	@missing=$$(for p in $(1); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" != 0 ]; then echo "not root: tests that need" $$missing "will be skipped"; \
+	else apt-get -q update && apt-get -q install -y --no-install-recommends $$missing; fi
+endef
+
+packages:
+	$(call install,$(TEST_PACKAGES))
+
+bpf-packages:
+	$(call install,$(BPF_PACKAGES))
+
+test: packages
+	@if [ "$$(id -u)" = 0 ]; then export REQUIRE_ROOT=1; fi; CGO_ENABLED=1 $(GO) test -race -timeout 15m ./...
+
+lint:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt would change:" $$unformatted; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+generate: bpf-packages
+	$(GO) generate ./bpf
+
+generate-check: generate
+	git diff --exit-code -- bpf
+
+# Every fuzz target, briefly.
+fuzz:
+	@set -e; for p in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; \
+		done; \
+	done
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./flowcache ./templates ./ipfix ./sockdiag
+
+clean:
+	rm -rf bin
