@@ -213,6 +213,7 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk *clock, snapshot bo
 		FINReceived:   r.flags&flagFINReceived != 0,
 		Accepted:      r.role == uint8(flowcache.RoleResponder) && r.flags&flagBorn != 0,
 		Ended:         !snapshot,
+		Error:         r.err != 0,
 	}
 	o.Out, o.In = t.Counters()
 	o.Control = t.ControlBits()

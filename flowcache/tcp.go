@@ -15,6 +15,7 @@ type TCPTotals struct {
 	FINReceived   bool
 	Accepted      bool // the socket is the child of a listener
 	Ended         bool // these are the final counters
+	Error         bool // of an ended socket: it ended by an error (reset by the peer, timed out)
 }
 
 // finReceived tells whether the peer's FIN is in BytesReceived.
@@ -25,9 +26,10 @@ func (t *TCPTotals) finReceived() bool {
 // Counters returns the counters of both directions.
 //
 // Payload is exact. IP octets are computed: payload and retransmissions, plus the headers of every segment. What the socket
-// does not count is added: the handshake of an accepted connection (SYN and SYN-ACK belong to the request socket), the
-// longer options of a SYN, and, for the end that closes first, the FIN and last ACK that the
-// TIME_WAIT socket sees after the connection's own is gone.
+// does not count is added, and was found by comparison with captures: the SYN-ACK of an accepted connection, which the request
+// socket sent (its SYN is counted); the longer options of a SYN; for the end that closes first, the FIN and the last ACK, which
+// the TIME_WAIT socket handles when the connection's own is gone; for an end that aborts, the RST, sent after the end.
+// Not seen at all is payload that arrives for a closed socket.
 func (t *TCPTotals) Counters() (out, in Counters) {
 	const synOptions = 8 // MSS, SACK permitted, window scale and padding, beside the timestamps
 
@@ -48,11 +50,17 @@ func (t *TCPTotals) Counters() (out, in Counters) {
 	in = Counters{Payload: received, Packets: t.SegsIn}
 	if t.Accepted {
 		out.Packets++
-		in.Packets++
 	}
-	if t.Ended && t.State == TCPFinWait2 && !t.FINReceived {
-		out.Packets++
-		in.Packets++
+	if t.Ended && !t.Error {
+		switch t.State {
+		case TCPFinWait2:
+			if !t.FINReceived {
+				out.Packets++
+				in.Packets++
+			}
+		case TCPEstablished, TCPSynRecv, TCPCloseWait:
+			out.Packets++
+		}
 	}
 	out.Octets = t.BytesSent + out.Packets*header
 	in.Octets = received + in.Packets*header

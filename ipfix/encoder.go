@@ -92,8 +92,11 @@ func (e *Encoder) putHeader(msg []byte, records int, now time.Time) {
 	if e.proto == NetFlowV9 {
 		binary.BigEndian.PutUint16(msg[0:], 9)
 		binary.BigEndian.PutUint16(msg[2:], uint16(records))
-		binary.BigEndian.PutUint32(msg[4:], uint32((now.UnixNano()-e.boot)/1e6))
-		binary.BigEndian.PutUint32(msg[8:], uint32(now.Unix()))
+		// Collectors take the time of boot for seconds less uptime. Both are of the same instant, the next whole second, or
+		// every flow would be off by the fraction that the header has no room for.
+		second := now.Unix() + 1
+		binary.BigEndian.PutUint32(msg[4:], uint32((second*1e9-e.boot)/1e6))
+		binary.BigEndian.PutUint32(msg[8:], uint32(second))
 		binary.BigEndian.PutUint32(msg[12:], e.sequence)
 		binary.BigEndian.PutUint32(msg[16:], e.domain)
 		return
@@ -156,6 +159,13 @@ func (e *Encoder) Templates(now time.Time) error {
 		set = setTemplateV9
 	}
 	var body []byte
+	// The names first: libfixbuf, for one, takes an element that it meets in a template before for a stranger.
+	if d := e.set.Descriptions(); len(d) > 0 {
+		add(setOptionsTemplate, appendTypeTemplate(body[:0]), false)
+		for i := range d {
+			add(typeTemplateID, appendTypeRecord(body[:0], &d[i]), true)
+		}
+	}
 	for _, t := range e.set.Templates() {
 		body = binary.BigEndian.AppendUint16(body[:0], t.ID)
 		body = binary.BigEndian.AppendUint16(body, uint16(len(t.Fields)))
@@ -163,12 +173,6 @@ func (e *Encoder) Templates(now time.Time) error {
 			body = appendField(body, f.Number, f.Length)
 		}
 		add(set, body, false)
-	}
-	if d := e.set.Descriptions(); len(d) > 0 {
-		add(setOptionsTemplate, appendTypeTemplate(body[:0]), false)
-		for i := range d {
-			add(typeTemplateID, appendTypeRecord(body[:0], &d[i]), true)
-		}
 	}
 	finish()
 	e.control = msg
@@ -195,6 +199,7 @@ var typeFields = []templates.Field{
 	{Number: templates.Number{ID: 342}, Length: 8},                  // informationElementRangeBegin
 	{Number: templates.Number{ID: 343}, Length: 8},                  // informationElementRangeEnd
 	{Number: templates.Number{ID: 341}, Length: templates.Variable}, // informationElementName
+	{Number: templates.Number{ID: 340}, Length: templates.Variable}, // informationElementDescription; libfixbuf wants it
 }
 
 func appendTypeTemplate(b []byte) []byte {
@@ -213,7 +218,8 @@ func appendTypeRecord(b []byte, d *templates.Description) []byte {
 	b = append(b, byte(d.Type), byte(d.Semantics))
 	b = binary.BigEndian.AppendUint16(b, uint16(d.Units))
 	b = append(b, make([]byte, 16)...) // no narrower range than the type's
-	return templates.AppendString(b, d.Name, 255)
+	b = templates.AppendString(b, d.Name, 255)
+	return templates.AppendString(b, "", 255)
 }
 
 // closeSet fills in the length of the set at begin. NetFlow v9 pads to 32 bits (RFC 3954, section 5.3); here nothing is padded:
