@@ -137,10 +137,10 @@ func endToJSON(e *flowcache.End) *jsonEnd {
 	if !e.Local {
 		return nil
 	}
-	j := &jsonEnd{PID: e.Process.PID, UID: known(e.UID), GID: known(e.GID), CGroup: e.CGroup, NetNS: e.NetNS, Cookie: e.Cookie}
+	j := &jsonEnd{PID: e.Process.PID, UID: idOrNil(e.UID), GID: idOrNil(e.GID), CGroup: e.CGroup, NetNS: e.NetNS, Cookie: e.Cookie}
 	if p := e.Who; p != nil {
 		j.Path, j.Name, j.Command, j.User = p.Path, p.Name, p.CommandLine, p.UserName
-		j.ParentPID, j.ParentPath, j.ParentUID = p.ParentPID, p.ParentPath, known(p.ParentUID)
+		j.ParentPID, j.ParentPath, j.ParentUID = p.ParentPID, p.ParentPath, idOrNil(p.ParentUID)
 		if p.StartTime != 0 {
 			j.Started = timestamp(p.StartTime)
 		}
@@ -154,7 +154,7 @@ func endToJSON(e *flowcache.End) *jsonEnd {
 	return j
 }
 
-func known(id uint32) *uint32 {
+func idOrNil(id uint32) *uint32 {
 	if id == flowcache.NoID {
 		return nil
 	}
