@@ -1,0 +1,209 @@
+package enrich
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+var (
+	id64 = strings.Repeat("0123456789abcdef", 4)
+	in64 = strings.Repeat("fedcba9876543210", 4)
+)
+
+const pod = "4f1c2d3e-1111-2222-3333-444455556666"
+
+func TestParseCGroup(t *testing.T) {
+	under := strings.ReplaceAll(pod, "-", "_")
+	for _, tc := range []struct {
+		name, path                      string
+		container, runtime, podUID, svc string
+	}{
+		{"root", "/", "", "", "", ""},
+		{"docker, cgroupfs", "/docker/" + id64, id64, "docker", "", ""},
+		{"docker, systemd", "/system.slice/docker-" + id64 + ".scope", id64, "docker", "", ""},
+		{"kubepods, cgroupfs", "/kubepods/burstable/pod" + pod + "/" + id64, id64, "", pod, ""},
+		{"kubepods, systemd, containerd", "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + under + ".slice/cri-containerd-" + id64 + ".scope", id64, "containerd", pod, ""},
+		{"kubepods, systemd, cri-o", "/kubepods.slice/kubepods-pod" + under + ".slice/crio-" + id64 + ".scope", id64, "cri-o", pod, ""},
+		{"cri-o's monitor is no container", "/kubepods.slice/crio-conmon-" + id64 + ".scope", "", "", "", ""},
+		{"static pod", "/kubepods/pod" + strings.Repeat("ab", 16) + "/" + id64, id64, "", strings.Repeat("ab", 16), ""},
+		{"the pod alone", "/kubepods/besteffort/pod" + pod, "", "", pod, ""},
+		{"containerd, CRI without pod cgroup", "/k8s.io/" + id64, id64, "containerd", "", ""},
+		{"containerd's own ids are not guessed", "/default/web1", "", "", "", ""},
+		{"podman, cgroupfs", "/libpod_parent/libpod-" + id64, id64, "podman", "", ""},
+		{"podman, systemd", "/machine.slice/libpod-" + id64 + ".scope", id64, "podman", "", ""},
+		{"podman, user", "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + id64 + ".scope/container", id64, "podman", "", ""},
+		{"lxc", "/lxc.payload.web/system.slice/nginx.service", "web", "lxc", "", ""},
+		{"old lxc", "/lxc/web/init.scope", "web", "lxc", "", ""},
+		{"docker in kubernetes", "/kubepods/pod" + pod + "/" + id64 + "/docker/" + in64, in64, "docker", pod, ""},
+		{"service", "/system.slice/nginx.service", "", "", "", "nginx.service"},
+		{"instance", "/system.slice/system-getty.slice/getty@tty1.service", "", "", "", "getty@tty1.service"},
+		{"user service", "/user.slice/user-1000.slice/user@1000.service/app.slice/foo.service", "", "", "", "foo.service"},
+		{"session", "/user.slice/user-0.slice/session-3.scope", "", "", "", "session-3.scope"},
+		{"outside our cgroup namespace", "/../../docker/" + id64, id64, "docker", "", ""},
+		{"63 digits", "/docker/" + id64[:63], "", "", "", ""},
+	} {
+		w := ParseCGroup(tc.path)
+		got := []string{w.ContainerID, w.ContainerRuntime, w.PodUID, w.ServiceUnit}
+		if d := cmp.Diff([]string{tc.container, tc.runtime, tc.podUID, tc.svc}, got); d != "" {
+			t.Errorf("%s: %s", tc.name, d)
+		}
+	}
+}
+
+func TestParseProcCGroup(t *testing.T) {
+	for _, tc := range []struct{ name, in, want string }{
+		{"v2", "0::/system.slice/a.service\n", "/system.slice/a.service"},
+		{"hybrid, both know", "9:name=systemd:/docker/" + id64 + "\n0::/docker/" + id64 + "\n", "/docker/" + id64},
+		{"hybrid, v1 knows", "4:memory:/docker/" + id64 + "\n0::/\n", "/docker/" + id64},
+		{"v1 only", "4:memory:/docker/" + id64 + "\n1:cpu:/\n", "/docker/" + id64},
+		{"deleted", "0::/docker/" + id64 + " (deleted)\n", "/docker/" + id64},
+		{"colon in the name", "0::/a:b\n", "/a:b"},
+		{"empty", "", ""},
+		{"nonsense", "x\n::\n", ""},
+	} {
+		if got := ParseProcCGroup(tc.in); got != tc.want {
+			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
+		}
+	}
+}
+
+func FuzzParseProcCGroup(f *testing.F) {
+	f.Add("0::/docker/" + id64 + "\n")
+	f.Add("4:memory:/kubepods/pod" + pod + "/" + id64 + "\n0::/\n")
+	f.Add(":::\n0::\x00")
+	f.Fuzz(func(t *testing.T, s string) {
+		path := ParseProcCGroup(s)
+		if path != "" && !strings.HasPrefix(path, "/") {
+			t.Fatalf("path %q", path)
+		}
+		w := ParseCGroup(path)
+		if w.ContainerID != "" && !strings.Contains(path, w.ContainerID) || w.ContainerID != "" && w.ServiceUnit != "" {
+			t.Fatalf("%+v", w)
+		}
+	})
+}
+
+func TestParseStat(t *testing.T) {
+	st, ok := parseStat([]byte("42 (a) b (c) S 7 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 98765 1 1"))
+	if !ok || st.comm != "a) b (c" || st.ppid != 7 || st.start != 98765 {
+		t.Errorf("%+v, %t", st, ok)
+	}
+	for _, bad := range []string{"", "42", "42 (a", ") (", "42 (a) S 7"} {
+		if _, ok := parseStat([]byte(bad)); ok {
+			t.Errorf("%q is accepted", bad)
+		}
+	}
+}
+
+func newTable(t *testing.T, cfg ProcConfig) *Processes {
+	t.Helper()
+	return NewProcesses(cfg, NewCGroups("/proc"))
+}
+
+func TestLivingProcess(t *testing.T) {
+	p := newTable(t, ProcConfig{CommandLine: true})
+	c := exec.Command("sleep", "60")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { c.Process.Kill(); c.Wait() }()
+	pid := uint32(c.Process.Pid)
+	var st procStat
+	path, _ := exec.LookPath("sleep")
+	path, _ = filepath.EvalSymlinks(path)
+	for range 100 { // until it has run sleep
+		st, _ = procFS("/proc").stat(pid)
+		if st.comm == "sleep" {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	id := flowcache.ProcessID{PID: pid, Start: st.start}
+	f := p.Get(id)
+	self, _ := os.Executable()
+	if f.Path != path || f.Name != "sleep" || f.CommandLine != "sleep 60" || f.ParentPID != uint32(os.Getpid()) || f.ParentPath != self || f.UID != uint32(os.Geteuid()) {
+		t.Errorf("%+v", f)
+	}
+	if d := time.Since(time.Unix(0, f.StartTime)); d < -time.Second || d > time.Minute {
+		t.Errorf("started %s ago", d)
+	}
+	if p.Get(id) != f {
+		t.Error("read twice")
+	}
+	other := p.Get(flowcache.ProcessID{PID: pid, Start: 1})
+	if other.Path != "" || p.Stats().Missed != 1 {
+		t.Errorf("another process of the same PID: %+v", other)
+	}
+}
+
+func TestEventsOutliveProcesses(t *testing.T) {
+	p := newTable(t, ProcConfig{Proc: t.TempDir()})
+	shell := flowcache.ProcessID{PID: 10, Start: 1}
+	child := flowcache.ProcessID{PID: 11, Start: 2}
+	p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExec, Process: flowcache.Process{ID: shell, Path: "/bin/sh", Name: "sh", UID: 5, ParentUID: flowcache.NoID, CGroup: 9, CGroupPath: "/docker/" + id64}})
+	p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessFork, Parent: shell, Process: flowcache.Process{ID: child, Name: "sh", UID: 5, ParentPID: 10, CGroup: 9}})
+	forked := p.Get(child)
+	if forked.Path != "/bin/sh" || forked.ParentPath != "/bin/sh" || forked.ParentUID != 5 || forked.CGroupPath != "/docker/"+id64 {
+		t.Errorf("after fork: %+v", forked)
+	}
+	p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExit, Process: flowcache.Process{ID: shell}, Time: 100})
+	p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExec, Parent: flowcache.ProcessID{PID: 1}, Process: flowcache.Process{ID: child, Path: "/usr/bin/curl", Name: "curl", UID: 6, ParentPID: 1, ParentUID: flowcache.NoID, CGroup: 9, CGroupPath: "/docker/" + id64}})
+	f := p.Get(child)
+	if f.Path != "/usr/bin/curl" || f.ParentPID != 10 || f.ParentPath != "/bin/sh" || f.ParentUID != 5 {
+		t.Errorf("after exec: %+v", f)
+	}
+	if forked.Path != "/bin/sh" {
+		t.Error("published facts changed")
+	}
+	e := Enricher{Processes: p, CGroups: p.cgroups}
+	r := flowcache.Record{Source: flowcache.End{Local: true, Process: child, UID: flowcache.NoID, GID: flowcache.NoID}}
+	e.Enrich(&r)
+	if r.Source.Who != f || r.Source.UID != 6 || r.Source.Container == nil || r.Source.Container.ContainerID != id64 || r.Dest.Who != nil {
+		t.Errorf("%+v", r.Source)
+	}
+	if n := testing.AllocsPerRun(100, func() { e.Enrich(&r) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+
+	p.Hold(child)
+	p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExit, Process: flowcache.Process{ID: child}, Time: 200})
+	far := int64(time.Hour)
+	p.Sweep(far)
+	if p.table[child] == nil || p.table[shell] != nil {
+		t.Error("the process with a flow must stay, the other go")
+	}
+	p.Release(child)
+	p.Sweep(far)
+	if p.table[child] != nil {
+		t.Error("remembered for ever")
+	}
+}
+
+func TestTableIsBounded(t *testing.T) {
+	p := newTable(t, ProcConfig{Proc: t.TempDir(), Max: 10})
+	for i := range uint32(100) {
+		p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExec, Process: flowcache.Process{ID: flowcache.ProcessID{PID: i + 1, Start: 1}}})
+	}
+	if st := p.Stats(); st.Entries != 10 || st.Overflow != 90 {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestUsers(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "passwd")
+	os.WriteFile(file, []byte("root:x:0:0::/root:/bin/sh\nbroken\nalso:x:0:0\nalice:x:1000:1000::/:/bin/sh\n"), 0o600)
+	u := newUsers(file)
+	for uid, want := range map[uint32]string{0: "root", 1000: "alice", 7: "", flowcache.NoID: ""} {
+		if got := u.name(uid); got != want {
+			t.Errorf("%d: %q, want %q", uid, got, want)
+		}
+	}
+}
