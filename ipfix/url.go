@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -64,6 +65,9 @@ func ParseURL(s string, base Config) (Config, error) {
 	}
 	if u.Hostname() == "" || u.Opaque != "" {
 		return cfg, fmt.Errorf("collector %q: no host; write %s://host:%s", s, u.Scheme, port)
+	}
+	if _, err := netip.ParseAddr(u.Hostname()); strings.Contains(u.Hostname(), ":") && err != nil {
+		return cfg, fmt.Errorf("collector %q: %q is no host", s, u.Hostname())
 	}
 	if u.Path != "" && u.Path != "/" || u.User != nil || u.Fragment != "" {
 		return cfg, fmt.Errorf("collector %q: more than scheme, host, port and options", s)

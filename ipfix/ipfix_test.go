@@ -1,0 +1,431 @@
+package ipfix
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/netsampler/goflow2/v2/decoders/netflow"
+
+	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/templates"
+)
+
+func record(i int) *flowcache.Record {
+	r := &flowcache.Record{
+		Key:   flowcache.Key{Src: flowcache.AddrFrom4([4]byte{192, 0, 2, 1}), Dst: flowcache.AddrFrom4([4]byte{192, 0, 2, 2}), SrcPort: uint16(i), DstPort: 443, Proto: 6, NetNS: 9},
+		Start: 1_700_000_000e9, End: 1_700_000_001e9, EndReason: flowcache.EndDetected, Control: 0x1b, HasTCP: true,
+		Forward: flowcache.Counters{Payload: uint64(i), Octets: 1500, Packets: 10},
+		Reverse: flowcache.Counters{Payload: 2000, Octets: 2600, Packets: 12},
+		Source: flowcache.End{Local: true, Process: flowcache.ProcessID{PID: 4242}, UID: 33, GID: 33,
+			Who: &flowcache.Process{Path: "/usr/bin/curl", Name: "curl", UserName: "www-data"}},
+		Dest: flowcache.End{UID: flowcache.NoID, GID: flowcache.NoID},
+	}
+	switch i % 4 {
+	case 1:
+		r.Key.Proto, r.HasTCP = 17, false
+	case 2:
+		r.Key.Src, r.Key.Dst = flowcache.Addr{0: 0x20, 1: 1, 15: 1}, flowcache.Addr{0: 0x20, 1: 1, 15: 2}
+	case 3:
+		r.Key.Src, r.Key.Dst = flowcache.Addr{0: 0x20, 1: 1, 15: 1}, flowcache.Addr{0: 0x20, 1: 1, 15: 2}
+		r.Key.Proto, r.HasTCP = 17, false
+	}
+	return r
+}
+
+var now = time.Unix(1_700_000_002, 5e8)
+
+// TestHundredThousand encodes 100 000 records and decodes them with goflow2: the sequence has no gap, no message is longer than
+// allowed, and every record is there.
+func TestHundredThousand(t *testing.T) {
+	const n = 100_000
+	for _, tc := range []struct {
+		proto Protocol
+		opt   templates.Options
+		max   int
+	}{
+		{IPFIX, templates.Options{Node: "n"}, 1400},
+		{IPFIX, templates.Options{Node: "n", Uniflow: true}, 65535},
+		{NetFlowV9, templates.Options{Node: "n"}, 1400},
+	} {
+		dec := netflow.CreateTemplateSystem()
+		want, records, messages := uint32(0), 0, uint32(0)
+		seen := make([]bool, n)
+		var e *Encoder
+		e, err := NewEncoder(tc.proto, tc.opt, 7, tc.max, now.Add(-time.Hour), func(m []byte, data int) error {
+			if len(m) > tc.max {
+				t.Fatalf("message of %d octets", len(m))
+			}
+			var v9 netflow.NFv9Packet
+			var x netflow.IPFIXPacket
+			if err := netflow.DecodeMessageVersion(bytes.NewBuffer(m), dec, &v9, &x); err != nil {
+				t.Fatal(err)
+			}
+			seq, domain := x.SequenceNumber, x.ObservationDomainId
+			if tc.proto == NetFlowV9 {
+				seq, domain = v9.SequenceNumber, v9.SourceId
+				if seq != messages {
+					t.Fatalf("v9 sequence %d, want %d", seq, messages)
+				}
+			} else if seq != want {
+				t.Fatalf("sequence %d, want %d", seq, want)
+			}
+			if domain != 7 {
+				t.Fatalf("domain %d", domain)
+			}
+			messages++
+			inMessage := 0
+			for _, set := range append(v9.FlowSets, x.FlowSets...) {
+				switch set := set.(type) {
+				case netflow.DataFlowSet:
+					inMessage += len(set.Records)
+					records += len(set.Records)
+					for _, r := range set.Records {
+						for _, f := range r.Values {
+							if f.Type == 401 && !f.PenProvided {
+								if i := binary.BigEndian.Uint64(f.Value.([]byte)); i < n {
+									seen[i] = true
+								}
+							}
+						}
+					}
+				case netflow.OptionsDataFlowSet:
+					inMessage += len(set.Records)
+				}
+			}
+			if inMessage != data {
+				t.Fatalf("%d records in the message, told %d", inMessage, data)
+			}
+			want += uint32(inMessage)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Templates(now); err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			if err := e.Record(record(i), now); err != nil {
+				t.Fatal(err)
+			}
+			if i%1000 == 999 {
+				e.Flush(now)
+			}
+			if i == n/2 {
+				e.Flush(now)
+				e.Templates(now)
+			}
+		}
+		e.Flush(now)
+		if wantRecords := map[bool]int{false: n, true: 2 * n}[tc.opt.Uniflow]; records != wantRecords {
+			t.Errorf("%d records, want %d", records, wantRecords)
+		}
+		for i, ok := range seen {
+			if !ok {
+				t.Fatalf("record %d is lost", i)
+			}
+		}
+	}
+}
+
+// TestLongStrings: a record that does not fit has its strings cut, not lost.
+func TestLongStrings(t *testing.T) {
+	msgs := 0
+	e, err := NewEncoder(IPFIX, templates.Options{}, 1, 512, now, func(m []byte, data int) error {
+		msgs++
+		if len(m) > 512 {
+			t.Errorf("%d octets", len(m))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := record(0)
+	r.Source.Who = &flowcache.Process{Path: "/" + strings.Repeat("é", 400), ParentPath: "/" + strings.Repeat("x", 900)}
+	for range 3 {
+		if err := e.Record(r, now); err != nil {
+			t.Error(err)
+		}
+	}
+	e.Flush(now)
+	if msgs != 3 || e.cut != 3 || e.Sequence() != 3 {
+		t.Errorf("%d messages, %d cut, sequence %d", msgs, e.cut, e.Sequence())
+	}
+}
+
+func TestV9Times(t *testing.T) {
+	boot := now.Add(-time.Hour)
+	e, err := NewEncoder(NetFlowV9, templates.Options{}, 1, 1400, boot, func(m []byte, _ int) error {
+		abs := int64(binary.BigEndian.Uint32(m[8:]))*1000 - int64(binary.BigEndian.Uint32(m[4:]))
+		if abs != boot.UnixMilli() {
+			t.Errorf("boot at %d, want %d", abs, boot.UnixMilli())
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Record(record(0), now)
+	e.Flush(now)
+}
+
+func TestParseURL(t *testing.T) {
+	for _, tc := range []struct{ url, address, err string }{
+		{"udp://collector", "collector:4739", ""},
+		{"tcp://[::1]:99", "[::1]:99", ""},
+		{"netflow9+udp://10.0.0.1", "10.0.0.1:2055", ""},
+		{"udp://h?template-refresh=5s&mtu=1400&dialect=native&direction=uniflow&domain=9&pen=5&queue=10&v9-base=1000&string-length=20&reconnect-min=1s&reconnect-max=2s", "h:4739", ""},
+		{"udp://h?mtu=12", "", "576"},
+		{"udp://h?mtu=1400&mtu=1500", "", "twice"},
+		{"udp://h/path", "", "more than"},
+		{"udp://u@h", "", "more than"},
+		{"udp://:4739", "", "no host"},
+		{"udp://h:0", "", "port"},
+		{"gopher://h", "", "scheme"},
+		{"h:4739", "", "scheme"},
+		{"udp://h:4739:1", "", "collector"},
+		{"udp://h?template-refresh=1", "", "duration"},
+	} {
+		cfg, err := ParseURL(tc.url, Config{})
+		if tc.err == "" && (err != nil || cfg.Address != tc.address) || tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)) {
+			t.Errorf("%s: %q, %v; want %q, %q", tc.url, cfg.Address, err, tc.address, tc.err)
+		}
+	}
+	for _, u := range []string{"tls://h", "dtls://h", "file:x", "zmq://h:1"} {
+		if _, err := ParseURL(u, Config{}); !errors.Is(err, ErrNotBuilt) {
+			t.Errorf("%s: %v", u, err)
+		}
+	}
+}
+
+func FuzzParseURL(f *testing.F) {
+	f.Add("udp://h:1?mtu=1400")
+	f.Add("netflow9+udp://[fe80::1%25eth0]:2055")
+	f.Fuzz(func(t *testing.T, s string) {
+		cfg, err := ParseURL(s, Config{})
+		if err != nil {
+			return
+		}
+		if _, err := New(cfg); err != nil && !strings.Contains(err.Error(), "twice") {
+			t.Fatalf("%q: %v", s, err)
+		}
+	})
+}
+
+// sink is a stream collector.
+type sink struct {
+	l    net.Listener
+	mu   sync.Mutex
+	data [][]byte // of each connection
+	conn net.Conn
+}
+
+func listen(t *testing.T, addr string) *sink {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &sink{l: l}
+	t.Cleanup(func() { l.Close() })
+	go func() { // ends with l
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s.mu.Lock()
+			s.data = append(s.data, nil)
+			s.conn = c
+			s.mu.Unlock()
+			buf := make([]byte, 65536)
+			for {
+				n, err := c.Read(buf)
+				s.mu.Lock()
+				s.data[len(s.data)-1] = append(s.data[len(s.data)-1], buf[:n]...)
+				s.mu.Unlock()
+				if err != nil {
+					break
+				}
+			}
+		}
+	}()
+	return s
+}
+
+func (s *sink) streams() [][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var l [][]byte
+	for _, d := range s.data {
+		l = append(l, bytes.Clone(d))
+	}
+	return l
+}
+
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if f() {
+			return
+		}
+	}
+	t.Fatalf("not within 10 s: %s", what)
+}
+
+// TestReconnect: each connection begins with templates and sequence 0; what was offered meanwhile follows.
+func TestReconnect(t *testing.T) {
+	s := listen(t, "127.0.0.1:0")
+	addr := s.l.Addr().String()
+	var mu sync.Mutex
+	var lines []string
+	cfg, err := ParseURL("tcp://"+addr, Config{ReconnectMin: 100 * time.Millisecond, ReconnectMax: 200 * time.Millisecond, Notify: func(ok bool, line string) {
+		mu.Lock()
+		lines = append(lines, line)
+		mu.Unlock()
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { x.Run(ctx); close(done) }() // ends with ctx
+	offer := func(i int) {
+		r := flowcache.RecordPool(nil).Get()
+		r.List = append(r.List, *record(i))
+		r.List[0].Source.Who = &flowcache.Process{Path: "/marker-" + string(rune('a'+i))}
+		x.Offer(r)
+	}
+	got := func(i int, marker string) func() bool {
+		return func() bool { s := s.streams(); return len(s) > i && bytes.Contains(s[i], []byte(marker)) }
+	}
+	offer(0)
+	eventually(t, "the first record", got(0, "/marker-a"))
+	s.l.Close()
+	s.conn.Close()
+	eventually(t, "the loss is noticed", func() bool { mu.Lock(); defer mu.Unlock(); return len(lines) > 0 })
+	offer(1)
+	first := s.streams()
+	s = listen(t, addr)
+	eventually(t, "the second record", got(0, "/marker-b"))
+	offer(2)
+	eventually(t, "the third record", got(0, "/marker-c"))
+	cancel()
+	<-done
+	for _, stream := range append(first, s.streams()...) {
+		if binary.BigEndian.Uint32(stream[8:]) != 0 || binary.BigEndian.Uint16(stream[16:]) != setOptionsTemplate {
+			t.Errorf("a session begins with sequence %d, set %d", binary.BigEndian.Uint32(stream[8:]), binary.BigEndian.Uint16(stream[16:]))
+		}
+		ipfixDump(t, stream)
+	}
+	if st := x.Stats(); st.DroppedQueue+st.DroppedSend != 0 || st.Connects != 2 {
+		t.Errorf("%+v", st)
+	}
+	if len(lines) != 2 {
+		t.Errorf("%q", lines)
+	}
+}
+
+func ipfixDump(t *testing.T, stream []byte) {
+	t.Helper()
+	if _, err := exec.LookPath("ipfixDump"); err != nil {
+		if os.Getenv("REQUIRE_ROOT") == "1" {
+			t.Fatal("needs ipfixDump")
+		}
+		return
+	}
+	file := filepath.Join(t.TempDir(), "s.ipfix")
+	os.WriteFile(file, stream, 0o600)
+	if out, err := exec.Command("ipfixDump", "--rfc5610", "--in", file).CombinedOutput(); err != nil || bytes.Contains(out, []byte("_alien")) {
+		t.Errorf("ipfixDump: %v\n%s", err, out[:min(len(out), 500)])
+	}
+}
+
+// TestQueueIsBounded: a collector that is away costs no more than its queue, and what is dropped is counted.
+func TestQueueIsBounded(t *testing.T) {
+	x, err := New(Config{Network: "tcp", Address: "127.0.0.1:1", Queue: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 25 {
+		r := flowcache.RecordPool(nil).Get()
+		r.List = append(r.List, *record(i))
+		if ok := x.Offer(r); ok != (i < 10) {
+			t.Errorf("offer %d: %t", i, ok)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	x.Run(ctx)
+	if st := x.Stats(); st.DroppedQueue != 25 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestRefused: datagrams that nobody takes are sent on, said once and counted.
+func TestRefused(t *testing.T) {
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := c.LocalAddr().String()
+	c.Close()
+	lines := 0
+	cfg, err := ParseURL("udp://"+addr, Config{Notify: func(bool, string) { lines++ }, TemplateRefresh: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { x.Run(ctx); close(done) }() // ends with ctx
+	eventually(t, "errors are counted", func() bool { return x.Stats().Errors > 2 })
+	cancel()
+	<-done
+	if lines != 1 {
+		t.Errorf("said %d times", lines)
+	}
+}
+
+func TestEncoderAllocatesNothing(t *testing.T) {
+	e, err := NewEncoder(IPFIX, templates.Options{}, 1, 8192, now, func([]byte, int) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := record(0)
+	e.Record(r, now)
+	if n := testing.AllocsPerRun(1000, func() { e.Record(r, now) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkEncoder(b *testing.B) {
+	e, err := NewEncoder(IPFIX, templates.Options{}, 1, 8192, now, func([]byte, int) error { return nil })
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := record(0)
+	b.ReportAllocs()
+	for b.Loop() {
+		e.Record(r, now)
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
+}
