@@ -66,8 +66,9 @@ func (d *datagrams) release(cookie uint64, t int64) {
 	d.closed = append(d.closed, flowcache.Observation{Event: flowcache.EventClose, Cookie: cookie, Time: t, UID: flowcache.NoID, GID: flowcache.NoID, Origin: flowcache.OriginEBPF})
 }
 
-// drain hands over what was counted since the last drain, and then the ends of the sockets that closed.
-func (d *datagrams) drain(clk *clock, now time.Time, emit func(*flowcache.Observation)) error {
+// drain hands over what was counted since the last drain, and then the ends of the sockets that closed. The last drain waits for
+// no owner.
+func (d *datagrams) drain(clk *clock, now time.Time, last bool, emit func(*flowcache.Observation)) error {
 	full := d.inner[d.current]
 	d.current ^= 1
 	// The update returns when no program uses the old map any more (synchronize_rcu in map_update_elem of a map of maps).
@@ -93,7 +94,7 @@ func (d *datagrams) drain(clk *clock, now time.Time, emit func(*flowcache.Observ
 		}
 	}
 	for cookie, since := range d.waiting {
-		if _, known := d.owners[cookie]; known || now.Sub(since) > orphanPatience {
+		if _, known := d.owners[cookie]; known || last || now.Sub(since) > orphanPatience {
 			d.adopt(cookie, emit)
 		}
 	}

@@ -238,7 +238,7 @@ func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
 		if stop || now.Sub(lastDrain) >= drainInterval || len(s.grams.closed) > 0 && now.Sub(lastDrain) >= releaseInterval {
 			lastDrain = now
 			s.clk.set()
-			if err := s.grams.drain(&s.clk, now, s.add); err != nil {
+			if err := s.grams.drain(&s.clk, now, stop, s.add); err != nil {
 				return err
 			}
 		}

@@ -211,6 +211,7 @@ func TestParseURL(t *testing.T) {
 
 func FuzzParseURL(f *testing.F) {
 	f.Add("udp://h:1?mtu=1400")
+	f.Add("netflow9+udp://]")
 	f.Add("netflow9+udp://[fe80::1%25eth0]:2055")
 	f.Fuzz(func(t *testing.T, s string) {
 		cfg, err := ParseURL(s, Config{})

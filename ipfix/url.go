@@ -73,6 +73,9 @@ func ParseURL(s string, base Config) (Config, error) {
 		return cfg, fmt.Errorf("collector %q: more than scheme, host, port and options", s)
 	}
 	cfg.Address = net.JoinHostPort(u.Hostname(), port)
+	if _, _, err := net.SplitHostPort(cfg.Address); err != nil {
+		return cfg, fmt.Errorf("collector %q: %q is no host", s, u.Hostname())
+	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
 		return cfg, fmt.Errorf("collector %q: %w", s, err)
