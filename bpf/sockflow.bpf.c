@@ -31,9 +31,6 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define TCP_LISTEN 10
 #define TCP_CLOSING 11
 
-/* Wake the reader only when this much waits: it looks by itself every 50 ms. */
-#define WAKE_OCTETS (64 * 1024)
-
 /* What is known of a socket. Key: the socket. Value: below. Deleted by the kernel with the socket; a child of a listener
  * gets a copy (BPF_F_CLONE), and so its owner until its own process touches it. */
 struct sock_state {
@@ -66,7 +63,7 @@ struct {
 struct datagram_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 131072);
+	__uint(max_entries, 65536);
 	__type(key, struct datagram_key);
 	__type(value, struct datagram_value);
 };
@@ -116,11 +113,6 @@ static __always_inline void lost(__u32 cause)
 
 	if (n)
 		*n += 1;
-}
-
-static __always_inline __u64 wake_flags(void)
-{
-	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= WAKE_OCTETS ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
 
 static __always_inline void own(struct sock_state *st, struct task_struct *task)
@@ -288,7 +280,7 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 	st = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	if (st)
 		put_state(r, st);
-	bpf_ringbuf_submit(r, wake_flags());
+	bpf_ringbuf_submit(r, 0);
 	return 0;
 }
 
@@ -311,7 +303,7 @@ static __always_inline void datagram(struct sock *sk, struct sock_state *st)
 	e->tgid = st->tgid;
 	e->uid = st->uid;
 	e->gid = st->gid;
-	bpf_ringbuf_submit(e, wake_flags());
+	bpf_ringbuf_submit(e, 0);
 }
 
 /* The first process that sends or receives through a socket owns its flow. In the caller's context. */
@@ -372,7 +364,7 @@ int release(struct bpf_sock *sk)
 	e->kind = KIND_RELEASE;
 	e->time = bpf_ktime_get_ns();
 	e->cookie = bpf_get_socket_cookie(sk);
-	bpf_ringbuf_submit(e, wake_flags());
+	bpf_ringbuf_submit(e, 0);
 	return 1;
 }
 
@@ -652,7 +644,7 @@ int BPF_PROG(process_exec, struct task_struct *task, int old_pid, struct linux_b
 	cgroup = put_cgroup(b->data + path, BPF_CORE_READ(task, cgroups, dfl_cgrp, kn));
 	BOUND(cgroup);
 	b->event.cgroup_len = cgroup;
-	if (bpf_ringbuf_output(&events, b, sizeof(b->event) + path + cgroup, wake_flags()))
+	if (bpf_ringbuf_output(&events, b, sizeof(b->event) + path + cgroup, 0))
 		lost(LOSS_RING_PROCESS);
 	return 0;
 }
@@ -666,7 +658,7 @@ int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child
 		return 0; /* a thread */
 	put_process(&e, child, KIND_FORK);
 	put_relatives(&e, child);
-	if (bpf_ringbuf_output(&events, &e, sizeof(e), wake_flags()))
+	if (bpf_ringbuf_output(&events, &e, sizeof(e), 0))
 		lost(LOSS_RING_PROCESS);
 	return 0;
 }
@@ -679,7 +671,7 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	if (task->signal->live.counter != 0)
 		return 0; /* threads remain */
 	put_process(&e, task, KIND_EXIT);
-	if (bpf_ringbuf_output(&events, &e, sizeof(e), wake_flags()))
+	if (bpf_ringbuf_output(&events, &e, sizeof(e), 0))
 		lost(LOSS_RING_PROCESS);
 	return 0;
 }

@@ -205,7 +205,8 @@ func (s *Source) Close() error {
 }
 
 const (
-	pollInterval  = 50 * time.Millisecond // the programs wake us only when much waits
+	// Events come to a reader that waits at once, and then in batches: a reader that has not caught up is not woken again.
+	batchInterval = 20 * time.Millisecond
 	drainInterval = time.Second
 	maxEvents     = 4096 // between looks at the clock
 	// A released socket's flows end with the next drain; this bounds how often.
@@ -217,21 +218,31 @@ func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
 	s.out, s.batch = out, s.cfg.Batches.Get()
 	s.clk.set()
 	s.snapshot(true)
+	unblock := context.AfterFunc(ctx, func() { s.reader.Flush() })
+	defer unblock()
 	var rec ringbuf.Record
 	var lastDrain time.Time
 	lastSnapshot := time.Now()
 	for {
 		now := time.Now()
-		s.reader.SetDeadline(now.Add(pollInterval))
-		for range maxEvents {
+		wait := min(drainInterval, s.cfg.SnapshotInterval-now.Sub(lastSnapshot))
+		if len(s.grams.closed) > 0 {
+			wait = min(wait, releaseInterval)
+		}
+		s.reader.SetDeadline(now.Add(wait))
+		for n := range maxEvents {
 			err := s.reader.ReadInto(&rec)
-			if errors.Is(err, os.ErrDeadlineExceeded) {
+			if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ringbuf.ErrFlushed) {
 				break
 			}
 			if err != nil {
 				return fmt.Errorf("read ring buffer: %w", err)
 			}
 			s.event(rec.RawSample)
+			if n == 0 {
+				time.Sleep(batchInterval)
+				s.reader.SetDeadline(now) // what is there, and no more waiting
+			}
 		}
 		now = time.Now()
 		stop := ctx.Err() != nil

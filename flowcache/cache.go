@@ -98,6 +98,9 @@ func (c *Cache) Stats() Stats {
 	return s
 }
 
+// Live is the number of flows in the cache.
+func (c *Cache) Live() int { return len(c.index) }
+
 // Observe merges o and appends to dst the records that it completes.
 func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 	c.stats.Observations++

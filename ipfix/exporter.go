@@ -55,7 +55,7 @@ const (
 	maxDatagram = 8192
 	maxStream   = 65535
 
-	flushInterval = 100 * time.Millisecond
+	flushInterval = 50 * time.Millisecond
 	dialTimeout   = 5 * time.Second
 	writeTimeout  = 5 * time.Second
 	drainTime     = 1500 * time.Millisecond
@@ -135,9 +135,9 @@ func (x *Exporter) Stats() Stats {
 
 // Run sends what is offered until ctx ends, then what waits, for at most 1.5 s, and returns.
 func (x *Exporter) Run(ctx context.Context) error {
-	flush := time.NewTicker(flushInterval)
-	defer flush.Stop()
-	var refresh time.Time
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var refresh, flush time.Time // of the templates; of the message under way, zero if there is none
 	for ctx.Err() == nil {
 		if x.conn == nil && !x.connect(ctx, &refresh) {
 			select {
@@ -146,18 +146,35 @@ func (x *Exporter) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		if x.cfg.Network == "udp" && time.Since(refresh) >= x.cfg.TemplateRefresh {
-			refresh = time.Now()
-			x.failed(x.enc.Templates(refresh))
+		now := time.Now()
+		wake := now.Add(time.Hour)
+		if x.cfg.Network == "udp" {
+			if now.Sub(refresh) >= x.cfg.TemplateRefresh {
+				refresh = now
+				x.failed(x.enc.Templates(now))
+			}
+			wake = refresh.Add(x.cfg.TemplateRefresh)
 		}
+		switch {
+		case x.enc.Waiting() == 0:
+			flush = time.Time{}
+		case flush.IsZero():
+			flush = now.Add(flushInterval)
+		case !now.Before(flush):
+			x.failed(x.enc.Flush(now))
+			continue
+		}
+		if !flush.IsZero() && flush.Before(wake) {
+			wake = flush
+		}
+		timer.Reset(time.Until(wake))
 		select {
 		case <-ctx.Done():
 		case <-x.dead:
 			x.disconnect(errors.New("the collector closed the connection"))
 		case r := <-x.queue:
 			x.encode(r)
-		case now := <-flush.C:
-			x.failed(x.enc.Flush(now))
+		case <-timer.C:
 		}
 	}
 	x.drain()

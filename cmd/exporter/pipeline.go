@@ -29,14 +29,14 @@ type pipelineStatus struct {
 }
 
 const (
-	expireInterval = 20 * time.Millisecond
+	expireInterval = 40 * time.Millisecond
 	sweepInterval  = 30 * time.Second
 	recordsAtOnce  = 1024 // handed over together
 )
 
 // run merges and expires until in is closed, and then flushes. It returns what a printer returned.
 func (p *pipeline) run(in <-chan *flowcache.Batch) error {
-	expire := time.NewTicker(expireInterval)
+	expire := time.NewTimer(expireInterval)
 	defer expire.Stop()
 	sweep := time.NewTicker(sweepInterval)
 	defer sweep.Stop()
@@ -46,8 +46,12 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 			if !ok {
 				return p.flush()
 			}
+			idle := p.cache.Live() == 0
 			if err := p.take(b); err != nil {
 				return err
+			}
+			if idle && p.cache.Live() > 0 {
+				expire.Reset(expireInterval)
 			}
 		case <-expire.C:
 			for more := true; more; {
@@ -56,6 +60,9 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 				if err := p.give(recs); err != nil {
 					return err
 				}
+			}
+			if p.cache.Live() > 0 {
+				expire.Reset(expireInterval)
 			}
 		case now := <-sweep.C:
 			p.processes.Sweep(now.UnixNano())
