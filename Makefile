@@ -39,7 +39,7 @@ bpf-packages:
 	$(call install,$(BPF_PACKAGES))
 
 test: packages
-	@if [ "$$(id -u)" = 0 ]; then export REQUIRE_ROOT=1; fi; CGO_ENABLED=1 $(GO) test -race -timeout 15m ./...
+	@if [ "$$(id -u)" = 0 ]; then export REQUIRE_ROOT=1; fi; CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 15m ./...
 
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt would change:" $$unformatted; exit 1; fi

@@ -84,6 +84,9 @@ func (e *entry) merge(o *Observation) {
 		moved = o.Out != Counters{} || o.In != Counters{}
 		e.out.add(&o.Out)
 		e.in.add(&o.In)
+		if o.Snapshot {
+			e.last = max(e.last, o.Time) // no counters, but the socket is there
+		}
 		if o.First != 0 && !e.exported && o.First < e.begin {
 			e.begin = o.First
 		}

@@ -44,6 +44,7 @@ type Exporter struct {
 	refused   time.Time
 	nextTry   time.Time
 	wait      time.Duration
+	stopBy    atomic.Int64 // Unix nanoseconds; 0 until the end is near
 
 	records, messages, octets, droppedQueue, droppedSend, droppedBig, cut, connects, errs atomic.Uint64
 }
@@ -135,6 +136,8 @@ func (x *Exporter) Stats() Stats {
 
 // Run sends what is offered until ctx ends, then what waits, for at most 1.5 s, and returns.
 func (x *Exporter) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { x.stopBy.Store(time.Now().Add(drainTime).UnixNano()) })
+	defer stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var refresh, flush time.Time // of the templates; of the message under way, zero if there is none
@@ -246,6 +249,8 @@ func (x *Exporter) connect(ctx context.Context, refresh *time.Time) bool {
 		return false
 	}
 	x.conn, x.dead = conn, nil
+	// A collector that does not read must not hold up the end.
+	context.AfterFunc(ctx, func() { conn.SetWriteDeadline(time.Now().Add(drainTime)) })
 	x.connects.Add(1)
 	size := maxStream
 	if x.cfg.Network == "udp" {
@@ -330,7 +335,11 @@ func (x *Exporter) send(msg []byte, records int) error {
 		x.keep(msg, records)
 		return nil
 	}
-	x.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+	deadline := time.Now().Add(writeTimeout)
+	if by := x.stopBy.Load(); by != 0 {
+		deadline = time.Unix(0, by)
+	}
+	x.conn.SetWriteDeadline(deadline)
 	_, err := x.conn.Write(msg)
 	if x.cfg.Network == "udp" && errors.Is(err, syscall.ECONNREFUSED) {
 		// The answer to an earlier datagram; this one was not sent yet.

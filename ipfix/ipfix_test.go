@@ -378,6 +378,50 @@ func TestQueueIsBounded(t *testing.T) {
 	}
 }
 
+// TestHungCollector: a collector that accepts and never reads does not hold up the end.
+func TestHungCollector(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cfg, err := ParseURL("tcp://"+l.Addr().String(), Config{Queue: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { x.Run(ctx); close(done) }() // ends with ctx
+	const n = 1000
+	for range n {
+		r := flowcache.RecordPool(nil).Get()
+		for i := range 100 {
+			r.List = append(r.List, *record(i))
+		}
+		x.Offer(r)
+	}
+	eventually(t, "the stream is full", func() bool {
+		a := x.Stats().Octets
+		time.Sleep(200 * time.Millisecond)
+		return a > 0 && x.Stats().Octets == a
+	})
+	cancel()
+	select {
+	case <-done:
+	case <-time.After(3 * time.Second):
+		t.Fatal("still running 3 s after the end")
+	}
+	st := x.Stats()
+	types := uint64(len(x.enc.set.Descriptions())) * st.Connects // each session tells them
+	if got := st.Records + st.DroppedQueue + st.DroppedSend; got != n*100+types {
+		t.Errorf("%d of %d records are accounted for: %+v", got, n*100+types, st)
+	}
+}
+
 // TestRefused: datagrams that nobody takes are sent on, said once and counted.
 func TestRefused(t *testing.T) {
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")
