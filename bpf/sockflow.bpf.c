@@ -390,13 +390,31 @@ struct ipv6_header {
 	__u8 daddr[16];
 };
 
+extern void *bpf_cast_to_kern_ctx(void *obj) __ksym __weak; /* Linux 6.2 */
+
+/* The hooks see a datagram before it is fragmented, and after it was put together again. Returns the largest IP packet that it
+ * travels in, 0 if that is not known. */
+static __always_inline __u32 packet_size(struct __sk_buff *skb, int in, bool v4)
+{
+	struct sk_buff *kskb;
+	__u16 largest = 0;
+
+	if (!bpf_cast_to_kern_ctx)
+		return 0;
+	kskb = bpf_cast_to_kern_ctx(skb);
+	if (!in)
+		return kskb->dev ? kskb->dev->mtu : 0;
+	bpf_probe_read_kernel(&largest, sizeof(largest), kskb->cb + (v4 ? bpf_core_field_offset(struct inet_skb_parm, frag_max_size) : bpf_core_field_offset(struct inet6_skb_parm, frag_max_size)));
+	return largest;
+}
+
 /* Count a datagram. TCP leaves at once. */
 static __always_inline int count(struct __sk_buff *skb, int in)
 {
 	struct datagram_value *v, zero = {};
 	struct datagram_key k = {};
 	struct bpf_sock *sk = skb->sk;
-	__u32 segments, offset, index = 0;
+	__u32 segments, offset, octets, header, index = 0;
 	__be16 ports[2];
 	__u64 now;
 	void *map;
@@ -447,10 +465,26 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	k.remote_port = bpf_ntohs(ports[!in]);
 	k.cookie = bpf_get_socket_cookie(skb);
 
-	/* A super-packet of UDP GSO or GRO has one header here and one per segment on the wire. */
+	octets = skb->len;
 	segments = skb->gso_segs;
-	if (!segments)
+	if (segments > 1) {
+		/* A super-packet of UDP GSO or GRO has one header here and one per segment on the wire. */
+		octets += (segments - 1) * (offset + 8);
+	} else {
+		__u32 size = packet_size(skb, in, skb->protocol == bpf_htons(ETH_P_IP));
+
 		segments = 1;
+		header = skb->protocol == bpf_htons(ETH_P_IP) ? offset : offset + 8; /* IPv6: a fragment header each */
+		if (size > header + 8 && (in || skb->len > size)) {
+			__u32 room = (size - header) & ~7u;
+
+			segments = (skb->len - offset + room - 1) / room;
+			if (segments > 1)
+				octets += (segments - 1) * header + (header - offset);
+			else
+				segments = 1;
+		}
+	}
 
 	map = bpf_map_lookup_elem(&datagrams, &index);
 	if (!map)
@@ -469,7 +503,7 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	}
 	v->last = now;
 	__sync_fetch_and_add(&v->packets[in], segments);
-	__sync_fetch_and_add(&v->octets[in], skb->len + (segments - 1) * (offset + 8));
+	__sync_fetch_and_add(&v->octets[in], octets);
 	__sync_fetch_and_add(&v->payload[in], skb->len - offset - 8);
 	return 1;
 }

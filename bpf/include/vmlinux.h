@@ -282,6 +282,23 @@ struct tcp_sock {
 	__u32 rate_interval_us;
 };
 
+struct net_device {
+	unsigned int mtu;
+};
+
+struct sk_buff {
+	struct net_device *dev;
+	char cb[48];
+};
+
+struct inet_skb_parm {
+	__u16 frag_max_size;
+};
+
+struct inet6_skb_parm {
+	__u16 frag_max_size;
+};
+
 struct seq_file;
 
 struct bpf_iter_meta {

@@ -42,6 +42,8 @@ func netns(t *testing.T) (a, b string) {
 		ip("netns", "add", ns)
 		t.Cleanup(func() { exec.Command("ip", "netns", "del", ns).Run() })
 		ip("-n", ns, "link", "set", "lo", "up")
+		// The kernel does not count SACK options, which come and go with reordering between two CPUs: up to 0.3 % here.
+		ip("netns", "exec", ns, "sysctl", "-qw", "net.ipv4.tcp_sack=0")
 	}
 	ip("link", "add", "sfv0", "netns", a, "type", "veth", "peer", "name", "sfv1", "netns", b)
 	for i, ns := range []string{a, b} {
@@ -149,8 +151,8 @@ func verify(t *testing.T, what string, e *elements, recs []fields, r *report, in
 			t.Errorf("%s: no record of %s %v to %v of %s[%d]", what, c.Proto, c.Local, c.Remote, r.Path, c.PID)
 		case e.reversePayload != "" && (out != c.Sent || in != c.Received):
 			t.Errorf("%s %s %v: %d octets out, %d in; the program counted %d and %d", what, c.Proto, c.Local, out, in, c.Sent, c.Received)
-		case c.Proto == "udp" && outPkts != c.Out:
-			t.Errorf("%s udp %v: %d datagrams out, the program counted %d", what, c.Local, outPkts, c.Out)
+		case c.Proto == "udp" && outPkts < c.Out:
+			t.Errorf("%s udp %v: %d packets out, the program counted %d datagrams", what, c.Local, outPkts, c.Out)
 		}
 	}
 }
@@ -220,7 +222,7 @@ func TestCollectors(t *testing.T) {
 			verifyNfdump(t, "nfdump", nf.stop(), flows)
 			verifyNfdump(t, "nfdump v9", nf9.stop(), flows)
 			if capture != nil {
-				capture.compare(&known, flows, counts)
+				capture.compare(&known, flows, counts, p.ip)
 			}
 		})
 	}
@@ -311,7 +313,7 @@ func startCapture(t *testing.T, ns, dev string) *capture {
 	t.Helper()
 	needTool(t, "tcpdump")
 	c := &capture{t: t, file: filepath.Join(t.TempDir(), "capture.pcap")}
-	c.cmd = exec.Command("ip", "netns", "exec", ns, "tcpdump", "--immediate-mode", "-i", dev, "-s", "128", "-B", "16384", "-U", "-Z", "root", "-w", c.file, "tcp or udp")
+	c.cmd = exec.Command("ip", "netns", "exec", ns, "tcpdump", "--immediate-mode", "-i", dev, "-s", "128", "-B", "16384", "-U", "-Z", "root", "-w", c.file)
 	var errs syncBuffer
 	c.cmd.Stderr = &errs
 	if err := c.cmd.Start(); err != nil {
@@ -328,10 +330,10 @@ func (c *capture) stop() {
 }
 
 // compare sums octets and packets of the wire and of the records of each end. UDP must agree exactly, TCP within 0.5 %.
-func (c *capture) compare(e *elements, recs []fields, counts []*report) {
+func (c *capture) compare(e *elements, recs []fields, counts []*report, server string) {
 	c.t.Helper()
-	out, err := exec.Command("tshark", "-r", c.file, "-T", "fields", "-e", "ip.len", "-e", "ipv6.plen", "-e", "ip.proto", "-e", "ipv6.nxt",
-		"-e", "tcp.srcport", "-e", "udp.srcport", "-e", "tcp.dstport", "-e", "udp.dstport").Output()
+	out, err := exec.Command("tshark", "-r", c.file, "-o", "ip.defragment:FALSE", "-o", "ipv6.defragment:FALSE", "-T", "fields",
+		"-e", "ip.len", "-e", "ipv6.plen", "-e", "ip.proto", "-e", "ipv6.nxt", "-e", "ipv6.fraghdr.nxt", "-e", "ip.src", "-e", "ipv6.src").Output()
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -346,14 +348,19 @@ func (c *capture) compare(e *elements, recs []fields, counts []*report) {
 			}
 			n += 40
 		}
-		tcp := f[4] != ""
-		dport, _ := strconv.Atoi(f[6] + f[7])
-		back := 1
-		if dport == counts[1].TCP || dport == counts[1].UDP {
-			back = 0
+		proto := f[2] + f[4] // of IPv6 in fragments it is in the fragment header
+		if proto == "" {
+			proto = f[3]
 		}
-		wire[tcp].octets[back] += n
-		wire[tcp].packets[back]++
+		if proto != "6" && proto != "17" {
+			continue
+		}
+		back := 0
+		if f[5]+f[6] == server {
+			back = 1
+		}
+		wire[proto == "6"].octets[back] += n
+		wire[proto == "6"].packets[back]++
 	}
 	for _, end := range []struct {
 		name string

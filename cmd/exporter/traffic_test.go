@@ -243,11 +243,14 @@ func client(args []string) error {
 		f := counted{Proto: "udp", Local: addrOf(c.LocalAddr()), Remote: netip.AddrPortFrom(netip.MustParseAddr(ip), uint16(port)), PID: r.PID}
 		buf := make([]byte, 65536)
 		for j := range i + 3 {
-			var n int
+			n := 100 + j
+			if j == 2 {
+				n = 5000 // in fragments, where the MTU is less
+			}
 			if connected {
-				n, err = c.Write(buf[:100+j])
+				n, err = c.Write(buf[:n])
 			} else {
-				n, err = c.WriteToUDP(buf[:100+j], to)
+				n, err = c.WriteToUDP(buf[:n], to)
 			}
 			if err != nil {
 				return err
