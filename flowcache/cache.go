@@ -2,6 +2,7 @@ package flowcache
 
 import (
 	"errors"
+	"hash/maphash"
 	"time"
 )
 
@@ -11,11 +12,22 @@ type Config struct {
 	IdleTimeout   time.Duration // a flow that is not TCP ends after this silence; default 15 s
 	MaxFlows      int           // default 1 000 000
 
+	// Merge makes one record of the two sockets of a conversation that has both its ends on this host.
+	Merge bool
+	// PeerWait is how long a connection that has ended waits for the end of its other socket, where nothing is known of that yet;
+	// default 50 ms. PeerMemory is how long it is remembered after that, for a peer that had not closed; default 15 s, and should be
+	// more than the time between two passes over all sockets.
+	PeerWait, PeerMemory time.Duration
+	// Translate, if set, gives the flow Key as the other end sees it, where an address on the way was translated (NAT). It is asked
+	// once for each flow whose source knows no Conversation, and must be quick.
+	Translate func(Key) (Key, bool)
+
 	// Hold and Release, if set, are told which processes live flows belong to, so that their names are kept.
 	Hold, Release func(ProcessID)
 }
 
-// Stats counts what the cache did. Every observation is in exactly one of Created, Merged, Direct, Stale, Listening and Closed.
+// Stats counts what the cache did. Every observation is in exactly one of Created, Merged, Direct, Stale, Listening, Closed,
+// Owners and Suspects.
 type Stats struct {
 	Observations uint64
 	Created      uint64 // made a flow
@@ -24,6 +36,11 @@ type Stats struct {
 	Stale        uint64 // a snapshot's view of a socket that has ended since
 	Listening    uint64
 	Closed       uint64 // datagram sockets that closed
+	Owners       uint64 // datagram sockets whose owner became known after their first flow
+	Paired       uint64 // conversations with both ends here
+	Audited      uint64 // flows that only an audit saw
+	Vanished     uint64 // connections whose end nobody told
+	Suspects     uint64 // of an audit under way: not yet known to be missed
 	Forgotten    uint64 // evicted flows whose totals could not be kept: they may be counted again
 	Records      [6]uint64
 	Live         int
@@ -39,13 +56,23 @@ type Cache struct {
 	sockets map[uint64]uint32
 	chunks  [][]entry
 	unused  uint32 // list of free entries, linked by next
+	used    int
+	flushed uint32 // entries before it are flushed
 	wheel   wheel
+	// Flows that could have a peer and have not met it, by conversation.
+	unpaired map[uint64]uint32
+	seed     maphash.Seed
 
 	// Local ends that listen, by the pass that saw them last: who accepts is the responder.
 	listening map[listener]uint32
 	pass      uint32
-	// Sockets that ended in this and in the previous pass: a pass that began before may still bring them.
-	ended [2]map[uint64]struct{}
+	// Sockets that ended in this and in the previous pass, and the conversation: a pass that began before may still bring them.
+	ended [2]map[uint64]uint64
+	// Of an audit: when it began, how many passes to wait for before it is judged, and what it saw that the cache does not have.
+	auditBegan  int64
+	auditPasses int
+	suspects    []Observation
+	suspected   bool // it is being judged
 	// What evicted sockets have already told.
 	residue map[uint64]residue
 }
@@ -58,7 +85,10 @@ type listener struct {
 
 type residue struct{ out, in Counters }
 
-const chunkLen = 4096
+const (
+	chunkLen    = 4096
+	maxSuspects = 1 << 16
+)
 
 // New returns an empty cache.
 func New(cfg Config) (*Cache, error) {
@@ -70,6 +100,12 @@ func New(cfg Config) (*Cache, error) {
 	}
 	if cfg.MaxFlows == 0 {
 		cfg.MaxFlows = 1_000_000
+	}
+	if cfg.PeerWait == 0 {
+		cfg.PeerWait = 50 * time.Millisecond
+	}
+	if cfg.PeerMemory == 0 {
+		cfg.PeerMemory = 15 * time.Second
 	}
 	if cfg.ActiveTimeout < 0 || cfg.IdleTimeout < 0 || cfg.MaxFlows < 0 {
 		return nil, errors.New("timeouts and the number of flows must be positive")
@@ -86,7 +122,9 @@ func New(cfg Config) (*Cache, error) {
 		sockets:   make(map[uint64]uint32),
 		wheel:     newWheel(),
 		listening: make(map[listener]uint32),
-		ended:     [2]map[uint64]struct{}{{}, {}},
+		ended:     [2]map[uint64]uint64{{}, {}},
+		unpaired:  make(map[uint64]uint32),
+		seed:      maphash.MakeSeed(),
 		residue:   make(map[uint64]residue),
 	}, nil
 }
@@ -94,12 +132,12 @@ func New(cfg Config) (*Cache, error) {
 // Stats returns a copy of the counts.
 func (c *Cache) Stats() Stats {
 	s := c.stats
-	s.Live = len(c.index)
+	s.Live = c.used
 	return s
 }
 
-// Live is the number of flows in the cache.
-func (c *Cache) Live() int { return len(c.index) }
+// Live is the number of sockets' flows in the cache, those included that have ended and wait for their peer.
+func (c *Cache) Live() int { return c.used }
 
 // Observe merges o and appends to dst the records that it completes.
 func (c *Cache) Observe(dst []Record, o *Observation) []Record {
@@ -112,70 +150,120 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 	case EventClose:
 		c.stats.Closed++
 		return c.closeSocket(dst, o)
-	}
-
-	i, ok := c.index[identity{o.Key, o.Cookie}]
-	if ok {
-		c.stats.Merged++
-		e := c.at(i)
-		was := e.owner
-		e.merge(o)
-		if e.owner != was {
-			c.cfg.Hold(e.owner)
-			if was.PID != 0 {
-				c.cfg.Release(was)
-			}
-		}
-		if o.Event == EventEnd {
-			c.cancel(i)
-			e.last = max(e.last, o.Time)
-			dst = c.emit(dst, e, EndDetected, true)
-			c.remove(i)
-			c.end(o)
+	case EventOwner:
+		c.stats.Owners++
+		for i := c.sockets[o.Cookie]; i != 0; i = c.at(i).sibling {
+			c.merge(i, o)
 		}
 		return dst
 	}
 
-	if !o.Delta && o.Cookie != 0 && o.Snapshot {
-		_, now := c.ended[0][o.Cookie]
-		_, before := c.ended[1][o.Cookie]
-		if now || before {
-			c.stats.Stale++
+	if i, ok := c.index[identity{o.Key, o.Cookie}]; ok {
+		c.stats.Merged++
+		if e := c.at(i); o.Audit && e.origin != o.Origin {
+			e.seen = max(e.seen, o.Time) // it is there; its own source counts
 			return dst
 		}
-	}
-	if o.Event == EventEnd {
-		c.stats.Direct++
-		var e entry
-		c.begin(&e, o)
-		dst = c.emit(dst, &e, EndDetected, true)
-		c.end(o)
+		c.merge(i, o)
+		if e := c.at(i); o.Conversation != 0 && e.conv != o.Conversation && e.peer == 0 && c.cfg.Merge {
+			c.meet(i, o.Conversation) // another source made the flow, and did not know
+		}
+		if o.Event == EventEnd {
+			e := c.at(i)
+			e.last = max(e.last, o.Time)
+			e.peerOpen = o.PeerOpen
+			c.end(o)
+			return c.finish(dst, i)
+		}
 		return dst
 	}
-	c.stats.Created++
-	if len(c.index) >= c.cfg.MaxFlows {
+	if c.isStale(o) {
+		c.stats.Stale++
+		return dst
+	}
+	if o.Audit && !c.suspected {
+		c.stats.Suspects++
+		if len(c.suspects) < maxSuspects {
+			c.suspects = append(c.suspects, *o)
+		}
+		return dst
+	}
+	conv := c.conversation(o)
+	if o.Event == EventEnd {
+		c.stats.Direct++
+		if conv == 0 {
+			var e entry
+			c.begin(&e, o)
+			c.end(o)
+			return c.emit(dst, &e, nil, EndDetected, true)
+		}
+	} else {
+		c.stats.Created++
+	}
+	if o.Audit {
+		c.stats.Audited++
+	}
+	if c.used >= c.cfg.MaxFlows {
 		dst = c.evict(dst)
 	}
-	i = c.take()
+	i := c.take()
 	e := c.at(i)
 	c.begin(e, o)
-	c.index[e.id] = i
-	if e.id.key.Proto != ProtoTCP && o.Cookie != 0 {
-		c.adopt(i)
-	}
 	if e.owner.PID != 0 {
 		c.cfg.Hold(e.owner)
+	}
+	if c.wheel.cursor < 0 {
+		c.wheel.cursor = o.Time / tick
+	}
+	if o.Event == EventEnd {
+		e.peerOpen = o.PeerOpen
+		c.end(o)
+		c.meet(i, conv)
+		return c.finish(dst, i)
+	}
+	c.index[e.id] = i
+	if e.datagram && o.Cookie != 0 {
+		c.adopt(i)
 	}
 	e.activeAt = max(e.begin, o.Time-int64(c.cfg.ActiveTimeout)) + int64(c.cfg.ActiveTimeout)
 	if o.Preexisting {
 		// Sockets of the first pass all begin now: spread their records over the timeout.
 		e.activeAt = o.Time + int64(o.Cookie*0x9E3779B97F4A7C15>>1)%int64(c.cfg.ActiveTimeout)
 	}
-	if c.wheel.cursor < 0 {
-		c.wheel.cursor = o.Time / tick
+	c.meet(i, conv)
+	if !e.follows {
+		c.cancel(i)
+		c.set(i, c.next(e))
 	}
-	c.set(i, c.next(e))
 	return dst
+}
+
+// merge adds o to the flow i.
+func (c *Cache) merge(i uint32, o *Observation) {
+	e := c.at(i)
+	was := e.owner
+	e.merge(o)
+	if e.owner != was {
+		c.cfg.Hold(e.owner)
+		if was.PID != 0 {
+			c.cfg.Release(was)
+		}
+	}
+}
+
+// isStale reports whether o tells of a connection that has ended since, or ended before.
+func (c *Cache) isStale(o *Observation) bool {
+	if o.Delta || o.Cookie == 0 || !o.Snapshot && o.Event != EventEnd {
+		return false
+	}
+	// A socket may connect again: then it is another conversation.
+	conv, now := c.ended[0][o.Cookie]
+	if !now {
+		if conv, now = c.ended[1][o.Cookie]; !now {
+			return false
+		}
+	}
+	return conv == o.Conversation || conv == 0 || o.Conversation == 0
 }
 
 // begin makes e the flow of o.
@@ -197,14 +285,32 @@ func (c *Cache) begin(e *entry, o *Observation) {
 
 // next is when e must be looked at again.
 func (c *Cache) next(e *entry) int64 {
-	if e.id.key.Proto == ProtoTCP {
+	if !e.datagram {
 		return e.activeAt
 	}
-	return min(e.activeAt, e.last+int64(c.cfg.IdleTimeout))
+	return min(e.activeAt, c.last(e)+int64(c.cfg.IdleTimeout))
 }
 
-// SnapshotDone tells that a pass over all sockets is over.
-func (c *Cache) SnapshotDone() {
+// last is when a flow last moved, at either end.
+func (c *Cache) last(e *entry) int64 {
+	if e.peer != 0 {
+		return max(e.last, c.at(e.peer).last)
+	}
+	return e.last
+}
+
+// changed reports whether a flow has something to tell, of either end.
+func (c *Cache) changed(e *entry) bool {
+	return e.changed || e.peer != 0 && c.at(e.peer).changed
+}
+
+// SnapshotDone tells that a pass over all sockets is over. It appends to dst the records of what an audit found.
+func (c *Cache) SnapshotDone(dst []Record) []Record {
+	if c.auditPasses > 0 {
+		if c.auditPasses--; c.auditPasses == 0 {
+			dst = c.judge(dst)
+		}
+	}
 	c.ended[1], c.ended[0] = c.ended[0], c.ended[1]
 	clear(c.ended[0])
 	for l, pass := range c.listening {
@@ -213,6 +319,48 @@ func (c *Cache) SnapshotDone() {
 		}
 	}
 	c.pass++
+	return dst
+}
+
+// AuditDone tells that an audit, begun at the time began, has shown every TCP socket there is. What it showed and the cache does not
+// have, and what the cache has and it did not show, is judged after the next passes of the source itself: by then
+// what was under way has arrived.
+func (c *Cache) AuditDone(began int64) {
+	c.auditBegan, c.auditPasses = began, 2
+}
+
+// judge adds what the source did not see, and ends what it did not end.
+func (c *Cache) judge(dst []Record) []Record {
+	dst = c.Sweep(dst, c.auditBegan)
+	c.suspected = true
+	for i := range c.suspects {
+		c.stats.Suspects--
+		c.stats.Observations--
+		dst = c.Observe(dst, &c.suspects[i])
+	}
+	c.suspected = false
+	c.suspects = c.suspects[:0]
+	return dst
+}
+
+// Sweep ends the connections whose sockets a pass over all of them, begun at the time began, did not show: their ends were
+// not told, or were lost.
+func (c *Cache) Sweep(dst []Record, began int64) []Record {
+	for i := uint32(1); i < uint32(len(c.chunks))*chunkLen; i++ {
+		e := c.at(i)
+		if !e.used || e.ended || e.datagram || e.seen >= began || c.index[e.id] != i {
+			continue
+		}
+		c.stats.Vanished++
+		conv := e.conv
+		if e.origin == OriginNetlink {
+			conv = 0
+		}
+		e.peerOpen = false
+		c.end(&Observation{Cookie: e.id.cookie, Conversation: conv})
+		dst = c.finish(dst, i)
+	}
+	return dst
 }
 
 // Expire appends to dst the records that are due at now, at most limit of them, and reports whether there are more.
@@ -226,17 +374,25 @@ func (c *Cache) Expire(dst []Record, now int64, limit int) ([]Record, bool) {
 			return dst, false
 		}
 		e := c.at(i)
-		if e.id.key.Proto != ProtoTCP && now >= e.last+int64(c.cfg.IdleTimeout) {
-			if e.changed {
-				dst = c.emit(dst, e, EndIdle, true)
+		if e.ended && e.peer == 0 {
+			var told bool
+			dst, told = c.lone(dst, i, now)
+			if told {
 				n++
 			}
-			c.remove(i)
+			continue
+		}
+		if e.datagram && now >= c.last(e)+int64(c.cfg.IdleTimeout) {
+			if c.changed(e) {
+				dst = c.emitFlow(dst, i, EndIdle, true)
+				n++
+			}
+			c.removeFlow(i)
 			continue
 		}
 		if now >= e.activeAt {
-			if e.changed {
-				dst = c.emit(dst, e, EndActive, false)
+			if c.changed(e) {
+				dst = c.emitFlow(dst, i, EndActive, false)
 				n++
 			}
 			for e.activeAt <= now {
@@ -250,26 +406,45 @@ func (c *Cache) Expire(dst []Record, now int64, limit int) ([]Record, bool) {
 
 // Flush ends flows by force, at most limit of them, and reports whether there are more.
 func (c *Cache) Flush(dst []Record, limit int) ([]Record, bool) {
-	for _, i := range c.index {
+	for ; c.flushed < uint32(len(c.chunks))*chunkLen; c.flushed++ {
+		e := c.at(c.flushed)
+		if !e.used || e.follows {
+			continue
+		}
 		if limit == 0 {
 			return dst, true
 		}
 		limit--
-		c.cancel(i)
-		dst = c.emit(dst, c.at(i), EndForced, true)
-		c.remove(i)
+		switch {
+		case e.told: // nothing is left to tell
+		case e.ended:
+			dst = c.emitFlow(dst, c.flushed, EndDetected, true)
+		default:
+			dst = c.emitFlow(dst, c.flushed, EndForced, true)
+		}
+		c.removeFlow(c.flushed)
 	}
+	c.flushed = 0
 	return dst, false
 }
 
-func (c *Cache) emit(dst []Record, e *entry, reason EndReason, final bool) []Record {
+// emitFlow tells of flow i, and of its peer with it.
+func (c *Cache) emitFlow(dst []Record, i uint32, reason EndReason, final bool) []Record {
+	e := c.at(i)
+	if e.peer == 0 {
+		return c.emit(dst, e, nil, reason, final)
+	}
+	return c.emit(dst, e, c.at(e.peer), reason, final)
+}
+
+func (c *Cache) emit(dst []Record, e, peer *entry, reason EndReason, final bool) []Record {
 	c.stats.Records[reason]++
 	if len(dst) == cap(dst) {
 		dst = append(dst, Record{})
 	} else {
 		dst = dst[:len(dst)+1]
 	}
-	e.record(&dst[len(dst)-1], reason, final)
+	e.record(&dst[len(dst)-1], peer, reason, final)
 	return dst
 }
 
@@ -280,34 +455,49 @@ func (c *Cache) evict(dst []Record) []Record {
 		return dst
 	}
 	e := c.at(i)
-	c.cancel(i)
-	dst = c.emit(dst, e, EndLack, true)
-	if e.id.key.Proto == ProtoTCP && e.id.cookie != 0 {
-		// The socket lives on, and its next observation counts from its birth.
-		if len(c.residue) >= c.memories() {
-			c.stats.Forgotten++
-		} else {
-			c.residue[e.id.cookie] = residue{e.out, e.in}
+	switch {
+	case e.told:
+	case e.ended && e.peer == 0:
+		dst = c.emitFlow(dst, i, EndDetected, true)
+	default:
+		dst = c.emitFlow(dst, i, EndLack, true)
+		c.outlive(e)
+		if e.peer != 0 {
+			c.outlive(c.at(e.peer))
 		}
 	}
-	c.remove(i)
+	c.removeFlow(i)
 	return dst
 }
 
-// closeSocket ends every flow of a datagram socket.
+// outlive remembers what a connection that is still open has told: its next observation counts from its birth.
+func (c *Cache) outlive(e *entry) {
+	if e.datagram || e.id.cookie == 0 || e.ended {
+		return
+	}
+	if len(c.residue) >= c.memories() {
+		c.stats.Forgotten++
+		return
+	}
+	c.residue[e.id.cookie] = residue{e.out, e.in}
+}
+
+// closeSocket ends every flow of a datagram socket. Where the other end is here too its half ends with it: nothing more can
+// come.
 func (c *Cache) closeSocket(dst []Record, o *Observation) []Record {
-	for i := c.sockets[o.Cookie]; i != 0; {
+	for i := c.sockets[o.Cookie]; i != 0; i = c.sockets[o.Cookie] {
 		e := c.at(i)
-		sibling := e.sibling
-		c.cancel(i)
 		if o.Process.PID != 0 && e.owner.PID == 0 {
-			e.owner, e.uid, e.gid = o.Process, o.UID, o.GID
+			c.merge(i, o)
 		}
-		if e.changed {
-			dst = c.emit(dst, e, EndDetected, true)
+		lead := i
+		if e.follows {
+			lead = e.peer
 		}
-		c.remove(i)
-		i = sibling
+		if c.changed(c.at(lead)) {
+			dst = c.emitFlow(dst, lead, EndDetected, true)
+		}
+		c.removeFlow(lead)
 	}
 	return dst
 }
@@ -325,7 +515,7 @@ func (c *Cache) end(o *Observation) {
 		c.ended[1], c.ended[0] = c.ended[0], c.ended[1]
 		clear(c.ended[0])
 	}
-	c.ended[0][o.Cookie] = struct{}{}
+	c.ended[0][o.Cookie] = o.Conversation
 	delete(c.residue, o.Cookie)
 }
 
@@ -343,17 +533,33 @@ func (c *Cache) take() uint32 {
 	}
 	i := c.unused
 	c.unused = c.at(i).next
+	c.used++
 	return i
 }
 
-// remove forgets an entry whose timer is not armed.
+// removeFlow forgets flow i and its peer.
+func (c *Cache) removeFlow(i uint32) {
+	peer := c.at(i).peer
+	c.remove(i)
+	if peer != 0 {
+		c.remove(peer)
+	}
+}
+
+// remove forgets an entry.
 func (c *Cache) remove(i uint32) {
 	e := c.at(i)
-	delete(c.index, e.id)
+	c.cancel(i)
+	if c.index[e.id] == i {
+		delete(c.index, e.id)
+	}
+	if e.conv != 0 && c.unpaired[e.conv] == i {
+		delete(c.unpaired, e.conv)
+	}
 	if e.owner.PID != 0 {
 		c.cfg.Release(e.owner)
 	}
-	if e.id.key.Proto != ProtoTCP && e.id.cookie != 0 {
+	if e.datagram && e.id.cookie != 0 {
 		if e.elder != 0 {
 			c.at(e.elder).sibling = e.sibling
 		} else if e.sibling != 0 {
@@ -367,6 +573,7 @@ func (c *Cache) remove(i uint32) {
 	}
 	*e = entry{next: c.unused}
 	c.unused = i
+	c.used--
 }
 
 // adopt links entry i to the other flows of its socket.

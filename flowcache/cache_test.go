@@ -130,7 +130,7 @@ func TestDeltasSumToTotals(t *testing.T) {
 					recs = c.Observe(recs, o)
 				}
 				stale = stale[:0]
-				c.SnapshotDone()
+				recs = c.SnapshotDone(recs)
 			}
 			recs, _ = c.Expire(recs, now, 1+rnd.IntN(50))
 			take()
@@ -157,7 +157,7 @@ func TestDeltasSumToTotals(t *testing.T) {
 				t.Fatalf("seed %d: socket %+v: %d records end it", seed, s, finals[s.cookie])
 			}
 		}
-		if st := c.Stats(); st.Live != 0 || st.Observations != st.Created+st.Merged+st.Direct+st.Stale+st.Listening+st.Closed {
+		if st := c.Stats(); st.Live != 0 || st.Observations != st.Created+st.Merged+st.Direct+st.Stale+st.Listening+st.Closed+st.Owners+st.Suspects {
 			t.Fatalf("seed %d: %+v", seed, st)
 		}
 	}
@@ -330,7 +330,7 @@ func BenchmarkShortConnection(b *testing.B) {
 		o.Cookie++
 		c.Observe(dst, o)
 		if o.Cookie%100_000 == 0 {
-			c.SnapshotDone()
+			c.SnapshotDone(nil)
 		}
 	}
 }

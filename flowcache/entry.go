@@ -21,15 +21,25 @@ type entry struct {
 	prev     uint32
 	sibling  uint32 // flows of the same datagram socket
 	elder    uint32
+	peer     uint32 // the flow of the socket at the other end
+	conv     uint64 // what both have in common; 0 if there can be no such peer
+	seen     int64  // when the socket was last seen alive
 
 	role     Role
 	origin   Origin
 	control  uint8
+	used     bool
+	armed    bool // its timer is set
+	follows  bool // it has a peer whose timer is that of both
+	ended    bool // the socket is gone
+	peerOpen bool // but the other end was not
+	told     bool // an end without a peer: its last record has left
 	synTold  bool // a record has carried the SYN
 	exported bool // a record has left
 	changed  bool // something to tell since
 	hasTCP   bool
-	preexist bool
+	kernel   bool
+	datagram bool // ends by silence or with its socket, and is told in deltas
 
 	owner    ProcessID
 	uid, gid uint32
@@ -50,7 +60,8 @@ func (e *entry) reset(o *Observation) {
 		uid:      NoID,
 		gid:      NoID,
 		changed:  true,
-		preexist: o.Preexisting,
+		used:     true,
+		datagram: o.Delta || o.Key.Proto != ProtoTCP,
 	}
 	if o.Preexisting || e.begin == 0 || e.begin > o.Time {
 		e.begin = o.Time // it counts from here
@@ -67,6 +78,8 @@ func (e *entry) reset(o *Observation) {
 func (e *entry) merge(o *Observation) {
 	e.origin = o.Origin
 	e.control |= o.Control
+	e.kernel = e.kernel || o.Kernel
+	e.seen = max(e.seen, o.Time)
 	if o.Process.PID != 0 {
 		e.owner = o.Process
 	}
@@ -98,7 +111,7 @@ func (e *entry) merge(o *Observation) {
 		e.changed = true
 		e.last = max(e.last, o.Time)
 	}
-	if o.Key.Proto == ProtoTCP {
+	if o.Key.Proto == ProtoTCP && !o.Delta {
 		if !e.hasTCP || moved || o.TCP.State != e.tcp.State {
 			e.tcp = o.TCP
 		}
@@ -106,10 +119,14 @@ func (e *entry) merge(o *Observation) {
 	}
 }
 
-// record writes what happened since the previous record into r, and remembers that it is told.
-func (e *entry) record(r *Record, reason EndReason, final bool) {
+// record writes what happened since the previous record into r, and remembers that it is told. With a peer, which is another
+// socket's flow, it is one record with both ends, and each direction as its sender counted it.
+func (e *entry) record(r *Record, peer *entry, reason EndReason, final bool) {
+	src, dst := e, peer // initiator and responder
+	if e.role == RoleResponder || e.role == RoleUnknown && peer != nil && peer.role == RoleInitiator {
+		src, dst = peer, e
+	}
 	*r = Record{
-		Key:       e.id.key,
 		Start:     e.begin,
 		End:       max(e.begin, e.last),
 		EndReason: reason,
@@ -122,21 +139,45 @@ func (e *entry) record(r *Record, reason EndReason, final bool) {
 		Source:    End{UID: NoID, GID: NoID},
 		Dest:      End{UID: NoID, GID: NoID},
 	}
+	if src != nil {
+		r.Key, r.TCP, r.Source = src.id.key, src.tcp, src.end()
+	} else {
+		r.Key = dst.id.key.Reverse()
+	}
+	if dst != nil {
+		r.Dest = dst.end()
+	}
+	if peer != nil {
+		r.End = max(r.End, peer.last)
+		r.Control |= peer.control
+		r.Arbitrary = r.Arbitrary && peer.role == RoleUnknown
+	}
 	if e.synTold {
 		r.Control &^= FlagSYN
 	}
-	out, in := e.out.since(&e.outTold), e.in.since(&e.inTold)
-	end := End{Local: true, Process: e.owner, UID: e.uid, GID: e.gid, CGroup: e.cgroup, NetNS: e.id.key.NetNS, Cookie: e.id.cookie}
-	if e.role == RoleResponder {
-		r.Key = r.Key.Reverse()
-		r.Forward, r.Reverse, r.Dest = in, out, end
-	} else {
-		r.Forward, r.Reverse, r.Source = out, in, end
+	switch {
+	case src == nil:
+		r.Forward, r.Reverse = dst.in.since(&dst.inTold), dst.out.since(&dst.outTold)
+	case dst == nil:
+		r.Forward, r.Reverse = src.out.since(&src.outTold), src.in.since(&src.inTold)
+	default:
+		r.Forward, r.Reverse = src.out.since(&src.outTold), dst.out.since(&dst.outTold)
+		peer.tell(r.End)
 	}
-	e.outTold, e.inTold = e.out, e.in
-	e.begin = r.End
+	e.tell(r.End)
+}
+
+// tell remembers that all counters are in a record that ended at t.
+func (e *entry) tell(t int64) {
+	e.outTold.raise(&e.out)
+	e.inTold.raise(&e.in)
+	e.begin = t
 	e.synTold = e.synTold || e.control&FlagSYN != 0
 	e.exported, e.changed = true, false
+}
+
+func (e *entry) end() End {
+	return End{Local: true, Kernel: e.kernel, Process: e.owner, UID: e.uid, GID: e.gid, CGroup: e.cgroup, NetNS: e.id.key.NetNS, Cookie: e.id.cookie}
 }
 
 func (c *Counters) add(d *Counters) {
@@ -158,13 +199,13 @@ func (c *Counters) raise(d *Counters) bool {
 	return *c != before
 }
 
-// since returns c - told.
+// since returns c - told, where c is more.
 func (c *Counters) since(told *Counters) Counters {
 	return Counters{
-		Payload:        c.Payload - told.Payload,
-		Octets:         c.Octets - told.Octets,
-		Packets:        c.Packets - told.Packets,
-		RetransPackets: c.RetransPackets - told.RetransPackets,
-		RetransOctets:  c.RetransOctets - told.RetransOctets,
+		Payload:        c.Payload - min(told.Payload, c.Payload),
+		Octets:         c.Octets - min(told.Octets, c.Octets),
+		Packets:        c.Packets - min(told.Packets, c.Packets),
+		RetransPackets: c.RetransPackets - min(told.RetransPackets, c.RetransPackets),
+		RetransOctets:  c.RetransOctets - min(told.RetransOctets, c.RetransOctets),
 	}
 }

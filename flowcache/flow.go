@@ -33,6 +33,19 @@ func (a Addr) IsUnspecified() bool {
 // Netip returns a as a netip.Addr, IPv4 unmapped.
 func (a Addr) Netip() netip.Addr { return netip.AddrFrom16(a).Unmap() }
 
+// IsLoopback reports whether a is in 127.0.0.0/8 or is ::1.
+func (a Addr) IsLoopback() bool {
+	return a.Is4() && a[12] == 127 || a == Addr{15: 1}
+}
+
+// IsMulticast reports whether a is a multicast address or the limited broadcast address: one that stands for many ends.
+func (a Addr) IsMulticast() bool {
+	if a.Is4() {
+		return a[12]>>4 == 14 || [4]byte(a[12:]) == [4]byte{255, 255, 255, 255}
+	}
+	return a[0] == 0xff
+}
+
 // Key is the Flow Key: the 5-tuple and the network namespace (its inode number, as in readlink /proc/PID/ns/net).
 // Two pods that both use 127.0.0.1:8080 are two flows. In an Observation of a socket, Src is the local end; in a
 // Record, Src is the initiator.
@@ -159,14 +172,18 @@ const (
 	EventEnd                 // final counters: the socket is closed
 	EventListen              // Key.Src, Key.SrcPort and Key.NetNS are a listening socket; nothing else counts
 	EventClose               // the datagram socket Cookie is closed: every flow of it ends; counters came before
+	EventOwner               // the datagram socket Cookie belongs to Process: told after its first counters
 )
 
 // Observation is one view of one socket (or of a packet's flow), by one source. It is pointer-free.
 type Observation struct {
 	Key    Key    // Src is the local end
 	Cookie uint64 // socket cookie (sock_gen_cookie), the same from eBPF and sock_diag; 0 where there is no socket
-	Time   int64  // when the counters were true
-	First  int64  // begin of the flow, or of the first datagram counted here; 0 unknown
+	// Conversation is a number that both sockets of a connection have in common and no other has, whatever addresses they see
+	// (its two initial sequence numbers); 0 if the source does not know one, and then the addresses must tell.
+	Conversation uint64
+	Time         int64 // when the counters were true
+	First        int64 // begin of the flow, or of the first datagram counted here; 0 unknown
 
 	Event       Event
 	Role        Role
@@ -174,9 +191,12 @@ type Observation struct {
 	Delta       bool  // counters count since the source's previous observation of the flow; else since the socket's birth
 	Preexisting bool  // the socket is older than the metering: its first counters are the baseline and not counted
 	Snapshot    bool  // read in a pass over all sockets, and so perhaps older than an event that came before
+	PeerOpen    bool  // of an EventEnd: the other end had not closed
+	Audit       bool  // read to check another source: a flow that it makes was missed by that
 	Control     uint8 // tcpControlBits that the socket's life proves
 
 	Process ProcessID // owner; PID 0 when not known (or owned by the kernel)
+	Kernel  bool      // the socket belongs to the kernel itself
 	UID     uint32    // effective user, host user namespace; NoID when not known
 	GID     uint32    // NoID when not known
 	CGroup  uint64    // cgroup2 id; 0 unknown
@@ -190,6 +210,7 @@ type Observation struct {
 // that are not known (yet).
 type End struct {
 	Local     bool
+	Kernel    bool // the socket belongs to the kernel itself: there is no process
 	Process   ProcessID
 	UID, GID  uint32 // NoID when not known
 	CGroup    uint64
@@ -270,12 +291,16 @@ type Batch struct {
 	Observations []Observation
 	// SnapshotDone marks the end of a pass over all sockets: what comes later was read later.
 	SnapshotDone bool
+	// Swept is when a pass began that saw every TCP socket there is, and ends with this batch; else 0. Connections that it did not
+	// show are gone.
+	Swept int64
+	Audit bool // Swept is that of an audit, which checks what another source tells
 }
 
 // Reset empties b and keeps its memory.
 func (b *Batch) Reset() {
 	clear(b.Processes) // let go of strings
-	b.Processes, b.Observations, b.SnapshotDone = b.Processes[:0], b.Observations[:0], false
+	b.Processes, b.Observations, b.SnapshotDone, b.Swept, b.Audit = b.Processes[:0], b.Observations[:0], false, 0, false
 }
 
 // BatchLen is the number of observations after which a source should hand over a batch.

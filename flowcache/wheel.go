@@ -23,7 +23,7 @@ func (c *Cache) set(i uint32, deadline int64) {
 	if t < c.wheel.cursor {
 		t = c.wheel.cursor // due: the next look finds it
 	}
-	e.deadline = deadline
+	e.deadline, e.armed = deadline, true
 	e.slot = uint32(t & (wheelSlots - 1))
 	e.prev, e.next = 0, c.wheel.heads[e.slot]
 	if e.next != 0 {
@@ -32,9 +32,13 @@ func (c *Cache) set(i uint32, deadline int64) {
 	c.wheel.heads[e.slot] = i
 }
 
-// cancel disarms it.
+// cancel disarms it, if it is armed.
 func (c *Cache) cancel(i uint32) {
 	e := c.at(i)
+	if !e.armed {
+		return
+	}
+	e.armed = false
 	if e.prev != 0 {
 		c.at(e.prev).next = e.next
 	} else {

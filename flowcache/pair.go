@@ -1,0 +1,121 @@
+package flowcache
+
+import "hash/maphash"
+
+// Two sockets of this host that talk to each other are two flows and one conversation. They find each other by a number that
+// both have: for TCP its two initial sequence numbers, which no address translation on the way changes; where the
+// source does not tell these, the addresses and ports. From then on they are one: the lead has the timer, and there is one
+// record with both ends.
+//
+// A connection that ends before its peer was seen waits a moment for it, because the two ends come one after the other.
+// If the other end was still open it may be told later, and by then the record has left: the
+// flow is remembered, so that what it told is not told again.
+
+// conversation returns what o's flow and that of its peer have in common, 0 if it can have none.
+func (c *Cache) conversation(o *Observation) uint64 {
+	if !c.cfg.Merge {
+		return 0
+	}
+	if o.Conversation != 0 {
+		return o.Conversation
+	}
+	k := o.Key
+	if k.Proto == ProtoTCP && o.Origin == OriginEBPF {
+		return 0 // nobody ever answered
+	}
+	if k.Src.IsMulticast() || k.Dst.IsMulticast() || k.Src.IsUnspecified() || k.Dst.IsUnspecified() {
+		return 0 // one to many
+	}
+	if c.cfg.Translate != nil {
+		if t, ok := c.cfg.Translate(k); ok {
+			k = t
+		}
+	}
+	// The same for both ends: the lesser first. Loopback addresses mean something in their namespace only.
+	if !k.Src.IsLoopback() && !k.Dst.IsLoopback() {
+		k.NetNS = 0
+	}
+	if string(k.Src[:]) > string(k.Dst[:]) || k.Src == k.Dst && k.SrcPort > k.DstPort {
+		k = k.Reverse()
+	}
+	return maphash.Comparable(c.seed, k)
+}
+
+// meet looks for the peer of flow i. Without one the flow can be found itself.
+func (c *Cache) meet(i uint32, conv uint64) {
+	e := c.at(i)
+	if conv == 0 {
+		return
+	}
+	if e.conv != 0 && c.unpaired[e.conv] == i {
+		delete(c.unpaired, e.conv)
+	}
+	e.conv = conv
+	p := c.unpaired[conv]
+	if p == 0 || c.at(p).id.cookie == e.id.cookie || c.at(p).id.key.Proto != e.id.key.Proto {
+		c.unpaired[conv] = i
+		return
+	}
+	delete(c.unpaired, conv)
+	c.stats.Paired++
+	lead := c.at(p)
+	lead.peer, e.peer, e.follows = i, p, true
+	// What one end told of the direction in which the other sends is told.
+	e.outTold.raise(&lead.inTold)
+	lead.outTold.raise(&e.inTold)
+	if !lead.exported {
+		lead.begin = min(lead.begin, e.begin)
+	}
+	lead.synTold = lead.synTold || e.synTold
+	lead.told = false
+	if lead.activeAt == 0 {
+		lead.activeAt = e.activeAt // it had ended
+	}
+	c.cancel(i)
+	c.cancel(p)
+	if !lead.ended || !e.ended {
+		c.set(p, c.next(lead))
+	}
+}
+
+// finish ends the socket of flow i, and the flow if there is no more to wait for.
+func (c *Cache) finish(dst []Record, i uint32) []Record {
+	e := c.at(i)
+	e.ended, e.changed = true, true
+	if c.index[e.id] == i {
+		delete(c.index, e.id)
+	}
+	switch {
+	case e.peer != 0:
+		if !c.at(e.peer).ended {
+			return dst
+		}
+		if e.follows {
+			i = e.peer
+		}
+	case e.conv != 0:
+		c.cancel(i)
+		c.set(i, max(e.last, e.seen)+int64(c.cfg.PeerWait))
+		return dst
+	}
+	dst = c.emitFlow(dst, i, EndDetected, true)
+	c.removeFlow(i)
+	return dst
+}
+
+// lone is the turn of flow i, which has ended and met no peer in time. It reports whether there is a record.
+func (c *Cache) lone(dst []Record, i uint32, now int64) ([]Record, bool) {
+	e := c.at(i)
+	if e.told {
+		c.remove(i)
+		return dst, false
+	}
+	dst = c.emit(dst, e, nil, EndDetected, true)
+	if !e.peerOpen {
+		c.remove(i)
+		return dst, true
+	}
+	e.told = true
+	c.set(i, now+int64(c.cfg.PeerMemory))
+	return dst, true
+}

@@ -1,0 +1,211 @@
+package flowcache
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+// TestPairsSumToTotals is the property of merging: whatever the order in which the two ends are seen, and however late one of
+// them, the records of a conversation sum to what each end sent, and once both have been seen there is one record for both.
+func TestPairsSumToTotals(t *testing.T) {
+	for seed := range uint64(400) {
+		rnd := rand.New(rand.NewPCG(seed, 2))
+		c := newCache(t, Config{ActiveTimeout: 3 * time.Second, IdleTimeout: 2 * time.Second, Merge: true})
+		type conversation struct {
+			key        Key
+			cookie     uint64 // of the initiator; the responder's is one more
+			token      uint64
+			sent       [2]uint64 // initiator, responder
+			lag        [2]uint64 // not yet read by the other
+			ended      [2]bool
+			begun      bool
+			both, ends int
+			sum        [2]uint64
+		}
+		var all []*conversation
+		byPort := map[uint16]*conversation{}
+		var recs []Record
+		now := 1000 * second
+		take := func() {
+			for _, r := range recs {
+				v := byPort[r.Key.SrcPort]
+				if v == nil || r.Key != v.key && r.Key != func() Key { k := v.key; k.NetNS = 8; return k }() {
+					t.Fatalf("seed %d: record of %+v", seed, r.Key)
+				}
+				v.sum[0] += r.Forward.Payload
+				v.sum[1] += r.Reverse.Payload
+				if r.Source.Local && r.Dest.Local {
+					v.both++
+					if r.Source.Cookie != v.cookie || r.Dest.Cookie != v.cookie+1 {
+						t.Fatalf("seed %d: ends are the wrong way round: %+v", seed, r)
+					}
+				}
+				if r.EndReason == EndDetected {
+					v.ends++
+				}
+			}
+			recs = recs[:0]
+		}
+		see := func(v *conversation, end int, ev Event, snapshot bool) {
+			k, role, cookie := v.key, RoleInitiator, v.cookie
+			if end == 1 {
+				k, role, cookie = v.key.Reverse(), RoleResponder, v.cookie+1
+				k.NetNS = 8
+			}
+			o := obs(k, cookie, now, ev, v.sent[end], v.sent[1-end]-v.lag[1-end])
+			o.Role, o.Conversation, o.Snapshot, o.PeerOpen = role, v.token, snapshot, ev == EventEnd && !v.ended[1-end]
+			recs = c.Observe(recs, o)
+		}
+		for range 400 {
+			now += rnd.Int64N(second / 5)
+			if rnd.IntN(3) == 0 {
+				n := len(all)
+				v := &conversation{key: tcpKey(uint16(1000 + n)), cookie: uint64(2*n + 1)}
+				if seed%2 == 0 {
+					v.token = uint64(n + 1) // else the addresses must tell
+				}
+				all = append(all, v)
+				byPort[v.key.SrcPort] = v
+			}
+			if len(all) == 0 {
+				continue
+			}
+			v := all[rnd.IntN(len(all))]
+			end := rnd.IntN(2)
+			switch {
+			case v.ended[end]:
+			case rnd.IntN(3) == 0:
+				v.lag = [2]uint64{}
+				v.ended[end] = true
+				see(v, end, EventEnd, false)
+			default:
+				n := uint64(rnd.IntN(1000))
+				v.sent[end] += n
+				v.lag[end] = n
+				see(v, end, EventUpdate, true)
+			}
+			if rnd.IntN(10) == 0 { // a pass
+				for _, v := range all {
+					for end := range 2 {
+						if !v.ended[end] {
+							see(v, end, EventUpdate, true)
+						}
+					}
+				}
+				recs = c.SnapshotDone(recs)
+			}
+			recs, _ = c.Expire(recs, now, 1+rnd.IntN(50))
+			take()
+		}
+		for _, v := range all {
+			for end := range 2 {
+				if !v.ended[end] {
+					v.lag = [2]uint64{}
+					v.ended[end] = true
+					see(v, end, EventEnd, false)
+				}
+			}
+		}
+		for more := true; more; {
+			recs, more = c.Flush(recs, 7)
+		}
+		take()
+		for _, v := range all {
+			if v.sum != v.sent || v.both == 0 || v.ends > 2 {
+				t.Fatalf("seed %d: %+v", seed, v)
+			}
+		}
+		if st := c.Stats(); st.Live != 0 || int(st.Paired) != len(all) || len(c.unpaired) != 0 || len(c.index) != 0 {
+			t.Fatalf("seed %d: %+v, %d unpaired, %d in the index", seed, st, len(c.unpaired), len(c.index))
+		}
+	}
+}
+
+// TestPairDatagrams lets two datagram sockets meet, and one of them close.
+func TestPairDatagrams(t *testing.T) {
+	c := newCache(t, Config{Merge: true})
+	k := tcpKey(5)
+	k.Proto = ProtoUDP
+	a := obs(k, 1, 1000*second, EventUpdate, 100, 0)
+	b := obs(k.Reverse(), 2, 1000*second, EventUpdate, 0, 100)
+	b.Key.NetNS, b.Role = 9, RoleResponder
+	a.Delta, b.Delta = true, true
+	recs := c.Observe(nil, a)
+	recs = c.Observe(recs, b)
+	recs = c.Observe(recs, &Observation{Event: EventOwner, Cookie: 2, Process: ProcessID{PID: 9}, UID: 5, GID: NoID, Time: 1000 * second})
+	recs = c.Observe(recs, &Observation{Event: EventClose, Cookie: 1, Time: 1000 * second, UID: NoID})
+	if len(recs) != 1 || recs[0].Forward.Payload != 100 || recs[0].Reverse.Payload != 0 || !recs[0].Dest.Local || recs[0].Dest.Process.PID != 9 || c.Live() != 0 {
+		t.Fatalf("%+v, %d live", recs, c.Live())
+	}
+	// One to many: each of them has its own.
+	a.Key.Dst = AddrFrom4([4]byte{239, 1, 1, 1})
+	b.Key.Src = a.Key.Dst
+	recs = c.Observe(recs[:0], a)
+	recs = c.Observe(recs, b)
+	if recs, _ = c.Flush(recs, 9); len(recs) != 2 {
+		t.Fatalf("%+v", recs)
+	}
+}
+
+// TestPairTranslated lets two sockets meet that see different addresses.
+func TestPairTranslated(t *testing.T) {
+	behind := tcpKey(5)
+	behind.DstPort = 8080
+	c := newCache(t, Config{Merge: true, Translate: func(k Key) (Key, bool) { return behind, k == tcpKey(5) }})
+	recs := c.Observe(nil, obs(tcpKey(5), 1, 1000*second, EventEnd, 10, 20))
+	b := obs(behind.Reverse(), 2, 1000*second, EventEnd, 20, 10)
+	b.Role = RoleResponder
+	recs = c.Observe(recs, b)
+	if len(recs) != 1 || recs[0].Key != tcpKey(5) || recs[0].Dest.Cookie != 2 {
+		t.Fatalf("%+v", recs)
+	}
+}
+
+// TestSweep ends what a pass over all sockets did not show, once.
+func TestSweep(t *testing.T) {
+	c := newCache(t, Config{})
+	o := obs(tcpKey(1), 1, 1000*second, EventUpdate, 10, 20)
+	o.Snapshot = true
+	recs := c.Observe(nil, o)
+	if recs = c.Sweep(recs, 1000*second); len(recs) != 0 {
+		t.Fatalf("ended while it was seen: %+v", recs)
+	}
+	recs = c.Sweep(recs, 1001*second)
+	o.Event, o.Snapshot = EventEnd, false
+	recs = c.Observe(recs, o) // late
+	if len(recs) != 1 || recs[0].EndReason != EndDetected || c.Stats().Vanished != 1 || c.Stats().Stale != 1 || c.Live() != 0 {
+		t.Fatalf("%+v %+v", recs, c.Stats())
+	}
+}
+
+// TestAudit: what the source has not told by its next passes was missed; what is on its way was not.
+func TestAudit(t *testing.T) {
+	c := newCache(t, Config{})
+	audit := func(port uint16, cookie uint64, at int64) *Observation {
+		o := obs(tcpKey(port), cookie, at, EventUpdate, 10, 20)
+		o.Snapshot, o.Audit, o.Origin = true, true, OriginNetlink
+		return o
+	}
+	alive := obs(tcpKey(1), 1, 1000*second, EventUpdate, 7, 7)
+	gone := obs(tcpKey(2), 2, 1000*second, EventUpdate, 7, 7)
+	alive.Origin, gone.Origin = OriginEBPF, OriginEBPF
+	recs := c.Observe(nil, alive)
+	recs = c.Observe(recs, gone)
+	for cookie := range uint64(4) { // 1 is known, 3 missed, 4 on its way
+		if cookie != 1 {
+			recs = c.Observe(recs, audit(uint16(cookie+1), cookie+1, 1001*second))
+		}
+	}
+	c.AuditDone(1001 * second)
+	recs = c.SnapshotDone(recs)
+	recs = c.Observe(recs, obs(tcpKey(4), 4, 1002*second, EventEnd, 30, 40))
+	if len(recs) != 1 || recs[0].Forward.Payload != 30 {
+		t.Fatalf("%+v", recs)
+	}
+	recs = c.SnapshotDone(recs[:0])
+	st := c.Stats()
+	if len(recs) != 1 || recs[0].Source.Cookie != 2 || st.Audited != 1 || st.Vanished != 1 || st.Live != 2 || st.Suspects != 0 {
+		t.Fatalf("%+v %+v", recs, st)
+	}
+}
