@@ -16,6 +16,7 @@ type owner struct {
 	uid, gid uint32
 	cgroup   uint64
 	netns    uint32
+	kernel   bool
 }
 
 // datagrams joins the counters of datagram flows, which the cgroup hooks count by socket cookie, with the owners, which
@@ -28,7 +29,10 @@ type datagrams struct {
 
 	owners map[uint64]owner
 	closed []flowcache.Observation // sockets that were released since the last drain
-	// Counted before their socket's owner was known: first datagrams that nobody has read yet.
+	named  map[uint64]struct{}     // sockets whose owner became known since, after they were told of without
+	// Told of without an owner: first datagrams that nobody has read yet.
+	nameless map[uint64]struct{}
+	// Before Linux 6.2 the namespace is known with the owner only, and no flow without it: these wait.
 	orphans map[uint64][]flowcache.Observation
 	waiting map[uint64]time.Time
 
@@ -46,11 +50,13 @@ const (
 func newDatagrams(outer, a, b *ebpf.Map) *datagrams {
 	return &datagrams{
 		outer: outer, inner: [2]*ebpf.Map{a, b},
-		owners:  make(map[uint64]owner),
-		orphans: make(map[uint64][]flowcache.Observation),
-		waiting: make(map[uint64]time.Time),
-		keys:    make([]programDatagramKey, drainBatch),
-		values:  make([]programDatagramValue, drainBatch),
+		owners:   make(map[uint64]owner),
+		named:    make(map[uint64]struct{}),
+		nameless: make(map[uint64]struct{}),
+		orphans:  make(map[uint64][]flowcache.Observation),
+		waiting:  make(map[uint64]time.Time),
+		keys:     make([]programDatagramKey, drainBatch),
+		values:   make([]programDatagramValue, drainBatch),
 	}
 }
 
@@ -58,6 +64,10 @@ func newDatagrams(outer, a, b *ebpf.Map) *datagrams {
 func (d *datagrams) own(cookie uint64, o owner) {
 	if _, known := d.owners[cookie]; known || len(d.owners) < maxOwners {
 		d.owners[cookie] = o
+	}
+	if _, told := d.nameless[cookie]; told {
+		delete(d.nameless, cookie)
+		d.named[cookie] = struct{}{}
 	}
 }
 
@@ -93,6 +103,13 @@ func (d *datagrams) drain(clk *clock, now time.Time, last bool, emit func(*flowc
 			return fmt.Errorf("drain datagram map: %w", err)
 		}
 	}
+	for cookie := range d.named {
+		o = flowcache.Observation{Event: flowcache.EventOwner, Cookie: cookie, Time: now.UnixNano(), Origin: flowcache.OriginEBPF}
+		own := d.owners[cookie]
+		own.complete(&o)
+		emit(&o)
+	}
+	clear(d.named)
 	for cookie, since := range d.waiting {
 		if _, known := d.owners[cookie]; known || last || now.Sub(since) > orphanPatience {
 			d.adopt(cookie, emit)
@@ -107,6 +124,7 @@ func (d *datagrams) drain(clk *clock, now time.Time, last bool, emit func(*flowc
 			c.Process, c.UID, c.GID = own.process, own.uid, own.gid
 		}
 		delete(d.owners, c.Cookie)
+		delete(d.nameless, c.Cookie)
 		emit(c)
 	}
 	return nil
@@ -115,6 +133,13 @@ func (d *datagrams) drain(clk *clock, now time.Time, last bool, emit func(*flowc
 // join completes o by its owner and hands it over, or keeps it until the owner is known.
 func (d *datagrams) join(o *flowcache.Observation, now time.Time, emit func(*flowcache.Observation)) {
 	own, known := d.owners[o.Cookie]
+	if !known && o.Key.NetNS != 0 {
+		if len(d.nameless) < maxOwners {
+			d.nameless[o.Cookie] = struct{}{}
+		}
+		emit(o)
+		return
+	}
 	if !known {
 		if _, waits := d.waiting[o.Cookie]; !waits {
 			d.waiting[o.Cookie] = now
@@ -141,12 +166,12 @@ func (d *datagrams) adopt(cookie uint64, emit func(*flowcache.Observation)) {
 }
 
 func (own *owner) complete(o *flowcache.Observation) {
-	o.Process, o.UID, o.GID, o.CGroup, o.Key.NetNS = own.process, own.uid, own.gid, own.cgroup, own.netns
+	o.Process, o.UID, o.GID, o.CGroup, o.Key.NetNS, o.Kernel = own.process, own.uid, own.gid, own.cgroup, own.netns, own.kernel
 }
 
 func datagramObservation(o *flowcache.Observation, k *programDatagramKey, v *programDatagramValue, clk *clock) {
 	*o = flowcache.Observation{
-		Key:    flowcache.Key{Src: k.Local, Dst: k.Remote, SrcPort: k.LocalPort, DstPort: k.RemotePort, Proto: k.Proto},
+		Key:    flowcache.Key{Src: k.Local, Dst: k.Remote, SrcPort: k.LocalPort, DstPort: k.RemotePort, Proto: k.Proto, NetNS: v.Netns},
 		Cookie: k.Cookie,
 		First:  clk.wall(v.First),
 		Time:   clk.wall(v.Last),

@@ -23,10 +23,11 @@ const (
 	flagBorn = 1 << iota
 	flagTouched
 	flagFINReceived
+	flagKernel
 )
 
 const (
-	socketLen   = 208
+	socketLen   = 216
 	datagramLen = 56
 	processLen  = 72
 )
@@ -45,6 +46,7 @@ type socketRecord struct {
 	netns, tgid, uid, gid                               uint32
 	segsOut, segsIn, retrans, srtt, rttvar, minRTT      uint32
 	lost, unacked, cwnd, mss, delivered, interval, conn uint32
+	seq, peerSeq                                        uint32
 	sport, dport, headerLen, err                        uint16
 	proto, state, oldState, role, flags                 uint8
 	v4                                                  bool
@@ -64,9 +66,10 @@ func (r *socketRecord) decode(b []byte) error {
 	r.srtt, r.rttvar, r.minRTT = le.Uint32(b[152:]), le.Uint32(b[156:]), le.Uint32(b[160:])
 	r.lost, r.unacked, r.cwnd, r.mss = le.Uint32(b[164:]), le.Uint32(b[168:]), le.Uint32(b[172:]), le.Uint32(b[176:])
 	r.delivered, r.interval, r.conn = le.Uint32(b[180:]), le.Uint32(b[184:]), le.Uint32(b[188:])
-	r.sport, r.dport, r.headerLen, r.err = le.Uint16(b[192:]), le.Uint16(b[194:]), le.Uint16(b[196:]), le.Uint16(b[198:])
-	r.proto, r.state, r.oldState, r.role, r.flags = b[200], b[201], b[202], b[203], b[204]
-	r.v4 = b[205] != 0
+	r.seq, r.peerSeq = le.Uint32(b[192:]), le.Uint32(b[196:])
+	r.sport, r.dport, r.headerLen, r.err = le.Uint16(b[200:]), le.Uint16(b[202:]), le.Uint16(b[204:]), le.Uint16(b[206:])
+	r.proto, r.state, r.oldState, r.role, r.flags = b[208], b[209], b[210], b[211], b[212]
+	r.v4 = b[213] != 0
 	return nil
 }
 
@@ -74,6 +77,7 @@ func (r *socketRecord) decode(b []byte) error {
 type datagramEvent struct {
 	cookie, time, taskStart, cgroup uint64
 	netns, tgid, uid, gid           uint32
+	flags                           uint8
 }
 
 func (e *datagramEvent) decode(b []byte) error {
@@ -82,7 +86,7 @@ func (e *datagramEvent) decode(b []byte) error {
 	}
 	e.netns, e.cookie, e.time = le.Uint32(b[4:]), le.Uint64(b[8:]), le.Uint64(b[16:])
 	e.taskStart, e.cgroup = le.Uint64(b[24:]), le.Uint64(b[32:])
-	e.tgid, e.uid, e.gid = le.Uint32(b[40:]), le.Uint32(b[44:]), le.Uint32(b[48:])
+	e.tgid, e.uid, e.gid, e.flags = le.Uint32(b[40:]), le.Uint32(b[44:]), le.Uint32(b[48:]), b[52]
 	return nil
 }
 
@@ -171,21 +175,32 @@ func cString(b []byte) string {
 // ticks turns nanoseconds since boot into the clock ticks of /proc/PID/stat (USER_HZ is 100 on every Linux).
 func ticks(ns uint64) uint64 { return ns / 10_000_000 }
 
+// conversation is a number that both ends of a connection have and no other: its two initial sequence numbers, which the kernel
+// chooses at random and which no NAT changes. 0 if the connection never came to be.
+func (r *socketRecord) conversation() uint64 {
+	if r.peerSeq == 0 && r.seq == 0 {
+		return 0
+	}
+	return uint64(max(r.seq, r.peerSeq))<<32 | uint64(min(r.seq, r.peerSeq))
+}
+
 // observe turns a socket record into an observation.
 func (r *socketRecord) observe(o *flowcache.Observation, clk *clock, snapshot bool) {
 	*o = flowcache.Observation{
 		Key: flowcache.Key{
 			Src: r.src, Dst: r.dst, SrcPort: r.sport, DstPort: r.dport, Proto: r.proto, NetNS: r.netns,
 		},
-		Cookie:      r.cookie,
-		Time:        clk.wall(r.time),
-		Role:        flowcache.Role(r.role),
-		Origin:      flowcache.OriginEBPF,
-		Preexisting: r.flags&flagBorn == 0,
-		Snapshot:    snapshot,
-		UID:         flowcache.NoID,
-		GID:         flowcache.NoID,
-		CGroup:      r.cgroup,
+		Cookie:       r.cookie,
+		Conversation: r.conversation(),
+		Kernel:       r.flags&flagKernel != 0,
+		Time:         clk.wall(r.time),
+		Role:         flowcache.Role(r.role),
+		Origin:       flowcache.OriginEBPF,
+		Preexisting:  r.flags&flagBorn == 0,
+		Snapshot:     snapshot,
+		UID:          flowcache.NoID,
+		GID:          flowcache.NoID,
+		CGroup:       r.cgroup,
 	}
 	if r.start != 0 {
 		o.First = clk.wall(r.start)
@@ -199,6 +214,7 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk *clock, snapshot bo
 	if !snapshot {
 		o.Event = flowcache.EventEnd
 		state = r.oldState
+		o.PeerOpen = state == flowcache.TCPFinWait2 && r.flags&flagFINReceived == 0
 	}
 	t := flowcache.TCPTotals{
 		BytesSent:     r.bytesSent,

@@ -31,7 +31,9 @@ type programDatagramValue struct {
 	Packets [2]uint64
 	Octets  [2]uint64
 	Payload [2]uint64
-	Role    uint64
+	Netns   uint32
+	Role    uint8
+	Pad     [3]uint8
 }
 
 type programProcessBuffer struct {
@@ -78,14 +80,19 @@ const (
 	programMapLosses         = "losses"
 	programMapProcessBuffers = "process_buffers"
 	programMapSockets        = "sockets"
+	programMapUsers          = "users"
+	programProgAcceptReturn  = "accept_return"
 	programProgCountIn       = "count_in"
 	programProgCountOut      = "count_out"
 	programProgProcessExec   = "process_exec"
 	programProgProcessExit   = "process_exit"
 	programProgProcessFork   = "process_fork"
+	programProgReceive4      = "receive4"
+	programProgReceive6      = "receive6"
 	programProgRecvLength    = "recv_length"
 	programProgRelease       = "release"
 	programProgSendLength    = "send_length"
+	programProgSendPrepare   = "send_prepare"
 	programProgSetState      = "set_state"
 	programProgWalk          = "walk"
 )
@@ -132,16 +139,20 @@ type programSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programProgramSpecs struct {
-	CountIn     *ebpf.ProgramSpec `ebpf:"count_in"`
-	CountOut    *ebpf.ProgramSpec `ebpf:"count_out"`
-	ProcessExec *ebpf.ProgramSpec `ebpf:"process_exec"`
-	ProcessExit *ebpf.ProgramSpec `ebpf:"process_exit"`
-	ProcessFork *ebpf.ProgramSpec `ebpf:"process_fork"`
-	RecvLength  *ebpf.ProgramSpec `ebpf:"recv_length"`
-	Release     *ebpf.ProgramSpec `ebpf:"release"`
-	SendLength  *ebpf.ProgramSpec `ebpf:"send_length"`
-	SetState    *ebpf.ProgramSpec `ebpf:"set_state"`
-	Walk        *ebpf.ProgramSpec `ebpf:"walk"`
+	AcceptReturn *ebpf.ProgramSpec `ebpf:"accept_return"`
+	CountIn      *ebpf.ProgramSpec `ebpf:"count_in"`
+	CountOut     *ebpf.ProgramSpec `ebpf:"count_out"`
+	ProcessExec  *ebpf.ProgramSpec `ebpf:"process_exec"`
+	ProcessExit  *ebpf.ProgramSpec `ebpf:"process_exit"`
+	ProcessFork  *ebpf.ProgramSpec `ebpf:"process_fork"`
+	Receive4     *ebpf.ProgramSpec `ebpf:"receive4"`
+	Receive6     *ebpf.ProgramSpec `ebpf:"receive6"`
+	RecvLength   *ebpf.ProgramSpec `ebpf:"recv_length"`
+	Release      *ebpf.ProgramSpec `ebpf:"release"`
+	SendLength   *ebpf.ProgramSpec `ebpf:"send_length"`
+	SendPrepare  *ebpf.ProgramSpec `ebpf:"send_prepare"`
+	SetState     *ebpf.ProgramSpec `ebpf:"set_state"`
+	Walk         *ebpf.ProgramSpec `ebpf:"walk"`
 }
 
 // programMapSpecs contains maps before they are loaded into the kernel.
@@ -155,6 +166,7 @@ type programMapSpecs struct {
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	ProcessBuffers *ebpf.MapSpec `ebpf:"process_buffers"`
 	Sockets        *ebpf.MapSpec `ebpf:"sockets"`
+	Users          *ebpf.MapSpec `ebpf:"users"`
 }
 
 // programVariableSpecs contains global variables before they are loaded into the kernel.
@@ -190,6 +202,7 @@ type programMaps struct {
 	Losses         *ebpf.Map `ebpf:"losses"`
 	ProcessBuffers *ebpf.Map `ebpf:"process_buffers"`
 	Sockets        *ebpf.Map `ebpf:"sockets"`
+	Users          *ebpf.Map `ebpf:"users"`
 }
 
 func (m *programMaps) Close() error {
@@ -201,6 +214,7 @@ func (m *programMaps) Close() error {
 		m.Losses,
 		m.ProcessBuffers,
 		m.Sockets,
+		m.Users,
 	)
 }
 
@@ -214,28 +228,36 @@ type programVariables struct {
 //
 // It can be passed to loadProgramObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programPrograms struct {
-	CountIn     *ebpf.Program `ebpf:"count_in"`
-	CountOut    *ebpf.Program `ebpf:"count_out"`
-	ProcessExec *ebpf.Program `ebpf:"process_exec"`
-	ProcessExit *ebpf.Program `ebpf:"process_exit"`
-	ProcessFork *ebpf.Program `ebpf:"process_fork"`
-	RecvLength  *ebpf.Program `ebpf:"recv_length"`
-	Release     *ebpf.Program `ebpf:"release"`
-	SendLength  *ebpf.Program `ebpf:"send_length"`
-	SetState    *ebpf.Program `ebpf:"set_state"`
-	Walk        *ebpf.Program `ebpf:"walk"`
+	AcceptReturn *ebpf.Program `ebpf:"accept_return"`
+	CountIn      *ebpf.Program `ebpf:"count_in"`
+	CountOut     *ebpf.Program `ebpf:"count_out"`
+	ProcessExec  *ebpf.Program `ebpf:"process_exec"`
+	ProcessExit  *ebpf.Program `ebpf:"process_exit"`
+	ProcessFork  *ebpf.Program `ebpf:"process_fork"`
+	Receive4     *ebpf.Program `ebpf:"receive4"`
+	Receive6     *ebpf.Program `ebpf:"receive6"`
+	RecvLength   *ebpf.Program `ebpf:"recv_length"`
+	Release      *ebpf.Program `ebpf:"release"`
+	SendLength   *ebpf.Program `ebpf:"send_length"`
+	SendPrepare  *ebpf.Program `ebpf:"send_prepare"`
+	SetState     *ebpf.Program `ebpf:"set_state"`
+	Walk         *ebpf.Program `ebpf:"walk"`
 }
 
 func (p *programPrograms) Close() error {
 	return _ProgramClose(
+		p.AcceptReturn,
 		p.CountIn,
 		p.CountOut,
 		p.ProcessExec,
 		p.ProcessExit,
 		p.ProcessFork,
+		p.Receive4,
+		p.Receive6,
 		p.RecvLength,
 		p.Release,
 		p.SendLength,
+		p.SendPrepare,
 		p.SetState,
 		p.Walk,
 	)

@@ -15,9 +15,16 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define AF_INET 2
 #define AF_INET6 10
+#define SOCK_RAW 3
+#define IPPROTO_ICMP 1
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define IPPROTO_DCCP 33
+#define IPPROTO_ICMPV6 58
+#define IPPROTO_SCTP 132
 #define IPPROTO_UDPLITE 136
+#define IPPROTO_MPTCP 262
+#define PF_KTHREAD 0x00200000
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86DD
 #define SOCK_DONE 1
@@ -25,6 +32,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
 #define TCP_SYN_RECV 3
+#define TCP_FIN_WAIT1 4
+#define TCP_FIN_WAIT2 5
+#define TCP_TIME_WAIT 6
 #define TCP_CLOSE 7
 #define TCP_CLOSE_WAIT 8
 #define TCP_LAST_ACK 9
@@ -51,6 +61,15 @@ struct {
 	__type(key, int);
 	__type(value, struct sock_state);
 } sockets SEC(".maps");
+
+/* Users of sockets whose storage they do not come by, by the address of struct sock: of an MPTCP socket, whose subflows are the
+ * connections; and where a kprobe, which has no access to storage, tells who accepted one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, struct sock_state);
+} users SEC(".maps");
 
 /* Life-cycle events, in the order they happened. */
 struct {
@@ -115,8 +134,22 @@ static __always_inline void lost(__u32 cause)
 		*n += 1;
 }
 
-static __always_inline void own(struct sock_state *st, struct task_struct *task)
+/* Sockets that are told datagram by datagram: all but TCP, and MPTCP, whose subflows are TCP. */
+static __always_inline bool is_datagram(__u32 proto)
 {
+	return proto != IPPROTO_TCP && proto != IPPROTO_MPTCP;
+}
+
+static __always_inline void own(struct sock_state *st, struct sock *sk, struct task_struct *task)
+{
+	if (task->flags & PF_KTHREAD || BPF_CORE_READ_BITFIELD(sk, sk_kern_sock)) {
+		st->flags |= SOCK_KERNEL;
+		st->tgid = 0;
+		st->task_start = 0;
+		st->uid = -1;
+		st->gid = -1;
+		return;
+	}
 	st->tgid = task->tgid;
 	st->task_start = task->group_leader->start_boottime;
 	st->uid = task->cred->euid.val;
@@ -163,7 +196,8 @@ static __always_inline void put_state(struct socket_record *r, struct sock_state
 	r->flags |= st->flags;
 }
 
-static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp)
+/* state is the socket's, before CLOSE if it has ended. */
+static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp, __u8 state)
 {
 	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
 	const struct tcp_congestion_ops *ca = tp->inet_conn.icsk_ca_ops;
@@ -186,6 +220,15 @@ static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp
 	r->rate_delivered = tp->rate_delivered;
 	r->rate_interval_us = tp->rate_interval_us;
 	r->header_len = tp->tcp_header_len;
+	/* Where both ends began to count, whatever they see of each other: their sequence numbers now, less what went by. */
+	if (tp->rcv_nxt) {
+		__u32 sent = (__u32)r->bytes_sent - (__u32)r->bytes_retrans;
+
+		if ((state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_LAST_ACK || state == TCP_CLOSING || state == TCP_TIME_WAIT) && tp->snd_nxt == tp->write_seq)
+			sent++; /* the FIN */
+		r->seq = tp->snd_nxt - sent;
+		r->peer_seq = tp->rcv_nxt - (__u32)r->bytes_received;
+	}
 	/* At the end of a connection the port is no longer in skc_num (inet_put_port), but still here. */
 	r->sport = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
 	r->error = sk->sk_err;
@@ -208,6 +251,29 @@ static __always_inline void put_common(struct socket_record *r, struct sock *sk)
 	r->gid = -1;
 }
 
+/* Give a socket that no process used through its storage the user that is known otherwise. */
+static __always_inline void adopt(struct sock_state *st, struct sock *sk, struct tcp_sock *tp)
+{
+	__u64 key = (__u64)sk;
+	struct sock_state *user;
+
+	if (bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ_BITFIELD(tp, is_mptcp)) {
+		struct mptcp_subflow_context *subflow = tp->inet_conn.icsk_ulp_data;
+
+		key = (__u64)BPF_CORE_READ(subflow, conn);
+	}
+	user = bpf_map_lookup_elem(&users, &key);
+	if (!user)
+		return;
+	st->tgid = user->tgid;
+	st->task_start = user->task_start;
+	st->uid = user->uid;
+	st->gid = user->gid;
+	st->flags |= SOCK_TOUCHED;
+	if (key == (__u64)sk)
+		bpf_map_delete_elem(&users, &key);
+}
+
 /* The life of TCP sockets. Softirq context, often another process's: current is the owner only where the comment says so. */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
@@ -227,10 +293,10 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 			lost(LOSS_STORAGE);
 			return 0;
 		}
-		own(st, bpf_get_current_task_btf());
+		st->flags = SOCK_BORN | SOCK_TOUCHED;
+		own(st, sk, bpf_get_current_task_btf());
 		st->start = bpf_ktime_get_ns();
 		st->connect_us = 0;
-		st->flags = SOCK_BORN | SOCK_TOUCHED;
 		st->role = new_state == TCP_LISTEN ? ROLE_UNKNOWN : ROLE_INITIATOR;
 		return 0;
 	case TCP_SYN_RECV:
@@ -244,7 +310,7 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 		}
 		st->start = bpf_ktime_get_ns();
 		st->connect_us = 0;
-		st->flags = SOCK_BORN;
+		st->flags = SOCK_BORN | (st->flags & SOCK_KERNEL);
 		st->role = ROLE_RESPONDER;
 		return 0;
 	case TCP_ESTABLISHED:
@@ -276,8 +342,10 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 	r->old_state = old_state;
 	put_common(r, sk);
 	put_addresses(r, sk);
-	put_tcp(r, tp);
+	put_tcp(r, tp, old_state);
 	st = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (st && !(st->flags & SOCK_TOUCHED))
+		adopt(st, sk, tp);
 	if (st)
 		put_state(r, st);
 	bpf_ringbuf_submit(r, 0);
@@ -303,24 +371,29 @@ static __always_inline void datagram(struct sock *sk, struct sock_state *st)
 	e->tgid = st->tgid;
 	e->uid = st->uid;
 	e->gid = st->gid;
+	e->flags = st->flags;
 	bpf_ringbuf_submit(e, 0);
 }
 
-/* The first process that sends or receives through a socket owns its flow. In the caller's context. */
+/* The first process that sends or receives through a socket owns its flow; whether there are others is counted. In the
+ * caller's context. */
 static __always_inline int touch(struct sock *sk)
 {
 	__u16 family = sk->__sk_common.skc_family;
+	struct task_struct *task;
 	struct sock_state *st;
-	__u16 proto;
 
 	if (family != AF_INET && family != AF_INET6)
 		return 0;
-	proto = sk->sk_protocol;
-	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_UDPLITE)
-		return 0;
+	task = bpf_get_current_task_btf();
 	st = bpf_sk_storage_get(&sockets, sk, 0, 0);
-	if (st && (st->flags & SOCK_TOUCHED))
+	if (st && (st->flags & SOCK_TOUCHED)) {
+		if (st->tgid != task->tgid && !(st->flags & (SOCK_SHARED | SOCK_KERNEL))) {
+			st->flags |= SOCK_SHARED;
+			lost(SHARED_SOCKETS);
+		}
 		return 0;
+	}
 	if (!st) {
 		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!st) {
@@ -328,10 +401,15 @@ static __always_inline int touch(struct sock *sk)
 			return 0;
 		}
 	}
-	own(st, bpf_get_current_task_btf());
+	own(st, sk, task);
 	st->flags |= SOCK_TOUCHED;
-	if (proto != IPPROTO_TCP)
+	if (is_datagram(sk->sk_protocol)) {
 		datagram(sk, st);
+	} else if (sk->sk_protocol == IPPROTO_MPTCP) {
+		__u64 key = (__u64)sk;
+
+		bpf_map_update_elem(&users, &key, st, BPF_ANY);
+	}
 	return 0;
 }
 
@@ -347,13 +425,54 @@ int BPF_PROG(recv_length, struct sock *sk)
 	return touch(sk);
 }
 
+/* Before Linux 6.3 these tracepoints are not there. */
+SEC("fentry/inet_send_prepare")
+int BPF_PROG(send_prepare, struct sock *sk)
+{
+	return touch(sk);
+}
+
+SEC("fentry/inet_recvmsg")
+int BPF_PROG(receive4, struct socket *sock)
+{
+	return touch(sock->sk);
+}
+
+SEC("fentry/inet6_recvmsg")
+int BPF_PROG(receive6, struct socket *sock)
+{
+	return touch(sock->sk);
+}
+
+/* Where neither is to be had: who accepted a connection. */
+SEC("kretprobe/inet_csk_accept")
+int accept_return(struct pt_regs *ctx)
+{
+#if defined(__TARGET_ARCH_arm64)
+	__u64 sk = ((struct user_pt_regs *)ctx)->regs[0];
+#else
+	__u64 sk = ctx->ax;
+#endif
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct sock_state st = {};
+
+	if (!sk)
+		return 0;
+	st.tgid = BPF_CORE_READ(task, tgid);
+	st.task_start = BPF_CORE_READ(task, group_leader, start_boottime);
+	st.uid = BPF_CORE_READ(task, cred, euid.val);
+	st.gid = BPF_CORE_READ(task, cred, egid.val);
+	bpf_map_update_elem(&users, &sk, &st, BPF_ANY);
+	return 0;
+}
+
 /* A datagram socket is closed. In the context of the process that closes it, which need not be the owner. */
 SEC("cgroup/sock_release")
 int release(struct bpf_sock *sk)
 {
 	struct datagram_event *e;
 
-	if (sk->protocol != IPPROTO_UDP && sk->protocol != IPPROTO_UDPLITE)
+	if (!is_datagram(sk->protocol))
 		return 1;
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e) {
@@ -408,21 +527,47 @@ static __always_inline __u32 packet_size(struct __sk_buff *skb, int in, bool v4)
 	return largest;
 }
 
+/* The network namespace of the socket, 0 if it cannot be read here. */
+static __always_inline __u32 netns_of(struct __sk_buff *skb)
+{
+	struct sk_buff *kskb;
+
+	if (!bpf_cast_to_kern_ctx)
+		return 0;
+	kskb = bpf_cast_to_kern_ctx(skb);
+	return BPF_CORE_READ(kskb, sk, __sk_common.skc_net.net, ns.inum);
+}
+
+/* What stands in for the ports of an ICMP flow, as exporters of packets do it: type * 256 + code at the end that is spoken to, and an
+ * answer belongs to its question. */
+static __always_inline void put_icmp(struct datagram_key *k, __u8 type, __u8 code, int in)
+{
+	__u8 question = type;
+
+	if (k->proto == IPPROTO_ICMP && type == 0)
+		question = 8;
+	else if (k->proto == IPPROTO_ICMPV6 && type == 129)
+		question = 128;
+	if (in ^ (question != type))
+		k->local_port = question << 8 | code;
+	else
+		k->remote_port = question << 8 | code;
+}
+
 /* Count a datagram. TCP leaves at once. */
 static __always_inline int count(struct __sk_buff *skb, int in)
 {
 	struct datagram_value *v, zero = {};
 	struct datagram_key k = {};
 	struct bpf_sock *sk = skb->sk;
-	__u32 segments, offset, octets, header, index = 0;
-	__be16 ports[2];
+	__u32 segments, offset, octets, header, transport = 8, index = 0;
 	__u64 now;
 	void *map;
 
 	if (!sk)
 		return 1;
 	sk = bpf_sk_fullsock(sk);
-	if (!sk || (sk->protocol != IPPROTO_UDP && sk->protocol != IPPROTO_UDPLITE))
+	if (!sk || !is_datagram(sk->protocol))
 		return 1;
 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
@@ -457,19 +602,45 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 		__builtin_memcpy(k.local, in ? h.daddr : h.saddr, 16);
 		__builtin_memcpy(k.remote, in ? h.saddr : h.daddr, 16);
 	}
-	if (k.proto != IPPROTO_UDP && k.proto != IPPROTO_UDPLITE)
+	if (k.proto != sk->protocol && sk->type != SOCK_RAW)
 		return 1; /* an ICMP error on behalf of the socket, say */
-	if (bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
-		return 1;
-	k.local_port = bpf_ntohs(ports[in]);
-	k.remote_port = bpf_ntohs(ports[!in]);
+	switch (k.proto) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_UDPLITE:
+	case IPPROTO_SCTP:
+	case IPPROTO_DCCP: {
+		__be16 ports[2];
+
+		if (bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
+			return 1;
+		k.local_port = bpf_ntohs(ports[in]);
+		k.remote_port = bpf_ntohs(ports[!in]);
+		if (k.proto == IPPROTO_SCTP || k.proto == IPPROTO_DCCP)
+			transport = 12;
+		else if (k.proto == IPPROTO_TCP)
+			transport = 20;
+		break;
+	}
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6: {
+		__u8 type[2];
+
+		if (bpf_skb_load_bytes(skb, offset, type, sizeof(type)))
+			return 1;
+		put_icmp(&k, type[0], type[1], in);
+		break;
+	}
+	default:
+		transport = 0;
+	}
 	k.cookie = bpf_get_socket_cookie(skb);
 
 	octets = skb->len;
 	segments = skb->gso_segs;
 	if (segments > 1) {
 		/* A super-packet of UDP GSO or GRO has one header here and one per segment on the wire. */
-		octets += (segments - 1) * (offset + 8);
+		octets += (segments - 1) * (offset + transport);
 	} else {
 		__u32 size = packet_size(skb, in, skb->protocol == bpf_htons(ETH_P_IP));
 
@@ -494,6 +665,9 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	if (!v) {
 		zero.first = now;
 		zero.role = in ? ROLE_RESPONDER : ROLE_INITIATOR;
+		if (k.proto == IPPROTO_ICMP || k.proto == IPPROTO_ICMPV6)
+			zero.role = k.local_port ? ROLE_RESPONDER : ROLE_INITIATOR;
+		zero.netns = netns_of(skb);
 		bpf_map_update_elem(map, &k, &zero, BPF_NOEXIST);
 		v = bpf_map_lookup_elem(map, &k);
 		if (!v) {
@@ -504,7 +678,8 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	v->last = now;
 	__sync_fetch_and_add(&v->packets[in], segments);
 	__sync_fetch_and_add(&v->octets[in], octets);
-	__sync_fetch_and_add(&v->payload[in], skb->len - offset - 8);
+	if (skb->len > offset + transport)
+		__sync_fetch_and_add(&v->payload[in], skb->len - offset - transport);
 	return 1;
 }
 
@@ -546,17 +721,17 @@ int walk(struct bpf_iter__task_file *ctx)
 	if (family != AF_INET && family != AF_INET6)
 		return 0;
 	proto = sk->sk_protocol;
-	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_UDPLITE)
-		return 0;
+	if (proto == IPPROTO_MPTCP)
+		return 0; /* its subflows are TCP sockets, which no process holds: audits see them */
 
 	st = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	if (!st) {
 		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!st)
 			return 0;
-		own(st, task);
-	} else if (!st->tgid) {
-		own(st, task); /* a child of a listener that was there before us */
+		own(st, sk, task);
+	} else if (!st->tgid && !(st->flags & SOCK_KERNEL)) {
+		own(st, sk, task); /* a child of a listener that was there before us */
 	}
 	__builtin_memset(&r, 0, sizeof(r));
 	r.kind = KIND_SOCKET;
@@ -569,7 +744,7 @@ int walk(struct bpf_iter__task_file *ctx)
 		tp = bpf_skc_to_tcp_sock(sk);
 		if (!tp)
 			return 0;
-		put_tcp(&r, tp);
+		put_tcp(&r, tp, r.state);
 	}
 	put_state(&r, st);
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));

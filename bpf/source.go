@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,18 @@ type Config struct {
 	SnapshotInterval time.Duration // between passes over all sockets; default 5 s
 	Proc             string        // default /proc
 	Batches          flowcache.Batches
+	Without          []string // names of hooks that are not to be attached
+}
+
+var errDisabled = errors.New("switched off")
+
+// HookNames returns the names of all hooks.
+func HookNames() []string {
+	var names []string
+	for _, h := range hookUses {
+		names = append(names, h.Name)
+	}
+	return names
 }
 
 // Hook is one attachment and what it is for.
@@ -30,6 +43,9 @@ type Hook struct {
 	Target string // what it is attached to
 	Use    string // what is lost without it
 	Err    error  // why it is not attached; nil if it is
+	Spare  bool   // not needed: a better hook is attached
+
+	insteadOf string // tried only if that one could not be attached
 }
 
 // Stats counts events and losses.
@@ -40,6 +56,7 @@ type Stats struct {
 	LostProcess    uint64 // ring buffer full: a step of a process
 	LostDatagrams  uint64 // datagrams not counted: map full
 	LostStorage    uint64 // sockets without storage: no owner
+	Shared         uint64 // sockets that another process than the owner has used too
 	Snapshots      uint64
 	SnapshotErrors uint64
 }
@@ -68,6 +85,10 @@ var hookUses = []Hook{
 	{Name: "set_state", Target: "tp_btf/inet_sock_set_state", Use: "TCP connections"},
 	{Name: "send_length", Target: "tp_btf/sock_send_length", Use: "the owner of accepted and passed sockets"},
 	{Name: "recv_length", Target: "tp_btf/sock_recv_length", Use: "the owner of accepted and passed sockets"},
+	{Name: "send_prepare", Target: "fentry/inet_send_prepare", Use: "the owner of accepted and passed sockets", insteadOf: "send_length"},
+	{Name: "receive4", Target: "fentry/inet_recvmsg", Use: "the owner of accepted and passed sockets", insteadOf: "recv_length"},
+	{Name: "receive6", Target: "fentry/inet6_recvmsg", Use: "the owner of accepted and passed sockets", insteadOf: "recv_length"},
+	{Name: "accept_return", Target: "kretprobe/inet_csk_accept", Use: "the owner of accepted sockets", insteadOf: "receive4"},
 	{Name: "count_out", Target: "cgroup_skb/egress", Use: "datagrams sent"},
 	{Name: "count_in", Target: "cgroup_skb/ingress", Use: "datagrams received"},
 	{Name: "release", Target: "cgroup/sock_release", Use: "the end of datagram flows (they end by idle timeout)"},
@@ -101,14 +122,23 @@ func New(cfg Config) (*Source, error) {
 	only := spec.Copy()
 	only.Programs = nil
 	if s.maps, err = ebpf.NewCollection(only); err != nil {
-		if errors.Is(err, os.ErrPermission) {
+		if errors.Is(err, os.ErrPermission) || os.Geteuid() != 0 {
 			return nil, fmt.Errorf("%w: no permission to create eBPF maps (needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN)", ErrUnsupported)
 		}
 		return nil, fmt.Errorf("%w: create maps: %w", ErrUnsupported, err)
 	}
 	cgroup, cgroupErr := cgroup2Root(cfg.Proc)
+	missing := map[string]bool{}
 	for _, h := range hookUses {
-		h.Err = s.attach(spec, h, cgroup, cgroupErr)
+		switch {
+		case h.insteadOf != "" && !missing[h.insteadOf]:
+			h.Spare = true
+		case slices.Contains(cfg.Without, h.Name):
+			h.Err = errDisabled
+		default:
+			h.Err = s.attach(spec, h, cgroup, cgroupErr)
+		}
+		missing[h.Name] = h.Err != nil
 		s.hooks = append(s.hooks, h)
 	}
 	if err := s.hooks[0].Err; err != nil {
@@ -139,6 +169,8 @@ func (s *Source) attach(spec *ebpf.CollectionSpec, h Hook, cgroup string, cgroup
 			return cgroupErr
 		}
 		l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: one.Programs[h.Name].AttachType, Program: p})
+	case strings.HasPrefix(h.Target, "kretprobe/"):
+		l, err = link.Kretprobe(strings.TrimPrefix(h.Target, "kretprobe/"), p, nil)
 	case strings.HasPrefix(h.Target, "iter/"):
 		s.walker, err = link.AttachIter(link.IterOptions{Program: p})
 		return oneLine(err)
@@ -164,6 +196,29 @@ func oneLine(err error) error {
 // Hooks returns what is attached and what is not.
 func (s *Source) Hooks() []Hook { return s.hooks }
 
+// Missing returns the hooks of first choice that could not be attached, and that no other is attached instead of; and those others
+// that are.
+func (s *Source) Missing() (missing, instead []Hook) {
+	var covered func(name string) bool
+	covered = func(name string) bool {
+		for _, h := range s.hooks {
+			if h.insteadOf == name && !h.Spare && (h.Err == nil || covered(h.Name)) {
+				return true
+			}
+		}
+		return false
+	}
+	for _, h := range s.hooks {
+		switch {
+		case h.insteadOf == "" && h.Err != nil && !covered(h.Name):
+			missing = append(missing, h)
+		case h.insteadOf != "" && h.Err == nil && !h.Spare:
+			instead = append(instead, h)
+		}
+	}
+	return missing, instead
+}
+
 // CanWalk reports whether the source sees sockets that existed before it, and counts of live ones. Without it somebody
 // else must take snapshots.
 func (s *Source) CanWalk() bool { return s.walker != nil }
@@ -174,7 +229,7 @@ func (s *Source) Stats() Stats {
 		Events: s.events.Load(), Malformed: s.malformed.Load(),
 		Snapshots: s.snapshots.Load(), SnapshotErrors: s.snapshotErrors.Load(),
 	}
-	for i, to := range []*uint64{&st.LostSocket, &st.LostProcess, &st.LostDatagrams, &st.LostStorage} {
+	for i, to := range []*uint64{&st.LostSocket, &st.LostProcess, &st.LostDatagrams, &st.LostStorage, &st.Shared} {
 		var perCPU []uint64
 		if s.maps.Maps["losses"].Lookup(uint32(i), &perCPU) == nil {
 			for _, n := range perCPU {
@@ -287,7 +342,7 @@ func (s *Source) event(b []byte) {
 			s.grams.release(e.cookie, s.clk.wall(e.time))
 			return
 		}
-		s.grams.own(e.cookie, owner{flowcache.ProcessID{PID: e.tgid, Start: ticks(e.taskStart)}, e.uid, e.gid, e.cgroup, e.netns})
+		s.grams.own(e.cookie, owner{flowcache.ProcessID{PID: e.tgid, Start: ticks(e.taskStart)}, e.uid, e.gid, e.cgroup, e.netns, e.flags&flagKernel != 0})
 	default:
 		ev, err := decodeProcess(b, &s.clk)
 		if err != nil {
@@ -332,7 +387,7 @@ func (s *Source) snapshot(first bool) {
 	err := s.Walk(func(o *flowcache.Observation) {
 		switch {
 		case o.Key.Proto != flowcache.ProtoTCP:
-			s.grams.own(o.Cookie, owner{o.Process, o.UID, o.GID, o.CGroup, o.Key.NetNS})
+			s.grams.own(o.Cookie, owner{o.Process, o.UID, o.GID, o.CGroup, o.Key.NetNS, o.Kernel})
 		case o.TCP.State == flowcache.TCPListen:
 			o.Event = flowcache.EventListen
 			s.add(o)

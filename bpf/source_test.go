@@ -31,10 +31,8 @@ func start(t *testing.T) (stop func() ([]flowcache.Observation, []flowcache.Proc
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, h := range s.Hooks() {
-		if h.Err != nil {
-			t.Errorf("%s: %v", h.Target, h.Err)
-		}
+	if missing, instead := s.Missing(); len(missing)+len(instead) != 0 {
+		t.Errorf("not attached: %+v, instead: %+v", missing, instead)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	out := make(chan *flowcache.Batch)

@@ -19,6 +19,8 @@ enum {
 	SOCK_BORN = 1,         /* the programs saw the socket's birth */
 	SOCK_TOUCHED = 2,      /* the owner used the socket itself, did not just inherit it from the listener */
 	SOCK_FIN_RECEIVED = 4,
+	SOCK_KERNEL = 8,       /* the socket belongs to the kernel itself */
+	SOCK_SHARED = 16,      /* other processes than the owner have used it too */
 };
 
 enum {
@@ -59,6 +61,8 @@ struct socket_record {
 	__u32 rate_delivered;
 	__u32 rate_interval_us;
 	__u32 connect_us;
+	__u32 seq;        /* own initial sequence number + 1 */
+	__u32 peer_seq;   /* the peer's */
 	__u16 sport;      /* host byte order */
 	__u16 dport;
 	__u16 header_len;
@@ -82,7 +86,8 @@ struct datagram_event {
 	__u32 tgid;
 	__u32 uid;
 	__u32 gid;
-	__u32 pad;
+	__u8 flags;
+	__u8 pad[3];
 };
 
 /* Followed by path_len and then cgroup_len octets: names from the leaf to the root, each ended by a NUL. */
@@ -118,7 +123,9 @@ struct datagram_value {
 	__u64 packets[2]; /* out, in */
 	__u64 octets[2];
 	__u64 payload[2];
-	__u64 role;
+	__u32 netns; /* 0 unknown */
+	__u8 role;
+	__u8 pad[3];
 };
 
 /* Why something was lost: indexes of the map losses. */
@@ -127,7 +134,8 @@ enum loss {
 	LOSS_RING_PROCESS = 1,
 	LOSS_DATAGRAM_MAP = 2,
 	LOSS_STORAGE = 3,
-	LOSS_MAX = 4,
+	SHARED_SOCKETS = 4, /* no loss: sockets that a second process used */
+	LOSS_MAX = 5,
 };
 
 #endif

@@ -25,6 +25,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
 	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
@@ -175,6 +176,7 @@ struct signal_struct {
 struct task_struct {
 	int pid;
 	int tgid;
+	unsigned int flags;
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	__u64 start_boottime;
@@ -227,6 +229,8 @@ struct sock_cgroup_data {
 struct sock {
 	struct sock_common __sk_common;
 	__u16 sk_protocol;
+	__u16 sk_type;
+	__u8 sk_kern_sock : 1;
 	int sk_err;
 	unsigned long sk_pacing_rate;
 	unsigned long sk_ino;
@@ -250,6 +254,7 @@ struct tcp_congestion_ops {
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
 	const struct tcp_congestion_ops *icsk_ca_ops;
+	void *icsk_ulp_data;
 };
 
 struct minmax_sample {
@@ -264,7 +269,11 @@ struct minmax {
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u16 tcp_header_len;
+	__u8 is_mptcp : 1;
 	__u32 segs_in;
+	__u32 rcv_nxt;
+	__u32 snd_nxt;
+	__u32 write_seq;
 	__u64 bytes_received;
 	__u32 segs_out;
 	__u64 bytes_sent;
@@ -282,12 +291,17 @@ struct tcp_sock {
 	__u32 rate_interval_us;
 };
 
+struct mptcp_subflow_context {
+	struct sock *conn;
+};
+
 struct net_device {
 	unsigned int mtu;
 };
 
 struct sk_buff {
 	struct net_device *dev;
+	struct sock *sk;
 	char cb[48];
 };
 
@@ -313,5 +327,16 @@ struct bpf_iter__task_file {
 };
 
 #pragma clang attribute pop
+
+/* Arguments of a kprobe on x86-64 and arm64: the registers of include/uapi/asm/ptrace.h, fixed layout. */
+struct pt_regs {
+	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
+};
+
+struct user_pt_regs {
+	__u64 regs[31];
+	__u64 sp, pc, pstate;
+};
+
 
 #endif
