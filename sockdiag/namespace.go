@@ -16,12 +16,21 @@ import (
 type namespace struct {
 	inode uint32
 	dump  *netlink.Conn
-	buf   []byte
 	dead  *netlink.Conn // destroy groups; nil where they are not allowed
 }
 
 // Where named namespaces are mounted: iproute2, and Docker.
 var mountedIn = []string{"/run/netns", "/run/docker/netns"}
+
+// Namespaces returns a path to each network namespace that may be entered, by inode; the caller's own has an empty path.
+func Namespaces(proc string) map[uint32]string {
+	found, _ := namespaces(proc)
+	var self syscall.Stat_t
+	if syscall.Stat(proc+"/self/ns/net", &self) == nil {
+		found[uint32(self.Ino)] = ""
+	}
+	return found
+}
 
 // namespaces returns a path to each namespace that a process is in or that is mounted, by inode, and how many processes hid theirs.
 func namespaces(proc string) (map[uint32]string, int) {
@@ -80,7 +89,7 @@ func openNamespace(inode uint32, path string) (*namespace, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial sock_diag: %w", err)
 	}
-	ns := &namespace{inode: inode, dump: dump, buf: make([]byte, 256<<10)}
+	ns := &namespace{inode: inode, dump: dump}
 	dump.SetReadBuffer(1 << 20) // best effort
 	return ns, nil
 }
@@ -126,8 +135,8 @@ func (ns *namespace) close() {
 	}
 }
 
-// each calls f for each socket of a family and protocol in states.
-func (ns *namespace) each(family, proto uint8, states uint32, s *socket, f func(*socket)) error {
+// each calls f for each socket of a family and protocol in states. The messages go through buf.
+func (ns *namespace) each(buf []byte, family, proto uint8, states uint32, s *socket, f func(*socket)) error {
 	var req [requestLen]byte
 	_, err := ns.dump.Send(netlink.Message{
 		Header: netlink.Header{Type: sockDiagByFamily, Flags: netlink.Request | netlink.Dump},
@@ -137,11 +146,11 @@ func (ns *namespace) each(family, proto uint8, states uint32, s *socket, f func(
 		return fmt.Errorf("request dump: %w", err)
 	}
 	for {
-		n, err := receive(ns.dump, ns.buf)
+		n, err := receive(ns.dump, buf)
 		if err != nil {
 			return fmt.Errorf("receive dump: %w", err)
 		}
-		err = walk(ns.buf[:n], s, func(s *socket) {
+		err = walk(buf[:n], s, func(s *socket) {
 			s.proto = proto
 			f(s)
 		}, func(code int32) error { return syscall.Errno(code) })

@@ -244,7 +244,7 @@ func BenchmarkDump(b *testing.B) {
 	n := 0
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := ns.each(afInet, flowcache.ProtoTCP, statesLive, &sock, func(s *socket) {
+		if err := ns.each(make([]byte, 256<<10), afInet, flowcache.ProtoTCP, statesLive, &sock, func(s *socket) {
 			n++
 			s.observe(&o, 1, 2)
 			s.tcp(&o, &flowcache.TCPTotals{State: s.state})

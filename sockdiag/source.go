@@ -18,6 +18,8 @@ type Config struct {
 	Proc     string        // where proc is mounted; default /proc
 	Interval time.Duration // between passes; default 5 s
 	Batches  flowcache.Batches
+	// Audit reads TCP connections only, to check what another source tells, and does not ask to be told of ends.
+	Audit bool
 	// Notify, if set, is told once of each thing that cannot be seen. It must not wait.
 	Notify func(line string)
 }
@@ -38,6 +40,7 @@ type Source struct {
 	open     map[uint32]*namespace
 	first    map[uint32]bool // namespaces of the first pass
 	said     map[string]bool
+	buf      []byte // of a dump
 	watchers sync.WaitGroup
 
 	passes, sockets, destroyed, overruns, errs atomic.Uint64
@@ -58,7 +61,7 @@ func New(cfg Config) (*Source, error) {
 	if cfg.Notify == nil {
 		cfg.Notify = func(string) {}
 	}
-	return &Source{cfg: cfg, open: map[uint32]*namespace{}, said: map[string]bool{}}, nil
+	return &Source{cfg: cfg, open: map[uint32]*namespace{}, said: map[string]bool{}, buf: make([]byte, 256<<10)}, nil
 }
 
 // Stats returns the counts so far. Safe for concurrent use.
@@ -138,7 +141,7 @@ func (s *Source) follow(out chan<- *flowcache.Batch) error {
 			continue // or it went meanwhile
 		}
 		s.open[inode] = ns
-		if out == nil {
+		if out == nil || s.cfg.Audit {
 			continue
 		}
 		if err := ns.listen(path); err != nil {
@@ -172,6 +175,7 @@ func (s *Source) pass(out chan<- *flowcache.Batch) {
 			batch = s.cfg.Batches.Get()
 		}
 	}
+	began := time.Now().UnixNano()
 	firstPass := s.passes.Load() == 1
 	for inode, ns := range s.open {
 		now := time.Now().UnixNano()
@@ -185,28 +189,37 @@ func (s *Source) pass(out chan<- *flowcache.Batch) {
 			}
 		}
 		for _, family := range families {
-			check(ns.each(family, flowcache.ProtoTCP, statesListen, &sock, func(k *socket) {
+			check(ns.each(s.buf, family, flowcache.ProtoTCP, statesListen, &sock, func(k *socket) {
+				ports[k.sport] = struct{}{}
+				if s.cfg.Audit {
+					return
+				}
 				k.observe(&o, inode, now)
 				o.Event = flowcache.EventListen
-				ports[k.sport] = struct{}{}
 				add(&o)
 			}))
 		}
 		for _, family := range families {
-			check(ns.each(family, flowcache.ProtoTCP, statesLive, &sock, func(k *socket) {
+			check(ns.each(s.buf, family, flowcache.ProtoTCP, statesLive, &sock, func(k *socket) {
 				s.sockets.Add(1)
 				k.observe(&o, inode, now)
-				o.Snapshot = true
+				o.Snapshot, o.Audit = true, s.cfg.Audit
 				o.Preexisting = firstPass
 				_, accepted := ports[k.sport]
+				if accepted {
+					o.Role = flowcache.RoleResponder
+				}
 				t := flowcache.TCPTotals{State: k.state, Accepted: accepted && !firstPass}
 				k.tcp(&o, &t)
 				add(&o)
 			}))
 		}
+		if s.cfg.Audit {
+			continue
+		}
 		for _, proto := range [...]uint8{flowcache.ProtoUDP, flowcache.ProtoUDPLite} {
 			for _, family := range families {
-				check(ns.each(family, proto, statesAny, &sock, func(k *socket) {
+				check(ns.each(s.buf, family, proto, statesAny, &sock, func(k *socket) {
 					if k.dport == 0 {
 						return // talks to anybody; the kernel keeps no counts
 					}
@@ -218,7 +231,10 @@ func (s *Source) pass(out chan<- *flowcache.Batch) {
 			}
 		}
 	}
-	batch.SnapshotDone = complete
+	batch.SnapshotDone = complete && !s.cfg.Audit
+	if complete {
+		batch.Swept, batch.Audit = began, s.cfg.Audit
+	}
 	out <- batch
 }
 
@@ -285,7 +301,7 @@ func (s *Source) Each(f func(o *flowcache.Observation)) error {
 				if proto == flowcache.ProtoTCP {
 					states = statesLive | statesListen
 				}
-				errs = errors.Join(errs, ns.each(family, proto, states, &sock, func(k *socket) {
+				errs = errors.Join(errs, ns.each(s.buf, family, proto, states, &sock, func(k *socket) {
 					k.observe(&o, inode, now)
 					if proto == flowcache.ProtoTCP {
 						k.tcp(&o, &flowcache.TCPTotals{State: k.state})
