@@ -18,17 +18,21 @@ const module = "github.com/sockflow/sockflow/"
 
 // may lists what each folder may import of ours. The order is the way of the data.
 var may = map[string][]string{
-	"flowcache":    {},
-	"bpf":          {"flowcache"},
-	"sockdiag":     {"flowcache"},
-	"replay":       {"flowcache"},
-	"enrich":       {"flowcache"},
-	"templates":    {"flowcache"},
-	"ipfix":        {"flowcache", "templates"},
-	"collector":    {"flowcache", "templates", "ipfix"},
-	"deploy":       {},
-	"bench/load":   {},
-	"cmd/exporter": {"flowcache", "bpf", "sockdiag", "replay", "enrich", "templates", "ipfix", "collector"},
+	"flowcache":      {},
+	"bpf":            {"flowcache"},
+	"sockdiag":       {"flowcache"},
+	"replay":         {"flowcache"},
+	"enrich":         {"flowcache"},
+	"templates":      {"flowcache"},
+	"ipfix":          {"flowcache", "templates"},
+	"collector":      {"flowcache", "templates", "ipfix"},
+	"deploy":         {},
+	"bench/load":     {},
+	"bench/pingpong": {},
+	"bench/sink":     {},
+	"bench/sockets":  {},
+	"bench/walk":     {"flowcache", "bpf"},
+	"cmd/exporter":   {"flowcache", "bpf", "sockdiag", "replay", "enrich", "templates", "ipfix", "collector"},
 }
 
 // only says where a library may appear outside tests.
@@ -37,7 +41,7 @@ var only = map[string][]string{
 	"github.com/mdlayher/netlink":  {"sockdiag", "enrich"},
 	"github.com/spf13/":            {"cmd/exporter"},
 	"github.com/netsampler/goflow": {},
-	"net":                          {"ipfix", "collector", "cmd/exporter", "bench/load"},
+	"net":                          {"ipfix", "collector", "cmd/exporter", "bench/"},
 	"log":                          {"cmd/exporter"},
 	"log/slog":                     {"cmd/exporter"},
 }

@@ -91,8 +91,14 @@ func (p *pipeline) take(b *flowcache.Batch) error {
 			recs = recs[:0]
 		}
 	}
+	switch {
+	case b.Swept != 0 && b.Audit:
+		p.cache.AuditDone(b.Swept)
+	case b.Swept != 0:
+		recs = p.cache.Sweep(recs, b.Swept)
+	}
 	if b.SnapshotDone {
-		p.cache.SnapshotDone()
+		recs = p.cache.SnapshotDone(recs)
 	}
 	p.batches.Put(b)
 	return p.give(recs)

@@ -46,6 +46,7 @@ type jsonCounters struct {
 
 type jsonEnd struct {
 	PID        uint32         `json:"pid,omitempty"`
+	Kernel     bool           `json:"kernel,omitempty"`
 	Path       string         `json:"path,omitempty"`
 	Name       string         `json:"name,omitempty"`
 	Command    string         `json:"commandLine,omitempty"`
@@ -137,7 +138,7 @@ func endToJSON(e *flowcache.End) *jsonEnd {
 	if !e.Local {
 		return nil
 	}
-	j := &jsonEnd{PID: e.Process.PID, UID: idOrNil(e.UID), GID: idOrNil(e.GID), CGroup: e.CGroup, NetNS: e.NetNS, Cookie: e.Cookie}
+	j := &jsonEnd{PID: e.Process.PID, Kernel: e.Kernel, UID: idOrNil(e.UID), GID: idOrNil(e.GID), CGroup: e.CGroup, NetNS: e.NetNS, Cookie: e.Cookie}
 	if p := e.Who; p != nil {
 		j.Path, j.Name, j.Command, j.User = p.Path, p.Name, p.CommandLine, p.UserName
 		j.ParentPID, j.ParentPath, j.ParentUID = p.ParentPID, p.ParentPath, idOrNil(p.ParentUID)
@@ -182,6 +183,12 @@ func protocol(p uint8) string {
 		return "udp"
 	case flowcache.ProtoUDPLite:
 		return "udplite"
+	case 1:
+		return "icmp"
+	case 58:
+		return "icmp6"
+	case 132:
+		return "sctp"
 	}
 	return strconv.Itoa(int(p))
 }
@@ -276,6 +283,9 @@ func whoIs(e *flowcache.End) string {
 		if p.UserName != "" {
 			user = p.UserName
 		}
+	}
+	if e.Kernel {
+		return "kernel"
 	}
 	if e.Process.PID != 0 {
 		s += "[" + strconv.FormatUint(uint64(e.Process.PID), 10) + "]"

@@ -39,8 +39,11 @@ func run(s *settings, stdout, stderr io.Writer) error {
 
 	cgroups := enrich.NewCGroups(s.proc)
 	processes := enrich.NewProcesses(enrich.ProcConfig{Proc: s.proc, CommandLine: s.cmdline}, cgroups)
+	conntrack := enrich.NewConntrack(func() map[uint32]string { return sockdiag.Namespaces(s.proc) })
+	defer conntrack.Close()
 	cache, err := flowcache.New(flowcache.Config{
 		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows,
+		Merge: s.localPairs == "merge", PeerMemory: max(15*time.Second, 3*s.snapshotInterval), Translate: conntrack.Translate,
 		Hold: processes.Hold, Release: processes.Release,
 	})
 	if err != nil {
@@ -187,22 +190,28 @@ func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]*ipfix.Exp
 func openSources(s *settings, p *pipeline, interval time.Duration, log *slog.Logger) ([]source, *bpf.Source, error) {
 	var srcs []source
 	if s.source != "netlink" {
-		b, err := bpf.New(bpf.Config{SnapshotInterval: interval, Proc: s.proc, Batches: p.batches})
+		b, err := bpf.New(bpf.Config{SnapshotInterval: interval, Proc: s.proc, Batches: p.batches, Without: s.withoutHooks})
 		switch {
 		case err == nil:
-			var missing []string
-			for _, h := range b.Hooks() {
-				if h.Err != nil {
-					missing = append(missing, fmt.Sprintf("%s (%s: %v)", h.Target, h.Use, h.Err))
-				}
+			missing, instead := b.Missing()
+			for _, h := range missing {
+				log.Warn("a hook is not attached", "hook", h.Target, "lost", h.Use, "reason", h.Err)
 			}
-			if len(missing) > 0 {
-				log.Warn("some hooks are not attached", "without", strings.Join(missing, "; "))
+			for _, h := range instead {
+				log.Info("a hook of second choice is attached", "hook", h.Target, "for", h.Use)
 			}
 			srcs = append(srcs, b)
 			if b.CanWalk() {
+				audit, err := sockdiag.New(sockdiag.Config{
+					Proc: s.proc, Interval: s.auditInterval, Batches: p.batches, Audit: true,
+					Notify: func(line string) { log.Warn(line) },
+				})
+				if err != nil {
+					b.Close()
+					return nil, nil, err
+				}
 				log.Info("metering by eBPF socket events")
-				return srcs, b, nil
+				return append(srcs, audit), b, nil
 			}
 			log.Warn("metering by eBPF socket events; sockets that existed before are read by netlink")
 			n, err := openNetlink(s, p, interval, log)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/sockflow/sockflow/bpf"
 )
 
 // settings are the flags of run. Each is also SOCKFLOW_<NAME> in the environment and a key of the --config file; the command
@@ -22,6 +24,8 @@ type settings struct {
 	source           string
 	direction        string
 	localPairs       string
+	withoutHooks     []string
+	auditInterval    time.Duration
 	domain           uint32
 	pen              uint32
 	dialect          string
@@ -48,8 +52,10 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.IntVar(&s.maxFlows, "max-flows", 1_000_000, "most flows kept at once")
 	f.DurationVar(&s.snapshotInterval, "snapshot-interval", 5*time.Second, "time between two passes over all sockets")
 	f.StringVar(&s.source, "source", "auto", "auto, ebpf or netlink")
+	f.DurationVar(&s.auditInterval, "audit-interval", time.Minute, "compare the eBPF view with the kernel's own list of sockets this often")
+	f.StringSliceVar(&s.withoutHooks, "without-hook", nil, "do not attach this eBPF hook `NAME` (repeatable), and use the next best")
 	f.StringVar(&s.direction, "direction", "biflow", "biflow: one record for both directions (RFC 5103); uniflow: one for each")
-	f.StringVar(&s.localPairs, "local-pairs", "separate", "separate: a record for each of two local sockets; merge: not built yet")
+	f.StringVar(&s.localPairs, "local-pairs", "merge", "merge: one record where both ends are on this host, with both processes; separate: one for each socket")
 	f.Uint32Var(&s.domain, "domain", 1, "observation domain (NetFlow v9: source id)")
 	f.Uint32Var(&s.pen, "pen", 32473, "private enterprise number of the native elements")
 	f.StringVar(&s.dialect, "dialect", "known", "enterprise elements: known (ntop and Antrea numbers where they exist; alias ntop), native, or iana (none)")
@@ -163,8 +169,10 @@ func (s *settings) check() error {
 			return usagef("--%s %q: must be %s", e.flag, e.value, strings.Join(e.allowed, ", "))
 		}
 	}
-	if s.localPairs == "merge" {
-		return usagef("--local-pairs merge: not built yet")
+	for _, name := range s.withoutHooks {
+		if !slices.Contains(bpf.HookNames(), name) {
+			return usagef("--without-hook %q: must be one of %s", name, strings.Join(bpf.HookNames(), ", "))
+		}
 	}
 	for _, e := range []struct {
 		flag  string
@@ -173,6 +181,7 @@ func (s *settings) check() error {
 		{"active-timeout", s.activeTimeout},
 		{"idle-timeout", s.idleTimeout},
 		{"snapshot-interval", s.snapshotInterval},
+		{"audit-interval", s.auditInterval},
 		{"template-refresh", s.templateRefresh},
 		{"reconnect-min", s.reconnectMin},
 		{"reconnect-max", s.reconnectMax},
