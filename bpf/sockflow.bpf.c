@@ -140,9 +140,17 @@ static __always_inline bool is_datagram(__u32 proto)
 	return proto != IPPROTO_TCP && proto != IPPROTO_MPTCP;
 }
 
+/* Of MPTCP: the kernel makes it on behalf of a process. */
+static __always_inline bool is_subflow(struct sock *sk)
+{
+	struct tcp_sock *tp = (void *)sk;
+
+	return sk->sk_protocol == IPPROTO_TCP && bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ_BITFIELD_PROBED(tp, is_mptcp);
+}
+
 static __always_inline void own(struct sock_state *st, struct sock *sk, struct task_struct *task)
 {
-	if (task->flags & PF_KTHREAD || BPF_CORE_READ_BITFIELD(sk, sk_kern_sock)) {
+	if (task->flags & PF_KTHREAD || (BPF_CORE_READ_BITFIELD(sk, sk_kern_sock) && !is_subflow(sk))) {
 		st->flags |= SOCK_KERNEL;
 		st->tgid = 0;
 		st->task_start = 0;

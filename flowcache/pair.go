@@ -52,9 +52,12 @@ func (c *Cache) meet(i uint32, conv uint64) {
 	}
 	e.conv = conv
 	p := c.unpaired[conv]
-	if p == 0 || c.at(p).id.cookie == e.id.cookie || c.at(p).id.key.Proto != e.id.key.Proto {
+	if p == 0 {
 		c.unpaired[conv] = i
 		return
+	}
+	if lead := c.at(p); lead.id.cookie == e.id.cookie || lead.id.key.Proto != e.id.key.Proto || lead.role == e.role && e.role != RoleUnknown {
+		return // not its peer: a raw socket that hears itself, say
 	}
 	delete(c.unpaired, conv)
 	c.stats.Paired++

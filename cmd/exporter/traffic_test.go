@@ -75,6 +75,12 @@ func traffic(mode string, args []string) error {
 		return workers(args[0], args[1])
 	case "client":
 		return client(args)
+	case "kind":
+		return kind(args[0])
+	case "heir":
+		return heir()
+	case "burst":
+		return burst(args[0], args[1], args[2], args[3])
 	case "hold":
 		return hold(args[0], args[1])
 	}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"os"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestAcceptance is what must hold on every kernel, by eBPF: sockets of every kind are told with their owner and their payload,
+// and a conversation with both ends here is one record. It needs no tool but itself: it runs in virtual machines too.
+func TestAcceptance(t *testing.T) {
+	needRoot(t)
+	os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
+	if old, err := os.ReadFile("/proc/sys/net/ipv4/tcp_fastopen"); err == nil {
+		os.WriteFile("/proc/sys/net/ipv4/tcp_fastopen", []byte("3"), 0)
+		t.Cleanup(func() { os.WriteFile("/proc/sys/net/ipv4/tcp_fastopen", old, 0) })
+	}
+	args := strings.Fields(os.Getenv("SOCKFLOW_ARGS"))
+	netlink := slices.Contains(args, "netlink")
+	r := runExporter(t, append(args, "--snapshot-interval", "1s", "--audit-interval", "2s")...)
+	t.Log(r.errs.String())
+	netlink = netlink || strings.Contains(r.errs.String(), "metering by netlink")
+	var names []string
+	for name := range kinds {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	reports := map[string]*report{}
+	for _, name := range names {
+		p := start(t, "kind-"+name, "", "kind", name)
+		var rep report
+		if err := p.out.Decode(&rep); err == nil {
+			reports[name] = &rep
+		} else {
+			reports[name] = nil
+		}
+		p.in.Close()
+		p.cmd.Wait()
+	}
+	prefork := start(t, "kind-prefork", "", "workers", "127.0.0.1", "500")
+	master := prefork.next()
+	start(t, "kind-client", "", "client", "127.0.0.1", strconv.Itoa(master.TCP), "0", "10", "100").end()
+	prefork.in.Close()
+	reports["prefork"], reports["prefork2"] = prefork.next(), prefork.next()
+	time.Sleep(time.Second)
+	r.stop()
+	recs := r.json()
+
+	for name, rep := range reports {
+		t.Run(name, func(t *testing.T) {
+			if rep == nil {
+				t.Skip("the kernel does not have it")
+			}
+			datagram := len(rep.Flows) > 0 && rep.Flows[0].Proto != "tcp"
+			for _, c := range rep.Flows {
+				out, in, ends, _ := sumJSON(recs, c)
+				switch {
+				case netlink && (datagram || c.Sent+c.Received == 0):
+					continue // netlink tells neither octets of datagrams nor connections that failed
+				case len(ends) == 0:
+					t.Errorf("no record of %+v", c)
+					continue
+				case out != c.Sent || in != c.Received:
+					t.Errorf("%d octets out, %d in, the program counted %+v", out, in, c)
+				}
+				for _, e := range ends {
+					if e.PID == uint32(rep.PID) && e.Path != rep.Path {
+						t.Errorf("path %q, want %q", e.Path, rep.Path)
+					}
+				}
+			}
+			merged := map[string]int{}
+			for _, j := range recs {
+				if j.SourceEnd != nil && j.DestEnd != nil && int(j.SourceEnd.PID) == rep.PID && j.Reason != "active" {
+					merged[j.Protocol]++
+				}
+			}
+			switch name {
+			case "connections", "ipv6", "mapped", "aborted", "fastopen", "mptcp":
+				if got := merged["tcp"]; got != len(rep.Flows)/2 {
+					t.Errorf("%d records with both ends of %d connections", got, len(rep.Flows)/2)
+				}
+			case "refused":
+				for _, j := range recs {
+					if j.SourceEnd != nil && int(j.SourceEnd.PID) == rep.PID && (j.TCP.Error != uint16(syscall.ECONNREFUSED) || !strings.Contains(j.TCPFlags, "R")) {
+						t.Errorf("error %d, flags %s", j.TCP.Error, j.TCPFlags)
+					}
+				}
+			case "gso", "zero", "udplite", "broadcast":
+				for _, j := range recs {
+					if j.SourceEnd != nil && int(j.SourceEnd.PID) == rep.PID && (j.Forward.Packets != rep.Flows[0].Out || j.DestEnd == nil) {
+						t.Errorf("%d packets, %d were sent; other end %+v", j.Forward.Packets, rep.Flows[0].Out, j.DestEnd)
+					}
+				}
+			}
+		})
+	}
+}
