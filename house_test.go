@@ -41,7 +41,7 @@ var only = map[string][]string{
 	"github.com/mdlayher/netlink":  {"sockdiag", "enrich"},
 	"github.com/spf13/":            {"cmd/exporter"},
 	"github.com/netsampler/goflow": {},
-	"net":                          {"ipfix", "collector", "cmd/exporter", "bench/"},
+	"net":                          {"ipfix", "collector", "cmd/exporter", "bench/load", "bench/pingpong", "bench/sink", "bench/sockets"},
 	"log":                          {"cmd/exporter"},
 	"log/slog":                     {"cmd/exporter"},
 }

@@ -56,6 +56,12 @@ type programProcessBuffer struct {
 	Data [16640]int8
 }
 
+type programSlot struct {
+	_      structs.HostLayout
+	Cookie uint64
+	State  programSockState
+}
+
 type programSockState struct {
 	_         structs.HostLayout
 	Start     uint64
@@ -77,6 +83,7 @@ const (
 	programMapDatagramsA     = "datagrams_a"
 	programMapDatagramsB     = "datagrams_b"
 	programMapEvents         = "events"
+	programMapInitiators     = "initiators"
 	programMapLosses         = "losses"
 	programMapProcessBuffers = "process_buffers"
 	programMapSockets        = "sockets"
@@ -163,6 +170,7 @@ type programMapSpecs struct {
 	DatagramsA     *ebpf.MapSpec `ebpf:"datagrams_a"`
 	DatagramsB     *ebpf.MapSpec `ebpf:"datagrams_b"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
+	Initiators     *ebpf.MapSpec `ebpf:"initiators"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	ProcessBuffers *ebpf.MapSpec `ebpf:"process_buffers"`
 	Sockets        *ebpf.MapSpec `ebpf:"sockets"`
@@ -199,6 +207,7 @@ type programMaps struct {
 	DatagramsA     *ebpf.Map `ebpf:"datagrams_a"`
 	DatagramsB     *ebpf.Map `ebpf:"datagrams_b"`
 	Events         *ebpf.Map `ebpf:"events"`
+	Initiators     *ebpf.Map `ebpf:"initiators"`
 	Losses         *ebpf.Map `ebpf:"losses"`
 	ProcessBuffers *ebpf.Map `ebpf:"process_buffers"`
 	Sockets        *ebpf.Map `ebpf:"sockets"`
@@ -211,6 +220,7 @@ func (m *programMaps) Close() error {
 		m.DatagramsA,
 		m.DatagramsB,
 		m.Events,
+		m.Initiators,
 		m.Losses,
 		m.ProcessBuffers,
 		m.Sockets,

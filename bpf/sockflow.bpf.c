@@ -62,6 +62,23 @@ struct {
 	__type(value, struct sock_state);
 } sockets SEC(".maps");
 
+/* The same for sockets that connect, until they close: no listener is among them whose children must inherit it, and a slot here
+ * costs next to nothing where a socket's first storage is two allocations. A socket has one slot, by its cookie; if another has that it
+ * has storage like the others. */
+struct slot {
+	__u64 cookie; /* 0 free */
+	struct sock_state state;
+};
+
+#define SLOTS 65536
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SLOTS);
+	__type(key, __u32);
+	__type(value, struct slot);
+} initiators SEC(".maps");
+
 /* Users of sockets whose storage they do not come by, by the address of struct sock: of an MPTCP socket, whose subflows are the
  * connections; and where a kprobe, which has no access to storage, tells who accepted one. */
 struct {
@@ -140,6 +157,23 @@ static __always_inline bool is_datagram(__u32 proto)
 	return proto != IPPROTO_TCP && proto != IPPROTO_MPTCP;
 }
 
+static __always_inline struct slot *slot_of(__u64 cookie)
+{
+	__u32 index = cookie & (SLOTS - 1);
+
+	return bpf_map_lookup_elem(&initiators, &index);
+}
+
+static __always_inline struct sock_state *find(struct sock *sk)
+{
+	__u64 cookie = sk->__sk_common.skc_cookie.counter; /* has one if it has a slot */
+	struct slot *slot = slot_of(cookie);
+
+	if (cookie && slot && slot->cookie == cookie)
+		return &slot->state;
+	return bpf_sk_storage_get(&sockets, sk, 0, 0);
+}
+
 /* Of MPTCP: the kernel makes it on behalf of a process. */
 static __always_inline bool is_subflow(struct sock *sk)
 {
@@ -168,7 +202,7 @@ static __always_inline __u64 cgroup_of(struct sock *sk)
 {
 	struct cgroup *cg = sk->sk_cgrp_data.cgroup;
 
-	return cg ? BPF_CORE_READ(cg, kn, id) : 0;
+	return cg ? cg->kn->id : 0;
 }
 
 static __always_inline void mapped(__u8 *to, __be32 addr)
@@ -286,17 +320,23 @@ static __always_inline void adopt(struct sock_state *st, struct sock *sk, struct
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 {
+	struct sock_state *st = NULL;
 	struct socket_record *r;
-	struct sock_state *st;
+	struct slot *slot;
 	struct tcp_sock *tp;
+	__u64 cookie;
 
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 
 	switch (new_state) {
 	case TCP_SYN_SENT: /* connect(): the caller's context */
-	case TCP_LISTEN:   /* listen(): the caller's context */
-		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		cookie = bpf_get_socket_cookie(sk);
+		slot = slot_of(cookie);
+		if (slot && (!__sync_val_compare_and_swap(&slot->cookie, 0, cookie) || slot->cookie == cookie))
+			st = &slot->state;
+		else
+			st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!st) {
 			lost(LOSS_STORAGE);
 			return 0;
@@ -305,7 +345,17 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 		own(st, sk, bpf_get_current_task_btf());
 		st->start = bpf_ktime_get_ns();
 		st->connect_us = 0;
-		st->role = new_state == TCP_LISTEN ? ROLE_UNKNOWN : ROLE_INITIATOR;
+		st->role = ROLE_INITIATOR;
+		return 0;
+	case TCP_LISTEN: /* listen(): the caller's context */
+		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!st) {
+			lost(LOSS_STORAGE);
+			return 0;
+		}
+		st->flags = SOCK_BORN | SOCK_TOUCHED;
+		own(st, sk, bpf_get_current_task_btf());
+		st->role = ROLE_UNKNOWN;
 		return 0;
 	case TCP_SYN_RECV:
 		if (old_state != TCP_LISTEN)
@@ -324,7 +374,7 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 	case TCP_ESTABLISHED:
 		if (old_state != TCP_SYN_SENT)
 			return 0;
-		st = bpf_sk_storage_get(&sockets, sk, 0, 0);
+		st = find(sk);
 		if (st && st->start)
 			st->connect_us = (bpf_ktime_get_ns() - st->start) / 1000;
 		return 0;
@@ -338,11 +388,11 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 		return 0;
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp || !tp->inet_conn.icsk_inet.inet_sport)
-		return 0; /* no port could be had: nothing was ever sent */
+		goto out; /* no port could be had: nothing was ever sent */
 	r = bpf_ringbuf_reserve(&events, sizeof(*r), 0);
 	if (!r) {
 		lost(LOSS_RING_SOCKET);
-		return 0;
+		goto out;
 	}
 	__builtin_memset(r, 0, sizeof(*r));
 	r->kind = KIND_SOCKET;
@@ -351,12 +401,17 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 	put_common(r, sk);
 	put_addresses(r, sk);
 	put_tcp(r, tp, old_state);
-	st = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	st = find(sk);
 	if (st && !(st->flags & SOCK_TOUCHED))
 		adopt(st, sk, tp);
 	if (st)
 		put_state(r, st);
 	bpf_ringbuf_submit(r, 0);
+out:
+	cookie = sk->__sk_common.skc_cookie.counter;
+	slot = slot_of(cookie);
+	if (slot && slot->cookie == cookie)
+		slot->cookie = 0;
 	return 0;
 }
 
@@ -393,8 +448,8 @@ static __always_inline int touch(struct sock *sk)
 
 	if (family != AF_INET && family != AF_INET6)
 		return 0;
+	st = find(sk);
 	task = bpf_get_current_task_btf();
-	st = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	if (st && (st->flags & SOCK_TOUCHED)) {
 		if (st->tgid != task->tgid && !(st->flags & (SOCK_SHARED | SOCK_KERNEL))) {
 			st->flags |= SOCK_SHARED;
@@ -562,7 +617,17 @@ static __always_inline void put_icmp(struct datagram_key *k, __u8 type, __u8 cod
 		k->remote_port = question << 8 | code;
 }
 
-/* Count a datagram. TCP leaves at once. */
+/* Whether a packet is TCP, by its header: the question that every packet of the host is asked. */
+static __always_inline bool is_tcp(struct __sk_buff *skb)
+{
+	__u8 *data = (void *)(long)skb->data;
+
+	if ((void *)(data + sizeof(struct ipv4_header)) > (void *)(long)skb->data_end)
+		return false;
+	return (data[0] >> 4 == 4 ? data[9] : data[6]) == IPPROTO_TCP;
+}
+
+/* Count a datagram. */
 static __always_inline int count(struct __sk_buff *skb, int in)
 {
 	struct datagram_value *v, zero = {};
@@ -613,7 +678,6 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	if (k.proto != sk->protocol && sk->type != SOCK_RAW)
 		return 1; /* an ICMP error on behalf of the socket, say */
 	switch (k.proto) {
-	case IPPROTO_TCP:
 	case IPPROTO_UDP:
 	case IPPROTO_UDPLITE:
 	case IPPROTO_SCTP:
@@ -626,8 +690,6 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 		k.remote_port = bpf_ntohs(ports[!in]);
 		if (k.proto == IPPROTO_SCTP || k.proto == IPPROTO_DCCP)
 			transport = 12;
-		else if (k.proto == IPPROTO_TCP)
-			transport = 20;
 		break;
 	}
 	case IPPROTO_ICMP:
@@ -694,13 +756,13 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 SEC("cgroup_skb/egress")
 int count_out(struct __sk_buff *skb)
 {
-	return count(skb, 0);
+	return is_tcp(skb) ? 1 : count(skb, 0);
 }
 
 SEC("cgroup_skb/ingress")
 int count_in(struct __sk_buff *skb)
 {
-	return count(skb, 1);
+	return is_tcp(skb) ? 1 : count(skb, 1);
 }
 
 /* One read() walks the sockets of all processes in all network namespaces, and gives those that existed before the
@@ -732,7 +794,7 @@ int walk(struct bpf_iter__task_file *ctx)
 	if (proto == IPPROTO_MPTCP)
 		return 0; /* its subflows are TCP sockets, which no process holds: audits see them */
 
-	st = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	st = find(sk);
 	if (!st) {
 		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!st)

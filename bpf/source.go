@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
+	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/sockflow/sockflow/flowcache"
 )
@@ -119,6 +120,7 @@ func New(cfg Config) (*Source, error) {
 		return nil, fmt.Errorf("read eBPF object: %w", err)
 	}
 	s := &Source{cfg: cfg}
+	rlimit.RemoveMemlock() // kernels before 5.11 charge maps to it; later ones do not care, and where it fails New says so
 	only := spec.Copy()
 	only.Programs = nil
 	if s.maps, err = ebpf.NewCollection(only); err != nil {

@@ -62,6 +62,8 @@ const (
 	conntrackRefresh = 10 * time.Second
 	// More namespaces than this are not asked for one flow.
 	maxConntrackNamespaces = 16
+	// The kernel answers at once. Should it not, nobody may wait for it.
+	conntrackPatience = 50 * time.Millisecond
 )
 
 // NewConntrack takes a function that lists network namespaces: the path of each by inode, empty for the own.
@@ -151,6 +153,7 @@ func dialNetfilter(path string) (*netlink.Conn, error) {
 // entries is how many connections a namespace tracks; 0 also where it tracks none at all. The kernel marks its one answer as
 // part of several that never come: it is read directly.
 func (c *Conntrack) entries(conn *netlink.Conn) uint32 {
+	conn.SetReadDeadline(time.Now().Add(conntrackPatience))
 	if _, err := conn.Send(netlink.Message{Header: netlink.Header{Type: ctGetStats, Flags: netlink.Request}, Data: []byte{0, 0, 0, 0}}); err != nil {
 		return 0
 	}
@@ -161,11 +164,15 @@ func (c *Conntrack) entries(conn *netlink.Conn) uint32 {
 	const header = 16 // struct nlmsghdr
 	buf := make([]byte, 1024)
 	n := 0
-	raw.Read(func(fd uintptr) bool {
-		n, _, err = unix.Recvfrom(int(fd), buf, 0)
-		return err != unix.EAGAIN && err != unix.EINTR
+	waited := raw.Read(func(fd uintptr) bool {
+		for {
+			n, _, err = unix.Recvfrom(int(fd), buf, 0)
+			if err != unix.EINTR {
+				return err != unix.EAGAIN
+			}
+		}
 	})
-	if err != nil || n < header+nfgenmsgLen || binary.NativeEndian.Uint16(buf[4:]) != ctGetStats {
+	if waited != nil || err != nil || n < header+nfgenmsgLen || binary.NativeEndian.Uint16(buf[4:]) != ctGetStats {
 		return 0
 	}
 	d, err := netlink.NewAttributeDecoder(buf[header+nfgenmsgLen : n])
@@ -188,6 +195,7 @@ func (c *Conntrack) get(conn *netlink.Conn, k flowcache.Key) (orig, reply flowca
 		c.stats.Errors++
 		return orig, reply, false
 	}
+	conn.SetReadDeadline(time.Now().Add(conntrackPatience))
 	msgs, err := conn.Execute(netlink.Message{Header: netlink.Header{Type: ctGet, Flags: netlink.Request}, Data: data})
 	if err != nil {
 		if !errors.Is(err, os.ErrNotExist) {
