@@ -225,21 +225,58 @@ func (s *Source) Missing() (missing, instead []Hook) {
 // else must take snapshots.
 func (s *Source) CanWalk() bool { return s.walker != nil }
 
+// Causes of losses, in the order of enum loss.
+var causes = [...]string{"ring_socket", "ring_process", "datagram_map", "storage"}
+
 // Stats returns the counts so far. Safe for concurrent use.
 func (s *Source) Stats() Stats {
-	st := Stats{
+	sum := func(index int) (n uint64) {
+		for _, v := range s.perCPU(index) {
+			n += v
+		}
+		return n
+	}
+	return Stats{
 		Events: s.events.Load(), Malformed: s.malformed.Load(),
 		Snapshots: s.snapshots.Load(), SnapshotErrors: s.snapshotErrors.Load(),
+		LostSocket: sum(0), LostProcess: sum(1), LostDatagrams: sum(2), LostStorage: sum(3), Shared: sum(len(causes)),
 	}
-	for i, to := range []*uint64{&st.LostSocket, &st.LostProcess, &st.LostDatagrams, &st.LostStorage, &st.Shared} {
-		var perCPU []uint64
-		if s.maps.Maps["losses"].Lookup(uint32(i), &perCPU) == nil {
-			for _, n := range perCPU {
-				*to += n
+}
+
+// Lost returns what the kernel side had to drop, by cause and CPU. Safe for concurrent use.
+func (s *Source) Lost() map[string][]uint64 {
+	lost := map[string][]uint64{}
+	for i, cause := range causes {
+		lost[cause] = s.perCPU(i)
+	}
+	return lost
+}
+
+func (s *Source) perCPU(index int) []uint64 {
+	var n []uint64
+	if s.maps.Maps["losses"].Lookup(uint32(index), &n) != nil {
+		return nil
+	}
+	return n
+}
+
+// RunTime is what a program has run.
+type RunTime struct {
+	Count uint64
+	Time  time.Duration
+}
+
+// RunTime returns the run time of each program, by name. The kernel counts only with sysctl kernel.bpf_stats_enabled=1.
+func (s *Source) RunTime() map[string]RunTime {
+	all := map[string]RunTime{}
+	for _, c := range s.programs {
+		for name, p := range c.Programs {
+			if st, err := p.Stats(); err == nil {
+				all[name] = RunTime{st.RunCount, st.Runtime}
 			}
 		}
 	}
-	return st
+	return all
 }
 
 // Close detaches everything. Run must have returned.

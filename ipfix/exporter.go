@@ -18,6 +18,8 @@ import (
 
 // Stats counts what became of the records given to an Exporter: queued = sent + dropped + what still waits.
 type Stats struct {
+	Encoded      uint64 // flow records that went into messages
+	Waiting      uint64 // flow records in the queue
 	Records      uint64 // Data Records sent, type records and both directions of a uniflow included
 	Messages     uint64
 	Octets       uint64
@@ -46,7 +48,7 @@ type Exporter struct {
 	wait      time.Duration
 	stopBy    atomic.Int64 // Unix nanoseconds; 0 until the end is near
 
-	records, messages, octets, droppedQueue, droppedSend, droppedBig, cut, connects, errs atomic.Uint64
+	encoded, records, messages, octets, droppedQueue, droppedSend, droppedBig, cut, connects, errs atomic.Uint64
 }
 
 const (
@@ -128,6 +130,7 @@ func (x *Exporter) Offer(r *flowcache.Records) bool {
 // Stats returns the counts so far. Safe for concurrent use.
 func (x *Exporter) Stats() Stats {
 	return Stats{
+		Encoded: x.encoded.Load(), Waiting: uint64(max(0, x.waiting.Load())),
 		Records: x.records.Load(), Messages: x.messages.Load(), Octets: x.octets.Load(),
 		DroppedQueue: x.droppedQueue.Load(), DroppedSend: x.droppedSend.Load(), DroppedBig: x.droppedBig.Load(),
 		Cut: x.cut.Load(), Connects: x.connects.Load(), Errors: x.errs.Load(),
@@ -226,6 +229,7 @@ func (x *Exporter) encode(r *flowcache.Records) {
 			x.droppedBig.Add(1)
 			continue
 		}
+		x.encoded.Add(1)
 		if err != nil {
 			x.failed(err)
 		}

@@ -14,6 +14,7 @@ type pipeline struct {
 	cache     *flowcache.Cache
 	processes *enrich.Processes
 	enricher  *enrich.Enricher
+	conntrack *enrich.Conntrack
 	owners    *enrich.Owners // netlink mode: who holds a socket inode; else nil
 	exporters []*ipfix.Exporter
 	printer   printer // nil with collectors only
@@ -26,6 +27,7 @@ type pipeline struct {
 type pipelineStatus struct {
 	cache     flowcache.Stats
 	processes enrich.ProcStats
+	conntrack enrich.ConntrackStats
 }
 
 const (
@@ -67,7 +69,7 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 		case now := <-sweep.C:
 			p.processes.Sweep(now.UnixNano())
 		case f := <-p.status:
-			f(pipelineStatus{p.cache.Stats(), p.processes.Stats()})
+			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats()})
 		}
 	}
 }

@@ -52,6 +52,7 @@ func run(s *settings, stdout, stderr io.Writer) error {
 	p := &pipeline{
 		cache: cache, processes: processes,
 		enricher:  &enrich.Enricher{Processes: processes, CGroups: cgroups},
+		conntrack: conntrack,
 		exporters: exporters, printer: printer,
 		batches: make(flowcache.Batches, 64), pool: make(flowcache.RecordPool, 64),
 		status: make(chan func(pipelineStatus)),
@@ -98,7 +99,22 @@ func run(s *settings, stdout, stderr io.Writer) error {
 		observing.Wait()
 		close(in)
 	}()
-	go reportStatus(srcCtx, p, exporters, ebpf, log) // ends with srcCtx
+	m := &metrics{p: p, ebpf: ebpf, exporters: exporters, done: srcCtx}
+	for _, src := range srcs {
+		if n, ok := src.(*sockdiag.Source); ok {
+			m.netlink = n
+		}
+	}
+	if s.metrics != "" && s.metrics != "none" {
+		err := serveMetrics(ctx, s.metrics, m, log)
+		switch {
+		case err != nil && s.metrics == defaultMetrics: // another one runs
+			log.Warn("metrics are not served", "reason", err)
+		case err != nil:
+			stopSources(err)
+		}
+	}
+	go reportStatus(srcCtx, m, log) // ends with srcCtx
 
 	err = p.run(in)
 	stopSources(err)
@@ -226,6 +242,9 @@ func openSources(s *settings, p *pipeline, interval time.Duration, log *slog.Log
 			log.Warn("metering by netlink snapshots, which miss short connections without CAP_NET_ADMIN and count no datagrams", "reason", err)
 		}
 	}
+	if s.source == "netlink" {
+		log.Info("metering by netlink snapshots")
+	}
 	n, err := openNetlink(s, p, interval, log)
 	if err != nil {
 		return nil, nil, err
@@ -246,7 +265,7 @@ func openNetlink(s *settings, p *pipeline, interval time.Duration, log *slog.Log
 }
 
 // reportStatus logs one line for each SIGUSR1.
-func reportStatus(ctx context.Context, p *pipeline, exporters []*ipfix.Exporter, b *bpf.Source, log *slog.Logger) {
+func reportStatus(ctx context.Context, m *metrics, log *slog.Logger) {
 	usr1 := make(chan os.Signal, 1)
 	signal.Notify(usr1, syscall.SIGUSR1)
 	defer signal.Stop(usr1)
@@ -256,23 +275,26 @@ func reportStatus(ctx context.Context, p *pipeline, exporters []*ipfix.Exporter,
 			return
 		case <-usr1:
 		}
-		st, ok := p.ask(ctx)
+		st, ok := m.p.ask(ctx)
 		if !ok {
 			return
 		}
-		c := st.cache
 		args := []any{
-			"flows", c.Live, "observations", c.Observations, "stale", c.Stale,
-			"idle", c.Records[flowcache.EndIdle], "active", c.Records[flowcache.EndActive], "end", c.Records[flowcache.EndDetected],
-			"forced", c.Records[flowcache.EndForced], "lack", c.Records[flowcache.EndLack],
-			"processes", st.processes.Entries, "processes_missed", st.processes.Missed,
+			slog.Group("cache", "flows", st.cache.Live, "observations", st.cache.Observations, "created", st.cache.Created, "merged", st.cache.Merged,
+				"direct", st.cache.Direct, "stale", st.cache.Stale, "listening", st.cache.Listening, "closed", st.cache.Closed, "owners", st.cache.Owners,
+				"suspects", st.cache.Suspects, "pairs", st.cache.Paired, "audit_added", st.cache.Audited, "audit_ended", st.cache.Vanished,
+				"forgotten", st.cache.Forgotten),
+			slog.Group("records", "idle", st.cache.Records[flowcache.EndIdle], "active", st.cache.Records[flowcache.EndActive],
+				"end", st.cache.Records[flowcache.EndDetected], "forced", st.cache.Records[flowcache.EndForced], "lack", st.cache.Records[flowcache.EndLack]),
+			slog.Any("processes", st.processes), slog.Any("conntrack", st.conntrack),
 		}
-		if b != nil {
-			e := b.Stats()
-			args = append(args, "events", e.Events, "lost_socket_events", e.LostSocket, "lost_process_events", e.LostProcess,
-				"lost_datagrams", e.LostDatagrams, "lost_storage", e.LostStorage, "malformed", e.Malformed)
+		if m.ebpf != nil {
+			args = append(args, slog.Any("ebpf", m.ebpf.Stats()))
 		}
-		for _, x := range exporters {
+		if m.netlink != nil {
+			args = append(args, slog.Any("netlink", m.netlink.Stats()))
+		}
+		for _, x := range m.exporters {
 			args = append(args, slog.Any(x.Name(), x.Stats()))
 		}
 		log.Info("status", args...)

@@ -37,12 +37,15 @@ type settings struct {
 	nodeName         string
 	cmdline          bool
 	proc             string
+	metrics          string
 	logLevel         string
 	config           string
 }
 
+const defaultMetrics = "127.0.0.1:9469"
+
 // later names flags of parts that are not built yet.
-var later = []string{"containerd", "docker", "cri", "metrics"}
+var later = []string{"containerd", "docker", "cri"}
 
 func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.SortFlags = false
@@ -67,12 +70,12 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.nodeName, "node-name", "", "name of this host in records (default the host name)")
 	f.BoolVar(&s.cmdline, "cmdline", false, "export command lines, which may hold secrets")
 	f.StringVar(&s.proc, "proc", "/proc", "where proc is mounted")
+	f.StringVar(&s.metrics, "metrics", defaultMetrics, "serve Prometheus metrics at this `ADDRESS`:PORT, /metrics and /healthz; none: do not")
 	f.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&s.config, "config", "", "read settings from this YAML `file` (keys are the flags' names)")
 	f.String("containerd", "", "containerd's socket (not built yet)")
 	f.String("docker", "", "Docker's socket (not built yet)")
 	f.String("cri", "", "a CRI runtime's socket (not built yet)")
-	f.String("metrics", "", "address of the metrics page (not built yet)")
 }
 
 // load completes the flags by the environment and the configuration file, and checks them.

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/sockflow/sockflow/bpf"
+	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/ipfix"
+	"github.com/sockflow/sockflow/sockdiag"
+)
+
+// metrics shows what became of everything that was observed. Two sums hold at any time, and docs/metrics.md explains them:
+//
+//	kernel events = events read + lost in the ring buffer;        observations = the sum over their fates
+//	records       = per collector: encoded + dropped + waiting
+type metrics struct {
+	p         *pipeline
+	ebpf      *bpf.Source      // nil in netlink mode
+	netlink   *sockdiag.Source // the netlink source, or the audit; nil if there is none
+	exporters []*ipfix.Exporter
+	done      context.Context // ends with the cache loop's sources
+}
+
+type description struct {
+	*prometheus.Desc
+	kind prometheus.ValueType
+}
+
+func describe(kind prometheus.ValueType, name, help string, labels ...string) description {
+	return description{prometheus.NewDesc("sockflow_"+name, help, labels, nil), kind}
+}
+
+var (
+	buildInfo      = describe(prometheus.GaugeValue, "build_info", "Always 1.", "version", "goversion", "source")
+	hookAttached   = describe(prometheus.GaugeValue, "hook_attached", "Whether an eBPF hook is attached: 1, or 0 if it could not be.", "hook", "target")
+	hookRuns       = describe(prometheus.CounterValue, "hook_runs_total", "Runs of an eBPF program; counted only with sysctl kernel.bpf_stats_enabled=1.", "hook")
+	hookSeconds    = describe(prometheus.CounterValue, "hook_seconds_total", "Run time of an eBPF program; counted only with sysctl kernel.bpf_stats_enabled=1.", "hook")
+	kernelEvents   = describe(prometheus.CounterValue, "events_total", "Events read from the ring buffer.")
+	kernelLost     = describe(prometheus.CounterValue, "lost_total", "What the kernel side had to drop: ring_socket and ring_process: events, the ring buffer was full; datagram_map: datagrams, too many flows between two drains; storage: owners of sockets, no memory.", "cause", "cpu")
+	malformed      = describe(prometheus.CounterValue, "malformed_events_total", "Events that could not be read.")
+	shared         = describe(prometheus.CounterValue, "shared_sockets_total", "Sockets that other processes than the owner of their flow have used too.")
+	passes         = describe(prometheus.CounterValue, "passes_total", "Passes over all sockets.", "source", "result")
+	netlinkSockets = describe(prometheus.CounterValue, "netlink_sockets_total", "Sockets read by netlink.")
+	netlinkEnds    = describe(prometheus.CounterValue, "netlink_ends_total", "Ends of sockets that netlink told.")
+	netlinkOverrun = describe(prometheus.CounterValue, "netlink_overruns_total", "Times that netlink told more ends than could be read.")
+	namespaces     = describe(prometheus.GaugeValue, "namespaces", "Network namespaces that netlink reads.")
+	observations   = describe(prometheus.CounterValue, "observations_total", "Observations by what became of them: created a flow, merged into one, direct (a flow that began and ended in one), stale (of a connection that has ended since), listening, closed (a datagram socket), owner (of a datagram socket, known later), suspect (of an audit under way).", "fate")
+	flows          = describe(prometheus.GaugeValue, "flows", "Flows in the cache.")
+	pairs          = describe(prometheus.CounterValue, "pairs_total", "Conversations with both ends on this host.")
+	audited        = describe(prometheus.CounterValue, "audit_corrections_total", "What audits corrected: added, a connection that the source had not seen; ended, one whose end it had not told.", "what")
+	forgotten      = describe(prometheus.CounterValue, "forgotten_flows_total", "Flows that left a full cache and whose totals could not be kept: they may be counted again.")
+	records        = describe(prometheus.CounterValue, "records_total", "Flow records by flowEndReason. lack: the cache was full, and they left early.", "reason")
+	processes      = describe(prometheus.GaugeValue, "processes", "Processes in the table.")
+	processFacts   = describe(prometheus.CounterValue, "process_facts_total", "Where facts of processes came from: event, proc; or missed (gone before anybody told), overflow (forgotten because the table was full).", "from")
+	translations   = describe(prometheus.CounterValue, "conntrack_lookups_total", "Flows whose address translation was asked for, by result.", "result")
+	collected      = describe(prometheus.CounterValue, "collector_records_total", "Flow records by what became of them on the way to a collector: encoded, dropped_queue (it was away or slow for longer than the queue), dropped_too_big (no message can hold it).", "collector", "fate")
+	waiting        = describe(prometheus.GaugeValue, "collector_waiting_records", "Flow records that wait for a collector.", "collector")
+	dataRecords    = describe(prometheus.CounterValue, "collector_data_records_total", "Data Records, descriptions of elements and both directions of a uniflow included, by what became of them: sent, dropped_send.", "collector", "fate")
+	messages       = describe(prometheus.CounterValue, "collector_messages_total", "Messages sent.", "collector")
+	octetsSent     = describe(prometheus.CounterValue, "collector_octets_total", "Octets sent.", "collector")
+	connects       = describe(prometheus.CounterValue, "collector_connects_total", "Transport sessions.", "collector")
+	sendErrors     = describe(prometheus.CounterValue, "collector_errors_total", "Failed connects and sends.", "collector")
+	stringsCut     = describe(prometheus.CounterValue, "collector_cut_records_total", "Records whose strings were cut to fit.", "collector")
+)
+
+// Describe sends nothing: the collector is unchecked, since some metrics depend on the source.
+func (m *metrics) Describe(chan<- *prometheus.Desc) {}
+
+// Collect reads every part once.
+func (m *metrics) Collect(out chan<- prometheus.Metric) {
+	put := func(d description, v uint64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d.Desc, d.kind, float64(v), labels...)
+	}
+	source := "netlink"
+	if m.ebpf != nil {
+		source = "ebpf"
+		m.kernel(put)
+		for name, run := range m.ebpf.RunTime() {
+			put(hookRuns, run.Count, name)
+			out <- prometheus.MustNewConstMetric(hookSeconds.Desc, hookSeconds.kind, run.Time.Seconds(), name)
+		}
+	}
+	put(buildInfo, 1, version, runtime.Version(), source)
+	if m.netlink != nil {
+		st := m.netlink.Stats()
+		put(passes, st.Passes, "netlink", "done")
+		put(passes, st.Errors, "netlink", "failed")
+		put(netlinkSockets, st.Sockets)
+		put(netlinkEnds, st.Destroyed)
+		put(netlinkOverrun, st.Overruns)
+		put(namespaces, uint64(st.Namespaces))
+	}
+	// Collectors before the cache: what is under way between the two is then missing there, and not here.
+	for _, x := range m.exporters {
+		st, name := x.Stats(), x.Name()
+		put(collected, st.Encoded, name, "encoded")
+		put(collected, st.DroppedQueue, name, "dropped_queue")
+		put(collected, st.DroppedBig, name, "dropped_too_big")
+		put(waiting, st.Waiting, name)
+		put(dataRecords, st.Records, name, "sent")
+		put(dataRecords, st.DroppedSend, name, "dropped_send")
+		put(messages, st.Messages, name)
+		put(octetsSent, st.Octets, name)
+		put(connects, st.Connects, name)
+		put(sendErrors, st.Errors, name)
+		put(stringsCut, st.Cut, name)
+	}
+	st, ok := m.p.ask(m.done)
+	if !ok {
+		return // it ends
+	}
+	c := st.cache
+	for fate, n := range map[string]uint64{
+		"created": c.Created, "merged": c.Merged, "direct": c.Direct, "stale": c.Stale, "listening": c.Listening,
+		"closed": c.Closed, "owner": c.Owners, "suspect": c.Suspects,
+	} {
+		put(observations, n, fate)
+	}
+	put(flows, uint64(c.Live))
+	put(pairs, c.Paired)
+	put(audited, c.Audited, "added")
+	put(audited, c.Vanished, "ended")
+	put(forgotten, c.Forgotten)
+	for reason := flowcache.EndIdle; reason <= flowcache.EndLack; reason++ {
+		put(records, c.Records[reason], reason.String())
+	}
+	put(processes, uint64(st.processes.Entries))
+	for from, n := range map[string]uint64{
+		"event": st.processes.Events, "proc": st.processes.FromProc, "missed": st.processes.Missed, "overflow": st.processes.Overflow,
+	} {
+		put(processFacts, n, from)
+	}
+	put(translations, st.conntrack.Translated, "translated")
+	put(translations, st.conntrack.Lookups-st.conntrack.Translated, "not_translated")
+	put(translations, st.conntrack.Errors, "error")
+}
+
+// kernel shows the eBPF side.
+func (m *metrics) kernel(put func(d description, v uint64, labels ...string)) {
+	st := m.ebpf.Stats()
+	put(kernelEvents, st.Events)
+	put(malformed, st.Malformed)
+	put(shared, st.Shared)
+	put(passes, st.Snapshots, "ebpf", "done")
+	put(passes, st.SnapshotErrors, "ebpf", "failed")
+	for cause, perCPU := range m.ebpf.Lost() {
+		for cpu, n := range perCPU {
+			put(kernelLost, n, cause, strconv.Itoa(cpu))
+		}
+	}
+	for _, h := range m.ebpf.Hooks() {
+		if h.Spare {
+			continue
+		}
+		attached := uint64(1)
+		if h.Err != nil {
+			attached = 0
+		}
+		put(hookAttached, attached, h.Name, h.Target)
+	}
+}
+
+// serveMetrics answers on addr until ctx ends: /metrics, /healthz.
+func serveMetrics(ctx context.Context, addr string, m *metrics, log *slog.Logger) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("--metrics %s: %w", addr, err)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		// The cache loop is what everything passes: if it answers, the program works.
+		ask, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+		defer cancel()
+		if _, ok := m.p.ask(ask); !ok {
+			http.Error(w, "the cache loop does not answer", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second}
+	go func() { // ends with ctx
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			log.Warn("metrics are not served any more", "reason", err)
+		}
+	}()
+	context.AfterFunc(ctx, func() { server.Close() })
+	log.Info("metrics are served", "url", "http://"+l.Addr().String()+"/metrics")
+	return nil
+}
