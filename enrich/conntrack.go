@@ -46,8 +46,9 @@ const (
 type Conntrack struct {
 	namespaces func() map[uint32]string
 	open       map[uint32]*netlink.Conn
-	busy       []uint32 // namespaces with entries
-	refreshed  time.Time
+	busy       []uint32  // namespaces with entries
+	listed     time.Time // when the namespaces were looked for
+	counted    time.Time // and when their entries
 	stats      ConntrackStats
 }
 
@@ -59,7 +60,8 @@ type ConntrackStats struct {
 }
 
 const (
-	conntrackRefresh = 10 * time.Second
+	listInterval  = 10 * time.Second
+	countInterval = time.Second
 	// More namespaces than this are not asked for one flow.
 	maxConntrackNamespaces = 16
 	// The kernel answers at once. Should it not, nobody may wait for it.
@@ -84,9 +86,19 @@ func (c *Conntrack) Close() {
 
 // Translate returns k as the end beyond the translation sees it, and whether there is one.
 func (c *Conntrack) Translate(k flowcache.Key) (flowcache.Key, bool) {
-	if now := time.Now(); now.Sub(c.refreshed) > conntrackRefresh {
-		c.refreshed = now
-		c.refresh()
+	now := time.Now()
+	if now.Sub(c.listed) > listInterval {
+		c.listed = now
+		c.follow()
+	}
+	if now.Sub(c.counted) > countInterval {
+		c.counted = now
+		c.busy = c.busy[:0]
+		for inode, conn := range c.open {
+			if c.entries(conn) > 0 {
+				c.busy = append(c.busy, inode)
+			}
+		}
 	}
 	if len(c.busy) == 0 {
 		return k, false
@@ -112,8 +124,8 @@ func (c *Conntrack) Translate(k flowcache.Key) (flowcache.Key, bool) {
 	return k, false
 }
 
-// refresh follows the namespaces and finds those with entries.
-func (c *Conntrack) refresh() {
+// follow opens namespaces that came and closes those that went.
+func (c *Conntrack) follow() {
 	found := c.namespaces()
 	for inode, conn := range c.open {
 		if _, still := found[inode]; !still {
@@ -121,20 +133,17 @@ func (c *Conntrack) refresh() {
 			delete(c.open, inode)
 		}
 	}
-	c.busy = c.busy[:0]
 	for inode, path := range found {
-		conn := c.open[inode]
-		if conn == nil {
-			var err error
-			if conn, err = dialNetfilter(path); err != nil {
-				continue // gone, or not ours to enter
-			}
-			c.open[inode] = conn
+		if c.open[inode] != nil {
+			continue
 		}
-		if c.entries(conn) > 0 {
-			c.busy = append(c.busy, inode)
+		conn, err := dialNetfilter(path)
+		if err != nil {
+			continue // gone, or not ours to enter
 		}
+		c.open[inode] = conn
 	}
+	c.counted = time.Time{}
 }
 
 func dialNetfilter(path string) (*netlink.Conn, error) {
@@ -150,32 +159,64 @@ func dialNetfilter(path string) (*netlink.Conn, error) {
 	return netlink.Dial(netlinkNetfilter, cfg)
 }
 
-// entries is how many connections a namespace tracks; 0 also where it tracks none at all. The kernel marks its one answer as
-// part of several that never come: it is read directly.
-func (c *Conntrack) entries(conn *netlink.Conn) uint32 {
+const (
+	nlmsgHeader = 16 // struct nlmsghdr
+	nlmsgError  = 2
+)
+
+var errNoAnswer = errors.New("the kernel does not answer")
+
+// call sends a request and returns the body of its one answer, after struct nfgenmsg. The library's Execute is of no use here: the
+// kernel marks the answer as one of several, of which the others never come.
+func call(conn *netlink.Conn, kind netlink.HeaderType, data []byte) ([]byte, error) {
 	conn.SetReadDeadline(time.Now().Add(conntrackPatience))
-	if _, err := conn.Send(netlink.Message{Header: netlink.Header{Type: ctGetStats, Flags: netlink.Request}, Data: []byte{0, 0, 0, 0}}); err != nil {
-		return 0
+	req, err := conn.Send(netlink.Message{Header: netlink.Header{Type: kind, Flags: netlink.Request}, Data: data})
+	if err != nil {
+		return nil, err
 	}
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return 0
+		return nil, err
 	}
-	const header = 16 // struct nlmsghdr
-	buf := make([]byte, 1024)
-	n := 0
-	waited := raw.Read(func(fd uintptr) bool {
-		for {
-			n, _, err = unix.Recvfrom(int(fd), buf, 0)
-			if err != unix.EINTR {
-				return err != unix.EAGAIN
+	buf := make([]byte, 4096)
+	for {
+		var n int
+		var received error
+		err := raw.Read(func(fd uintptr) bool {
+			for {
+				n, _, received = unix.Recvfrom(int(fd), buf, 0)
+				if received != unix.EINTR {
+					return received != unix.EAGAIN
+				}
 			}
+		})
+		switch {
+		case err != nil:
+			return nil, err
+		case received != nil:
+			return nil, received
+		case n < nlmsgHeader+4:
+			return nil, errNoAnswer
+		case binary.NativeEndian.Uint32(buf[8:]) != req.Header.Sequence:
+			continue // of an earlier request that was not waited for
+		case binary.NativeEndian.Uint16(buf[4:]) == nlmsgError:
+			if errno := -int32(binary.NativeEndian.Uint32(buf[nlmsgHeader:])); errno != 0 {
+				return nil, unix.Errno(errno)
+			}
+			return nil, errNoAnswer
 		}
-	})
-	if waited != nil || err != nil || n < header+nfgenmsgLen || binary.NativeEndian.Uint16(buf[4:]) != ctGetStats {
+		const header = nlmsgHeader + nfgenmsgLen
+		return buf[header:max(header, min(n, int(binary.NativeEndian.Uint32(buf))))], nil
+	}
+}
+
+// entries is how many connections a namespace tracks; 0 also where it tracks none at all.
+func (c *Conntrack) entries(conn *netlink.Conn) uint32 {
+	b, err := call(conn, ctGetStats, []byte{0, 0, 0, 0})
+	if err != nil {
 		return 0
 	}
-	d, err := netlink.NewAttributeDecoder(buf[header+nfgenmsgLen : n])
+	d, err := netlink.NewAttributeDecoder(b)
 	if err != nil {
 		return 0
 	}
@@ -191,23 +232,12 @@ func (c *Conntrack) entries(conn *netlink.Conn) uint32 {
 // get looks k up, as either direction of an entry.
 func (c *Conntrack) get(conn *netlink.Conn, k flowcache.Key) (orig, reply flowcache.Key, ok bool) {
 	data, err := appendTuple(k)
-	if err != nil {
-		c.stats.Errors++
-		return orig, reply, false
-	}
-	conn.SetReadDeadline(time.Now().Add(conntrackPatience))
-	msgs, err := conn.Execute(netlink.Message{Header: netlink.Header{Type: ctGet, Flags: netlink.Request}, Data: data})
-	if err != nil {
-		if !errors.Is(err, os.ErrNotExist) {
-			c.stats.Errors++
+	if err == nil {
+		if data, err = call(conn, ctGet, data); err == nil {
+			orig, reply, err = parseConntrack(data)
 		}
-		return orig, reply, false
 	}
-	if len(msgs) == 0 {
-		return orig, reply, false
-	}
-	orig, reply, err = parseConntrack(msgs[0].Data)
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		c.stats.Errors++
 	}
 	return orig, reply, err == nil
@@ -251,12 +281,9 @@ func appendTuple(k flowcache.Key) ([]byte, error) {
 
 var errNoTuple = errors.New("conntrack message without tuples")
 
-// parseConntrack returns both directions of an entry.
+// parseConntrack returns both directions of an entry, from its attributes.
 func parseConntrack(b []byte) (orig, reply flowcache.Key, err error) {
-	if len(b) < nfgenmsgLen {
-		return orig, reply, errNoTuple
-	}
-	d, err := netlink.NewAttributeDecoder(b[nfgenmsgLen:])
+	d, err := netlink.NewAttributeDecoder(b)
 	if err != nil {
 		return orig, reply, err
 	}

@@ -19,7 +19,7 @@ func TestConntrackMessage(t *testing.T) {
 		r, _ := appendTuple(k.Reverse())
 		reply := append([]byte(nil), r[nfgenmsgLen:]...)
 		reply[2] = reply[2]&0xf0 | ctaTupleReply
-		orig, back, err := parseConntrack(append(b, reply...))
+		orig, back, err := parseConntrack(append(b[nfgenmsgLen:], reply...))
 		if err != nil || orig != k || back != k.Reverse() {
 			t.Errorf("%+v: %+v %+v %v", k, orig, back, err)
 		}
@@ -28,6 +28,6 @@ func TestConntrackMessage(t *testing.T) {
 
 func FuzzConntrack(f *testing.F) {
 	b, _ := appendTuple(flowcache.Key{Src: flowcache.AddrFrom4([4]byte{10, 0, 0, 1}), Dst: flowcache.AddrFrom4([4]byte{10, 0, 0, 2}), Proto: 17})
-	f.Add(b)
+	f.Add(b[nfgenmsgLen:])
 	f.Fuzz(func(_ *testing.T, b []byte) { parseConntrack(b) })
 }

@@ -9,7 +9,9 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -434,6 +436,10 @@ func burst(addr, count, rate, path string) error {
 		go func() { // ends with the process
 			defer func() { <-slots }()
 			c := exec.Command(path, host, port)
+			if filepath.Base(path) == "busybox" {
+				c = exec.Command(path, "nc", host, port)
+				c.Stdin = strings.NewReader("x")
+			}
 			c.Env = []string{}
 			c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 			err := c.Run()

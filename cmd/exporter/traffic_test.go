@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -57,7 +58,14 @@ func newReport() *report {
 	return &report{PID: os.Getpid(), PPID: os.Getppid(), UID: os.Geteuid(), Path: path}
 }
 
-func (r *report) print() { json.NewEncoder(os.Stdout).Encode(r) }
+// print writes the report at once, though others write to the same pipe.
+func (r *report) print() {
+	if f, err := os.Open(r.Path); err == nil {
+		syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+		defer f.Close()
+	}
+	json.NewEncoder(os.Stdout).Encode(r)
+}
 
 func addrOf(a net.Addr) netip.AddrPort {
 	p := netip.MustParseAddrPort(a.String())
@@ -68,7 +76,7 @@ func addrOf(a net.Addr) netip.AddrPort {
 func traffic(mode string, args []string) error {
 	switch mode {
 	case "server":
-		return server(args[0], args[1])
+		return server(args[0], args[1], args[2:]...)
 	case "worker":
 		return worker(args[0])
 	case "workers":
@@ -108,14 +116,18 @@ func serve(l net.Listener, back int, r *report, mu *sync.Mutex) {
 	}
 }
 
-// server answers until its standard input ends.
-func server(ip, back string) error {
+// server answers until its standard input ends. ports, if given, are those for TCP and UDP.
+func server(ip, back string, ports ...string) error {
 	n, _ := strconv.Atoi(back)
-	l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
+	if len(ports) == 0 {
+		ports = []string{"0", "0"}
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort(ip, ports[0]))
 	if err != nil {
 		return err
 	}
-	u, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(ip)})
+	port, _ := strconv.Atoi(ports[1])
+	u, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(ip), Port: port})
 	if err != nil {
 		return err
 	}
