@@ -454,18 +454,20 @@ func (s *Source) Walk(emit func(*flowcache.Observation)) error {
 		return fmt.Errorf("open iterator: %w", err)
 	}
 	defer r.Close()
-	buf := make([]byte, 64*socketLen)
+	buf := make([]byte, 32<<10) // what a read returns at most
 	var rec socketRecord
 	var o flowcache.Observation
 	kept := 0
 	for {
 		n, err := r.Read(buf[kept:])
 		n += kept
+		now := uint64(time.Now().UnixNano() - s.clk.monotonic)
 		i := 0
 		for ; i+socketLen <= n; i += socketLen {
 			if err := rec.decode(buf[i:]); err != nil {
 				return err
 			}
+			rec.time = now
 			rec.observe(&o, &s.clk, true)
 			if rec.proto != flowcache.ProtoTCP {
 				// Whoever holds a datagram socket owns it: it has no listener to inherit from.

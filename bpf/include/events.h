@@ -34,7 +34,7 @@ struct socket_record {
 	__u32 kind;
 	__u32 netns;
 	__u64 cookie;
-	__u64 time;       /* CLOCK_MONOTONIC, ns */
+	__u64 time;       /* CLOCK_MONOTONIC, ns; the reader of an iterator knows it itself */
 	__u64 start;      /* birth, CLOCK_MONOTONIC, ns; 0 unknown */
 	__u64 task_start; /* owner's start, CLOCK_BOOTTIME, ns */
 	__u64 cgroup;

@@ -55,7 +55,7 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.IntVar(&s.maxFlows, "max-flows", 1_000_000, "most flows kept at once")
 	f.DurationVar(&s.snapshotInterval, "snapshot-interval", 5*time.Second, "time between two passes over all sockets")
 	f.StringVar(&s.source, "source", "auto", "auto, ebpf or netlink")
-	f.DurationVar(&s.auditInterval, "audit-interval", time.Minute, "compare the eBPF view with the kernel's own list of sockets this often")
+	f.DurationVar(&s.auditInterval, "audit-interval", 2*time.Minute, "compare the eBPF view with the kernel's own list of sockets this often")
 	f.StringSliceVar(&s.withoutHooks, "without-hook", nil, "do not attach this eBPF hook `NAME` (repeatable), and use the next best")
 	f.StringVar(&s.direction, "direction", "biflow", "biflow: one record for both directions (RFC 5103); uniflow: one for each")
 	f.StringVar(&s.localPairs, "local-pairs", "merge", "merge: one record where both ends are on this host, with both processes; separate: one for each socket")
