@@ -1,4 +1,5 @@
 # make run    build, and meter this host: live flow records on the terminal
+# make test-kernels   the acceptance test on other kernels, in QEMU
 # make test   install what the tests need (Debian packages, if root) and run them all
 
 GO       ?= go
@@ -15,7 +16,7 @@ BPF_PACKAGES  := clang-14 llvm-14 libbpf-dev
 export CGO_ENABLED ?= 0
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: run build test check lint generate generate-check fuzz bench clean packages bpf-packages
+.PHONY: run build test test-kernels check lint generate generate-check fuzz bench clean packages bpf-packages
 
 run: build
 	./bin/exporter
@@ -40,6 +41,11 @@ bpf-packages:
 
 test: packages
 	@if [ "$$(id -u)" = 0 ]; then export REQUIRE_ROOT=1; fi; CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 15m ./...
+
+KERNELS ?= 5.10 6.1 6.12 7
+
+test-kernels:
+	testdata/kernels/run.sh $(KERNELS)
 
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt would change:" $$unformatted; exit 1; fi

@@ -178,6 +178,7 @@ func datagramObservation(o *flowcache.Observation, k *programDatagramKey, v *pro
 		Out:    flowcache.Counters{Packets: v.Packets[0], Octets: v.Octets[0], Payload: v.Payload[0]},
 		In:     flowcache.Counters{Packets: v.Packets[1], Octets: v.Octets[1], Payload: v.Payload[1]},
 		Role:   flowcache.Role(v.Role),
+		Kernel: v.Kernel != 0,
 		Origin: flowcache.OriginEBPF,
 		Delta:  true,
 		UID:    flowcache.NoID,

@@ -33,7 +33,8 @@ type programDatagramValue struct {
 	Payload [2]uint64
 	Netns   uint32
 	Role    uint8
-	Pad     [3]uint8
+	Kernel  uint8
+	Pad     [2]uint8
 }
 
 type programProcessBuffer struct {

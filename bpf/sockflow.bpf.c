@@ -592,15 +592,18 @@ static __always_inline __u32 packet_size(struct __sk_buff *skb, int in, bool v4)
 	return largest;
 }
 
-/* The network namespace of the socket, 0 if it cannot be read here. */
-static __always_inline __u32 netns_of(struct __sk_buff *skb)
+/* What the socket itself tells: its network namespace, and whether it is the kernel's. Before Linux 6.2 nothing. */
+static __always_inline void put_socket(struct datagram_value *v, struct __sk_buff *skb)
 {
 	struct sk_buff *kskb;
+	struct sock *sk;
 
 	if (!bpf_cast_to_kern_ctx)
-		return 0;
+		return;
 	kskb = bpf_cast_to_kern_ctx(skb);
-	return BPF_CORE_READ(kskb, sk, __sk_common.skc_net.net, ns.inum);
+	sk = BPF_CORE_READ(kskb, sk);
+	v->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	v->kernel = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock);
 }
 
 /* What stands in for the ports of an ICMP flow, as exporters of packets do it: type * 256 + code at the end that is spoken to, and an
@@ -739,7 +742,7 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 		zero.role = in ? ROLE_RESPONDER : ROLE_INITIATOR;
 		if (k.proto == IPPROTO_ICMP || k.proto == IPPROTO_ICMPV6)
 			zero.role = k.local_port ? ROLE_RESPONDER : ROLE_INITIATOR;
-		zero.netns = netns_of(skb);
+		put_socket(&zero, skb);
 		bpf_map_update_elem(map, &k, &zero, BPF_NOEXIST);
 		v = bpf_map_lookup_elem(map, &k);
 		if (!v) {

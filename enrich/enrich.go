@@ -21,8 +21,15 @@ func (e *Enricher) Enrich(r *flowcache.Record) {
 	e.end(&r.Dest)
 }
 
+// kernel stands for the owner of sockets that belong to no process.
+var kernel = &flowcache.Process{Path: "[kernel]", Name: "kernel", UID: flowcache.NoID, GID: flowcache.NoID, ParentUID: flowcache.NoID}
+
 func (e *Enricher) end(end *flowcache.End) {
 	if !end.Local {
+		return
+	}
+	if end.Kernel {
+		end.Who = kernel
 		return
 	}
 	path := ""

@@ -17,16 +17,17 @@ import (
 func main() {
 	rate := flag.Int("rate", 1000, "connections a second; 0 as many as go")
 	duration := flag.Duration("duration", 10*time.Second, "how long")
+	count := flag.Int64("count", 0, "end after so many connections; 0 when the duration is over")
 	size := flag.Int("size", 200, "octets to the server; five times as many come back")
 	workers := flag.Int("workers", 8, "connections at once")
 	flag.Parse()
-	if err := run(*rate, *duration, *size, *workers); err != nil {
+	if err := run(*rate, *duration, *count, *size, *workers); err != nil {
 		fmt.Fprintln(os.Stderr, "load:", err)
 		os.Exit(1)
 	}
 }
 
-func run(rate int, duration time.Duration, size, workers int) error {
+func run(rate int, duration time.Duration, count int64, size, workers int) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -51,11 +52,14 @@ func run(rate int, duration time.Duration, size, workers int) error {
 	var next atomic.Int64
 	for range workers {
 		wg.Add(1)
-		go func() { // ends after duration
+		go func() { // ends after duration or count
 			defer wg.Done()
 			request := make([]byte, size)
 			for {
 				n := next.Add(1) - 1
+				if count > 0 && n >= count {
+					return
+				}
 				if rate > 0 {
 					time.Sleep(time.Until(begin.Add(time.Duration(n) * time.Second / time.Duration(rate))))
 				}

@@ -125,7 +125,8 @@ struct datagram_value {
 	__u64 payload[2];
 	__u32 netns; /* 0 unknown */
 	__u8 role;
-	__u8 pad[3];
+	__u8 kernel; /* the socket belongs to the kernel itself */
+	__u8 pad[2];
 };
 
 /* Why something was lost: indexes of the map losses. */
