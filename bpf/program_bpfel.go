@@ -37,6 +37,12 @@ type programDatagramValue struct {
 	Pad     [2]uint8
 }
 
+type programListener struct {
+	_     structs.HostLayout
+	Netns uint32
+	Port  uint32
+}
+
 type programProcessBuffer struct {
 	_     structs.HostLayout
 	Event struct {
@@ -84,9 +90,10 @@ const (
 	programMapDatagramsA     = "datagrams_a"
 	programMapDatagramsB     = "datagrams_b"
 	programMapEvents         = "events"
-	programMapInitiators     = "initiators"
+	programMapListeners      = "listeners"
 	programMapLosses         = "losses"
 	programMapProcessBuffers = "process_buffers"
+	programMapSlots          = "slots"
 	programMapSockets        = "sockets"
 	programMapUsers          = "users"
 	programProgAcceptReturn  = "accept_return"
@@ -171,9 +178,10 @@ type programMapSpecs struct {
 	DatagramsA     *ebpf.MapSpec `ebpf:"datagrams_a"`
 	DatagramsB     *ebpf.MapSpec `ebpf:"datagrams_b"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
-	Initiators     *ebpf.MapSpec `ebpf:"initiators"`
+	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	ProcessBuffers *ebpf.MapSpec `ebpf:"process_buffers"`
+	Slots          *ebpf.MapSpec `ebpf:"slots"`
 	Sockets        *ebpf.MapSpec `ebpf:"sockets"`
 	Users          *ebpf.MapSpec `ebpf:"users"`
 }
@@ -208,9 +216,10 @@ type programMaps struct {
 	DatagramsA     *ebpf.Map `ebpf:"datagrams_a"`
 	DatagramsB     *ebpf.Map `ebpf:"datagrams_b"`
 	Events         *ebpf.Map `ebpf:"events"`
-	Initiators     *ebpf.Map `ebpf:"initiators"`
+	Listeners      *ebpf.Map `ebpf:"listeners"`
 	Losses         *ebpf.Map `ebpf:"losses"`
 	ProcessBuffers *ebpf.Map `ebpf:"process_buffers"`
+	Slots          *ebpf.Map `ebpf:"slots"`
 	Sockets        *ebpf.Map `ebpf:"sockets"`
 	Users          *ebpf.Map `ebpf:"users"`
 }
@@ -221,9 +230,10 @@ func (m *programMaps) Close() error {
 		m.DatagramsA,
 		m.DatagramsB,
 		m.Events,
-		m.Initiators,
+		m.Listeners,
 		m.Losses,
 		m.ProcessBuffers,
+		m.Slots,
 		m.Sockets,
 		m.Users,
 	)

@@ -41,8 +41,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define TCP_LISTEN 10
 #define TCP_CLOSING 11
 
-/* What is known of a socket. Key: the socket. Value: below. Deleted by the kernel with the socket; a child of a listener
- * gets a copy (BPF_F_CLONE), and so its owner until its own process touches it. */
+/* What is known of a socket. */
 struct sock_state {
 	__u64 start;
 	__u64 task_start;
@@ -55,29 +54,43 @@ struct sock_state {
 	__u8 pad[6];
 };
 
+/* Key: the socket. Deleted by the kernel with it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, struct sock_state);
 } sockets SEC(".maps");
 
-/* The same for sockets that connect, until they close: no listener is among them whose children must inherit it, and a slot here
- * costs next to nothing where a socket's first storage is two allocations. A socket has one slot, by its cookie; if another has that it
+/* The same for connections that began while the programs watch, until they close. A socket's storage is two allocations, and is freed
+ * after a grace period of RCU; a slot here costs nothing to speak of. A socket has one slot, by its cookie; if another has that it
  * has storage like the others. */
 struct slot {
 	__u64 cookie; /* 0 free */
 	struct sock_state state;
 };
 
-#define SLOTS 65536
+#define SLOTS 131072
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, SLOTS);
 	__type(key, __u32);
 	__type(value, struct slot);
-} initiators SEC(".maps");
+} slots SEC(".maps");
+
+/* Who listens: the owner of connections that nobody ever uses. */
+struct listener {
+	__u32 netns;
+	__u32 port;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct listener);
+	__type(value, struct sock_state);
+} listeners SEC(".maps");
 
 /* Users of sockets whose storage they do not come by, by the address of struct sock: of an MPTCP socket, whose subflows are the
  * connections; and where a kprobe, which has no access to storage, tells who accepted one. */
@@ -161,7 +174,7 @@ static __always_inline struct slot *slot_of(__u64 cookie)
 {
 	__u32 index = cookie & (SLOTS - 1);
 
-	return bpf_map_lookup_elem(&initiators, &index);
+	return bpf_map_lookup_elem(&slots, &index);
 }
 
 static __always_inline struct sock_state *find(struct sock *sk)
@@ -172,6 +185,31 @@ static __always_inline struct sock_state *find(struct sock *sk)
 	if (cookie && slot && slot->cookie == cookie)
 		return &slot->state;
 	return bpf_sk_storage_get(&sockets, sk, 0, 0);
+}
+
+/* For a connection that begins. */
+static __always_inline struct sock_state *begin(struct sock *sk)
+{
+	__u64 cookie = bpf_get_socket_cookie(sk);
+	struct slot *slot = slot_of(cookie);
+	struct sock_state *st;
+
+	if (slot && (!__sync_val_compare_and_swap(&slot->cookie, 0, cookie) || slot->cookie == cookie))
+		st = &slot->state;
+	else
+		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!st) {
+		lost(LOSS_STORAGE);
+		return NULL;
+	}
+	st->start = bpf_ktime_get_ns();
+	st->connect_us = 0;
+	st->tgid = 0;
+	st->task_start = 0;
+	st->uid = -1;
+	st->gid = -1;
+	st->flags = SOCK_BORN;
+	return st;
 }
 
 /* Of MPTCP: the kernel makes it on behalf of a process. */
@@ -196,6 +234,15 @@ static __always_inline void own(struct sock_state *st, struct sock *sk, struct t
 	st->task_start = task->group_leader->start_boottime;
 	st->uid = task->cred->euid.val;
 	st->gid = task->cred->egid.val;
+}
+
+static __always_inline void put_listener(struct sock *sk, struct task_struct *task)
+{
+	struct listener key = { sk->__sk_common.skc_net.net->ns.inum, sk->__sk_common.skc_num };
+	struct sock_state st = {};
+
+	own(&st, sk, task);
+	bpf_map_update_elem(&listeners, &key, &st, BPF_ANY);
 }
 
 static __always_inline __u64 cgroup_of(struct sock *sk)
@@ -306,8 +353,19 @@ static __always_inline void adopt(struct sock_state *st, struct sock *sk, struct
 		key = (__u64)BPF_CORE_READ(subflow, conn);
 	}
 	user = bpf_map_lookup_elem(&users, &key);
-	if (!user)
+	if (!user) {
+		struct listener at = { sk->__sk_common.skc_net.net->ns.inum, bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport) };
+
+		user = bpf_map_lookup_elem(&listeners, &at);
+		if (user && !st->tgid) {
+			st->tgid = user->tgid;
+			st->task_start = user->task_start;
+			st->uid = user->uid;
+			st->gid = user->gid;
+			st->flags |= user->flags & SOCK_KERNEL;
+		}
 		return;
+	}
 	st->tgid = user->tgid;
 	st->task_start = user->task_start;
 	st->uid = user->uid;
@@ -332,45 +390,22 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 
 	switch (new_state) {
 	case TCP_SYN_SENT: /* connect(): the caller's context */
-		cookie = bpf_get_socket_cookie(sk);
-		slot = slot_of(cookie);
-		if (slot && (!__sync_val_compare_and_swap(&slot->cookie, 0, cookie) || slot->cookie == cookie))
-			st = &slot->state;
-		else
-			st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-		if (!st) {
-			lost(LOSS_STORAGE);
-			return 0;
+		st = begin(sk);
+		if (st) {
+			own(st, sk, bpf_get_current_task_btf());
+			st->flags |= SOCK_TOUCHED;
+			st->role = ROLE_INITIATOR;
 		}
-		st->flags = SOCK_BORN | SOCK_TOUCHED;
-		own(st, sk, bpf_get_current_task_btf());
-		st->start = bpf_ktime_get_ns();
-		st->connect_us = 0;
-		st->role = ROLE_INITIATOR;
 		return 0;
 	case TCP_LISTEN: /* listen(): the caller's context */
-		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-		if (!st) {
-			lost(LOSS_STORAGE);
-			return 0;
-		}
-		st->flags = SOCK_BORN | SOCK_TOUCHED;
-		own(st, sk, bpf_get_current_task_btf());
-		st->role = ROLE_UNKNOWN;
+		put_listener(sk, bpf_get_current_task_btf());
 		return 0;
 	case TCP_SYN_RECV:
 		if (old_state != TCP_LISTEN)
 			return 0; /* simultaneous open */
-		/* A child of a listener (inet_csk_clone_lock): the clone of the listener's storage becomes its own. */
-		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-		if (!st) {
-			lost(LOSS_STORAGE);
-			return 0;
-		}
-		st->start = bpf_ktime_get_ns();
-		st->connect_us = 0;
-		st->flags = SOCK_BORN | (st->flags & SOCK_KERNEL);
-		st->role = ROLE_RESPONDER;
+		st = begin(sk); /* a child of a listener (inet_csk_clone_lock) */
+		if (st)
+			st->role = ROLE_RESPONDER;
 		return 0;
 	case TCP_ESTABLISHED:
 		if (old_state != TCP_SYN_SENT)
@@ -814,6 +849,8 @@ int walk(struct bpf_iter__task_file *ctx)
 	r.state = sk->__sk_common.skc_state;
 	put_common(&r, sk);
 	put_addresses(&r, sk);
+	if (proto == IPPROTO_TCP && r.state == TCP_LISTEN)
+		put_listener(sk, task);
 	if (proto == IPPROTO_TCP) {
 		if (r.state == TCP_CLOSE)
 			return 0; /* not connected (any more) */

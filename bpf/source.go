@@ -300,7 +300,7 @@ func (s *Source) Close() error {
 
 const (
 	// Events come to a reader that waits at once, and then in batches: a reader that has not caught up is not woken again.
-	batchInterval = 20 * time.Millisecond
+	batchInterval = 40 * time.Millisecond
 	drainInterval = time.Second
 	maxEvents     = 4096 // between looks at the clock
 	// A released socket's flows end with the next drain; this bounds how often.

@@ -30,6 +30,7 @@ type source interface {
 
 // run meters until a signal.
 func run(s *settings, stdout, stderr io.Writer) error {
+	beQuiet()
 	log := newLogger(stderr, s.logLevel)
 	exporters, printer, closePrinter, err := destinations(s, stdout, log)
 	if err != nil {
