@@ -19,7 +19,6 @@ func TestPairsSumToTotals(t *testing.T) {
 			sent       [2]uint64 // initiator, responder
 			lag        [2]uint64 // not yet read by the other
 			ended      [2]bool
-			begun      bool
 			both, ends int
 			sum        [2]uint64
 		}
