@@ -209,6 +209,7 @@ static __always_inline struct sock_state *begin(struct sock *sk)
 	st->uid = -1;
 	st->gid = -1;
 	st->flags = SOCK_BORN;
+	st->role = ROLE_UNKNOWN;
 	return st;
 }
 
@@ -400,14 +401,18 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 	case TCP_LISTEN: /* listen(): the caller's context */
 		put_listener(sk, bpf_get_current_task_btf());
 		return 0;
-	case TCP_SYN_RECV:
-		if (old_state != TCP_LISTEN)
-			return 0; /* simultaneous open */
-		st = begin(sk); /* a child of a listener (inet_csk_clone_lock) */
-		if (st)
-			st->role = ROLE_RESPONDER;
-		return 0;
 	case TCP_ESTABLISHED:
+		if (old_state == TCP_SYN_RECV) {
+			/* A child of a listener. Not when it becomes SYN_RECV: then its cookie is not yet its own (inet_csk_clone_lock).
+			 * With Fast Open its process may have used it already. */
+			st = find(sk) ?: begin(sk);
+			if (st) {
+				st->flags |= SOCK_BORN;
+				st->start = st->start ?: bpf_ktime_get_ns();
+				st->role = st->role ?: ROLE_RESPONDER; /* initiator in a simultaneous open */
+			}
+			return 0;
+		}
 		if (old_state != TCP_SYN_SENT)
 			return 0;
 		st = find(sk);
@@ -443,6 +448,10 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 		adopt(st, sk, tp);
 	if (st)
 		put_state(r, st);
+	if (old_state == TCP_SYN_RECV) { /* never established: nobody knew it before */
+		r->flags |= SOCK_BORN;
+		r->role = r->role ?: ROLE_RESPONDER;
+	}
 	bpf_ringbuf_submit(r, 0);
 out:
 	cookie = sk->__sk_common.skc_cookie.counter;
