@@ -217,7 +217,9 @@ type End struct {
 	NetNS     uint32
 	Cookie    uint64
 	Who       *Process  // filled by enrich
-	Container *Workload // filled by enrich
+	Container *Workload // filled by enrich; of an end elsewhere (not Local) what is known of its address
+	Service   string    // Kubernetes service (namespace/name) that the end was spoken to as; filled by enrich
+	Node      string    // Kubernetes node of an end elsewhere; filled by enrich
 }
 
 // Process holds the facts of a process. It is immutable once published: records share it.
@@ -265,6 +267,33 @@ type Record struct {
 	TCP        TCPMetrics
 	Source     End // at Src
 	Dest       End // at Dst
+	Post       Translation
+}
+
+// Translation is a flow's addresses after network address translation (postNAT... and postNAPT... of the IANA registry); the zero
+// value says that nothing was translated, or that nobody knows.
+type Translation struct {
+	Src, Dst         Addr
+	SrcPort, DstPort uint16
+}
+
+// InterfaceCounters of one direction, since the interface exists (struct rtnl_link_stats64).
+type InterfaceCounters struct {
+	Octets, Packets, Errors, Drops uint64
+}
+
+// Interface is the state and the counters of a network interface at one time. Records share Container; nobody changes it.
+type Interface struct {
+	NetNS     uint32 // inode of its network namespace
+	Index     uint32 // in that namespace
+	Name      string
+	Type      uint16 // ARPHRD_..., as ifi_type
+	Kind      string // veth, bridge, vxlan, ...; empty for hardware
+	Up        bool
+	MTU       uint32
+	Time      int64 // when the counters were true
+	In, Out   InterfaceCounters
+	Container *Workload // behind a veth or in the namespace; nil if none
 }
 
 // ProcessEvent is a step in the life of a process, in the order the kernel told it.

@@ -5,9 +5,10 @@ import "sync/atomic"
 // Records is a batch of records on its way to one or more exporters, which read it and must not change it. The last Release
 // returns its memory.
 type Records struct {
-	List []Record
-	refs atomic.Int32
-	pool chan *Records
+	List       []Record
+	Interfaces []Interface
+	refs       atomic.Int32
+	pool       chan *Records
 }
 
 // Retain adds n users.
@@ -19,7 +20,8 @@ func (r *Records) Release() {
 		return
 	}
 	clear(r.List) // let go of strings
-	r.List = r.List[:0]
+	clear(r.Interfaces)
+	r.List, r.Interfaces = r.List[:0], r.Interfaces[:0]
 	select {
 	case r.pool <- r:
 	default:
