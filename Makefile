@@ -9,7 +9,7 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 50000x
 
 # What the tests talk to.
-TEST_PACKAGES := nfdump bpftool iptables libfixbuf-tools tshark tcpdump iproute2 busybox-static netcat-openbsd procps curl gcc libc6-dev
+TEST_PACKAGES := nfdump bpftool iptables libfixbuf-tools tshark tcpdump iproute2 busybox-static netcat-openbsd python3-zmq procps curl gcc libc6-dev
 # What turns bpf/sockflow.bpf.c into the committed object.
 BPF_PACKAGES  := clang-14 llvm-14 libbpf-dev
 

@@ -202,7 +202,7 @@ func TestParseURL(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %q, %q", tc.url, cfg.Address, err, tc.address, tc.err)
 		}
 	}
-	for _, u := range []string{"tls://h", "dtls://h", "file:x", "zmq://h:1"} {
+	for _, u := range []string{"tls://h", "dtls://h", "file:x"} {
 		if _, err := ParseURL(u, Config{}); !errors.Is(err, ErrNotBuilt) {
 			t.Errorf("%s: %v", u, err)
 		}

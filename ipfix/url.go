@@ -36,7 +36,7 @@ type Config struct {
 // ErrNotBuilt is wrapped by the error for a transport that is planned and not there yet.
 var ErrNotBuilt = errors.New("not built yet")
 
-var schemes = "udp://, tcp://, netflow9+udp://, json:"
+var schemes = "udp://, tcp://, netflow9+udp://, zmq://, json:"
 
 // ParseURL overrides base by a collector URL: scheme://host[:port][?option=value&...]. The ports of RFC 7011, section 10.1, are
 // the default; of NetFlow v9 it is 2055.
@@ -52,7 +52,7 @@ func ParseURL(s string, base Config) (Config, error) {
 		cfg.Protocol, cfg.Network = IPFIX, u.Scheme
 	case "netflow9+udp":
 		cfg.Protocol, cfg.Network, port = NetFlowV9, "udp", "2055"
-	case "tls", "dtls", "sctp", "file", "zmq":
+	case "tls", "dtls", "sctp", "file":
 		return cfg, fmt.Errorf("collector %q: %s: %w", s, u.Scheme, ErrNotBuilt)
 	default:
 		return cfg, fmt.Errorf("collector %q: scheme must be one of %s", s, schemes)

@@ -17,7 +17,6 @@ import (
 
 	"github.com/sockflow/sockflow/bpf"
 	"github.com/sockflow/sockflow/flowcache"
-	"github.com/sockflow/sockflow/ipfix"
 	"github.com/sockflow/sockflow/sockdiag"
 )
 
@@ -29,7 +28,7 @@ type metrics struct {
 	p         *pipeline
 	ebpf      *bpf.Source      // nil in netlink mode
 	netlink   *sockdiag.Source // the netlink source, or the audit; nil if there is none
-	exporters []*ipfix.Exporter
+	exporters []exporter
 	done      context.Context // ends with the cache loop's sources
 }
 

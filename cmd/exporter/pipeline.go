@@ -6,7 +6,6 @@ import (
 
 	"github.com/sockflow/sockflow/enrich"
 	"github.com/sockflow/sockflow/flowcache"
-	"github.com/sockflow/sockflow/ipfix"
 )
 
 // pipeline is the cache loop: it alone owns the cache and the tables of enrich, and takes what sources tell until they are done.
@@ -16,7 +15,7 @@ type pipeline struct {
 	enricher  *enrich.Enricher
 	conntrack *enrich.Conntrack
 	owners    *enrich.Owners // netlink mode: who holds a socket inode; else nil
-	exporters []*ipfix.Exporter
+	exporters []exporter
 	printer   printer // nil with collectors only
 	batches   flowcache.Batches
 	pool      flowcache.RecordPool

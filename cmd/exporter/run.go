@@ -141,7 +141,7 @@ func newLogger(w io.Writer, level string) *slog.Logger {
 }
 
 // destinations makes the exporters and the printer of the -c URLs.
-func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]*ipfix.Exporter, printer, func(), error) {
+func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, printer, func(), error) {
 	node := s.nodeName
 	if node == "" {
 		node, _ = os.Hostname()
@@ -164,7 +164,7 @@ func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]*ipfix.Exp
 			}
 		},
 	}
-	var exporters []*ipfix.Exporter
+	var exporters []exporter
 	var out printer
 	done := func() {}
 	for _, url := range s.collectors {
@@ -182,6 +182,14 @@ func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]*ipfix.Exp
 			}
 			done = func() { f.Close() }
 			out = newJSONPrinter(f)
+			continue
+		}
+		if strings.HasPrefix(url, "zmq:") {
+			x, err := newNtopng(url, s, node, base.Notify)
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			exporters = append(exporters, x)
 			continue
 		}
 		cfg, err := ipfix.ParseURL(url, base)
@@ -303,7 +311,7 @@ func reportStatus(ctx context.Context, m *metrics, log *slog.Logger) {
 }
 
 // summarize says what was not delivered.
-func summarize(exporters []*ipfix.Exporter, log *slog.Logger) {
+func summarize(exporters []exporter, log *slog.Logger) {
 	for _, x := range exporters {
 		if st := x.Stats(); st.DroppedQueue+st.DroppedSend+st.DroppedBig > 0 {
 			log.Warn("records were dropped", "collector", x.Name(), "queue", st.DroppedQueue, "send", st.DroppedSend, "too_big", st.DroppedBig)

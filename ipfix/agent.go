@@ -1,0 +1,210 @@
+package ipfix
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// AgentJSON makes the JSON of ntop's "packetless" agents, one object for each end of a flow that is on this host. Its counters of TCP
+// are totals of the flow, so it remembers them for as long as the flow lives. It belongs to one goroutine.
+type AgentJSON struct {
+	totals   map[agentFlow]*agentTotals
+	Exporter netip.Addr // of this host; the zero value is left out
+}
+
+type agentFlow struct {
+	key          flowcache.Key
+	source, dest uint64 // cookies
+	atSource     bool   // the totals are those of the end at the source
+}
+
+type agentTotals struct{ sent, received, segmentsOut, segmentsIn, retransmitted uint64 }
+
+type agentObject struct {
+	Timestamp string `json:"timestamp"` // seconds.microseconds
+	Version   int    `json:"IP_PROTOCOL_VERSION"`
+	Protocol  uint8  `json:"PROTOCOL"`
+	Local4    string `json:"IPV4_LOCAL_ADDR,omitempty"`
+	Remote4   string `json:"IPV4_REMOTE_ADDR,omitempty"`
+	Local6    string `json:"IPV6_LOCAL_ADDR,omitempty"`
+	Remote6   string `json:"IPV6_REMOTE_ADDR,omitempty"`
+	LocalPort uint16 `json:"L4_LOCAL_PORT"`
+	Remote    uint16 `json:"L4_REMOTE_PORT"`
+	Exporter4 string `json:"EXPORTER_IPV4_ADDRESS,omitempty"`
+	TCPEvent  string `json:"TCP_EVENT_TYPE,omitempty"`
+	UDPEvent  string `json:"UDP_EVENT_TYPE,omitempty"`
+	// The names must begin with LOCAL: ntopng looks at how they end, and one of the remote end would take this one's place.
+	Process   *agentProcess   `json:"LOCAL_PROCESS,omitempty"`
+	Father    *agentProcess   `json:"LOCAL_FATHER_PROCESS,omitempty"`
+	Container *AgentContainer `json:"LOCAL_CONTAINER,omitempty"`
+	TCP       *agentTCP       `json:"TCP,omitempty"`
+	// INTERFACE_NAME is not told: it ends ntopng.
+}
+
+type agentProcess struct {
+	PID  uint32  `json:"PID"`
+	UID  *uint32 `json:"UID,omitempty"`
+	User string  `json:"UID_NAME,omitempty"`
+	GID  *uint32 `json:"GID,omitempty"`
+	Path string  `json:"PROCESS_PATH,omitempty"`
+}
+
+// AgentContainer is a container as ntop's agents tell it.
+type AgentContainer struct {
+	ID     string       `json:"ID"`
+	K8S    *agentK8S    `json:"K8S,omitempty"`
+	Docker *agentDocker `json:"DOCKER,omitempty"`
+}
+
+type agentK8S struct {
+	Pod       string `json:"POD"`
+	Namespace string `json:"NS"`
+	Name      string `json:"NAME,omitempty"`
+}
+
+type agentDocker struct {
+	Name string `json:"NAME"`
+}
+
+type agentTCP struct {
+	State         string  `json:"CONN_STATE"`
+	SegmentsIn    uint64  `json:"SEGS_IN"`
+	SegmentsOut   uint64  `json:"SEGS_OUT"`
+	Unacked       uint32  `json:"UNACK_SEGMENTS"`
+	Retransmitted uint64  `json:"RETRAN_PKTS"`
+	Lost          uint32  `json:"LOST_PKTS"`
+	RTT           float64 `json:"RTT"` // ms
+	RTTVariance   float64 `json:"RTT_VARIANCE"`
+	Received      uint64  `json:"BYTES_RCVD"`
+	Acked         uint64  `json:"BYTES_ACKED"`
+}
+
+// Append appends the objects of r, each followed by separator.
+func (a *AgentJSON) Append(dst []byte, r *flowcache.Record, separator byte) []byte {
+	if r.Source.Local {
+		dst = append(a.object(dst, r, true), separator)
+	}
+	if r.Dest.Local {
+		dst = append(a.object(dst, r, false), separator)
+	}
+	return dst
+}
+
+func (a *AgentJSON) object(dst []byte, r *flowcache.Record, source bool) []byte {
+	end, key, out, in := &r.Source, r.Key, &r.Forward, &r.Reverse
+	if !source {
+		end, key, out, in = &r.Dest, r.Key.Reverse(), &r.Reverse, &r.Forward
+	}
+	o := agentObject{
+		Timestamp: fmt.Sprintf("%d.%06d", r.End/1e9, r.End%1e9/1e3), Version: 4, Protocol: key.Proto,
+		LocalPort: key.SrcPort, Remote: key.DstPort,
+		Container: NewAgentContainer(end.Container),
+	}
+	local, remote := key.Src.Netip().String(), key.Dst.Netip().String()
+	if key.Is4() {
+		o.Local4, o.Remote4 = local, remote
+	} else {
+		o.Version, o.Local6, o.Remote6 = 6, local, remote
+	}
+	if a.Exporter.Is4() {
+		o.Exporter4 = a.Exporter.String()
+	}
+	a.event(&o, r, source, out)
+	if end.Process.PID != 0 {
+		o.Process = &agentProcess{PID: end.Process.PID, UID: known(end.UID), GID: known(end.GID)}
+	}
+	if p := end.Who; p != nil && o.Process != nil {
+		o.Process.User, o.Process.Path = p.UserName, p.Path
+		if p.Path == "" {
+			o.Process.Path = p.Name
+		}
+		if p.ParentPID != 0 {
+			o.Father = &agentProcess{PID: p.ParentPID, UID: known(p.ParentUID), Path: p.ParentPath}
+		}
+	}
+	if r.HasTCP {
+		t := a.total(agentFlow{r.Key, r.Source.Cookie, r.Dest.Cookie, source}, r, out, in)
+		o.TCP = &agentTCP{
+			State: agentState(r.TCP.State), SegmentsIn: t.segmentsIn, SegmentsOut: t.segmentsOut, Unacked: r.TCP.Unacked,
+			Retransmitted: t.retransmitted, Lost: r.TCP.Lost, RTT: float64(r.TCP.SRTT) / 1000, RTTVariance: float64(r.TCP.RTTVar) / 1000,
+			Received: t.received, Acked: t.sent,
+		}
+	}
+	b, err := json.Marshal(&o)
+	if err != nil { // numbers and strings only: it cannot be
+		return dst
+	}
+	return append(dst, b...)
+}
+
+// event says what happened, in the words of ntop's agents.
+func (a *AgentJSON) event(o *agentObject, r *flowcache.Record, source bool, out *flowcache.Counters) {
+	switch {
+	case !r.HasTCP && out.Packets > 0:
+		o.UDPEvent = "SEND"
+	case !r.HasTCP:
+		o.UDPEvent = "RECV"
+	case r.TCP.ConnectError != 0:
+		o.TCPEvent = "CONNECT_FAILED"
+	case r.Final:
+		o.TCPEvent = "CLOSE"
+	case source:
+		o.TCPEvent = "CONNECT"
+	default:
+		o.TCPEvent = "ACCEPT"
+	}
+}
+
+// total adds a record to its flow. A flow's last record, and one that leaves a full cache, ends the memory of it: there are never more
+// totals than flows in the cache.
+func (a *AgentJSON) total(f agentFlow, r *flowcache.Record, out, in *flowcache.Counters) agentTotals {
+	t := a.totals[f]
+	if t == nil {
+		t = &agentTotals{}
+		if a.totals == nil {
+			a.totals = map[agentFlow]*agentTotals{}
+		}
+		a.totals[f] = t
+	}
+	t.sent += out.Payload
+	t.received += in.Payload
+	t.segmentsOut += out.Packets
+	t.segmentsIn += in.Packets
+	t.retransmitted += out.RetransPackets
+	if r.Final || r.EndReason == flowcache.EndLack {
+		delete(a.totals, f)
+	}
+	return *t
+}
+
+// NewAgentContainer returns w for JSON; nil where there is no container.
+func NewAgentContainer(w *flowcache.Workload) *AgentContainer {
+	switch {
+	case w == nil || w.ContainerID == "":
+		return nil
+	case w.PodName != "":
+		return &AgentContainer{ID: w.ContainerID, K8S: &agentK8S{w.PodName, w.PodNamespace, w.ContainerName}}
+	case w.ContainerName != "":
+		return &AgentContainer{ID: w.ContainerID, Docker: &agentDocker{w.ContainerName}}
+	}
+	return &AgentContainer{ID: w.ContainerID}
+}
+
+func known(id uint32) *uint32 {
+	if id == flowcache.NoID {
+		return nil
+	}
+	return &id
+}
+
+// agentState is a state's name in the kernel, as ntop's agents print it.
+func agentState(s uint8) string {
+	names := [...]string{"", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE", "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING"}
+	if int(s) < len(names) {
+		return names[s]
+	}
+	return ""
+}
