@@ -1,0 +1,135 @@
+package collector
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/pion/dtls/v3"
+)
+
+const (
+	handshakeTime = 10 * time.Second
+	// The library reads no longer datagram.
+	maxDatagramDTLS = 8192
+)
+
+func listenDTLS(addr string, cert tls.Certificate, clients *x509.CertPool) (end, error) {
+	a, err := net.ResolveUDPAddr("udp", addr)
+	if err != nil {
+		return end{}, err
+	}
+	opts := []dtls.ServerOption{dtls.WithCertificates(cert), dtls.WithExtendedMasterSecret(dtls.RequireExtendedMasterSecret)}
+	if clients != nil {
+		opts = append(opts, dtls.WithClientAuth(dtls.RequireAndVerifyClientCert), dtls.WithClientCAs(clients))
+	}
+	l, err := dtls.ListenWithOptions("udp", a, opts...)
+	return end{conn: l}, err
+}
+
+// accept takes connections until the socket is closed.
+func (c *Collector) accept(i int) {
+	e := &c.ends[i]
+	for {
+		conn, err := e.conn.Accept()
+		if c.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			if err == nil {
+				conn.Close()
+			}
+			return
+		}
+		if err != nil { // no descriptors left, or a peer that was gone before
+			c.fail("%s: %v", e.name, err)
+			select {
+			case <-c.ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		c.mu.Lock()
+		full := len(c.sessions)-c.senders.Len() >= c.opt.Connections
+		var s *Session
+		if full {
+			c.counts.RefusedConn++
+		} else {
+			s = c.newSession(fmt.Sprintf("%s://%s", e.name, conn.RemoteAddr()), e.name == "dtls")
+		}
+		c.mu.Unlock()
+		if full {
+			conn.Close()
+			continue
+		}
+		c.running.Add(1)
+		go func() { // ends with the connection, which ctx closes
+			defer c.running.Done()
+			stop := context.AfterFunc(c.ctx, func() { conn.Close() })
+			err := c.serve(conn, s)
+			stop()
+			conn.Close()
+			c.mu.Lock()
+			c.endSession(s)
+			c.mu.Unlock()
+			if err != nil && c.ctx.Err() == nil {
+				c.fail("%s: %v", s.cfg.Name, err)
+			}
+		}()
+	}
+}
+
+func (c *Collector) fail(format string, args ...any) {
+	c.mu.Lock()
+	c.counts.Failed++
+	c.mu.Unlock()
+	c.opt.Notify(fmt.Sprintf(format, args...))
+}
+
+// serve reads a connection to its end.
+func (c *Collector) serve(conn net.Conn, s *Session) error {
+	if h, ok := conn.(interface{ HandshakeContext(context.Context) error }); ok {
+		ctx, cancel := context.WithTimeout(c.ctx, handshakeTime)
+		err := h.HandshakeContext(ctx)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("handshake: %w", err)
+		}
+	}
+	if s.cfg.Datagrams {
+		return c.messages(conn, s)
+	}
+	return readMessages(conn, func(msg []byte) error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.decode(s, msg)
+	}, func(octets int, err *MalformedError) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		s.discard(octets, err)
+	})
+}
+
+// messages reads datagrams: each is one message. A peer that says nothing for the lifetime of its templates is gone.
+func (c *Collector) messages(conn net.Conn, s *Session) error {
+	buf := make([]byte, maxDatagramDTLS)
+	for {
+		conn.SetReadDeadline(time.Now().Add(c.opt.TemplateLifetime))
+		n, err := conn.Read(buf)
+		var late net.Error
+		if errors.Is(err, io.EOF) || errors.As(err, &late) && late.Timeout() {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		err = c.decode(s, buf[:n])
+		c.mu.Unlock()
+		if err != nil && c.ctx.Err() != nil {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,169 @@
+package collector
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"math"
+	"net"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/sockflow/sockflow/templates"
+)
+
+// AppendJSON appends the record as one JSON object: the names of its elements and their values in the order of the template. What is told of
+// the message begins with @. Times are RFC 3339, octets are in hexadecimal, and an element that comes again has a number after its name.
+func (r *Record) AppendJSON(dst []byte) []byte {
+	dst = append(dst, `{"@from":`...)
+	dst = appendString(dst, r.From)
+	dst = append(dst, `,"@protocol":"`...)
+	if r.V9 {
+		dst = append(dst, "netflow9"...)
+	} else {
+		dst = append(dst, "ipfix"...)
+	}
+	dst = append(dst, `","@time":`...)
+	dst = appendTime(dst, r.ExportTime, dateTimeSeconds)
+	dst = append(dst, `,"@domain":`...)
+	dst = strconv.AppendUint(dst, uint64(r.Domain), 10)
+	dst = append(dst, `,"@template":`...)
+	dst = strconv.AppendUint(dst, uint64(r.Template.ID), 10)
+	if r.Template.Options {
+		dst = append(dst, `,"@scope":[`...)
+		for i := range r.Template.Scope {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = appendString(dst, r.Template.Fields[i].Name())
+		}
+		dst = append(dst, ']')
+	}
+	dst = r.appendFields(append(dst, ','))
+	if r.V9 {
+		for _, u := range uptimes {
+			if n, ok := unsigned(r.Octets(templates.Number{ID: u.id})); ok {
+				dst = append(dst, `,"`...)
+				dst = append(dst, u.absolute...)
+				dst = append(dst, `":`...)
+				dst = appendTime(dst, r.sinceBoot(n), dateTimeMilliseconds)
+			}
+		}
+	}
+	return append(dst, '}')
+}
+
+func (r *Record) appendFields(dst []byte) []byte {
+	fields := r.Template.Fields
+	again := r.Template.times
+	for i := range fields {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		name := fields[i].Name()
+		if again != nil && again[i] > 1 {
+			name += "#" + strconv.Itoa(again[i])
+		}
+		dst = appendString(dst, name)
+		dst = append(dst, ':')
+		dst = appendValue(dst, r.Value(i), fields[i].Type())
+	}
+	return dst
+}
+
+// repeated returns how often each field's name has come up to there, nil if none comes again.
+func (t *Template) repeated() []int {
+	seen := make(map[string]int, len(t.Fields))
+	times := make([]int, len(t.Fields))
+	for i := range t.Fields {
+		name := t.Fields[i].Name()
+		seen[name]++
+		times[i] = seen[name]
+	}
+	if len(seen) == len(t.Fields) {
+		return nil
+	}
+	return times
+}
+
+func appendValue(dst []byte, v any, t templates.Type) []byte {
+	switch v := v.(type) {
+	case uint64:
+		return strconv.AppendUint(dst, v, 10)
+	case int64:
+		return strconv.AppendInt(dst, v, 10)
+	case float64:
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return append(dst, "null"...) // JSON has no such numbers
+		}
+		return strconv.AppendFloat(dst, v, 'g', -1, 64)
+	case bool:
+		return strconv.AppendBool(dst, v)
+	case string:
+		return appendString(dst, v)
+	case netip.Addr:
+		return append(v.AppendTo(append(dst, '"')), '"')
+	case net.HardwareAddr:
+		return appendString(dst, v.String())
+	case time.Time:
+		return appendTime(dst, v, t)
+	case []byte:
+		return append(hex.AppendEncode(append(dst, '"'), v), '"')
+	case *List:
+		dst = append(dst, `{"semantic":"`...)
+		dst = append(dst, v.Semantic.String()...)
+		dst = append(dst, `",`...)
+		dst = appendString(dst, v.Field.Name())
+		dst = append(dst, ":["...)
+		for i := range v.Values {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = appendValue(dst, v.Values[i], v.Field.Type())
+		}
+		return append(dst, "]}"...)
+	case *Records:
+		dst = append(dst, `{"semantic":"`...)
+		dst = append(dst, v.Semantic.String()...)
+		dst = append(dst, `","records":[`...)
+		for i := range v.List {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = append(v.List[i].appendFields(append(dst, '{')), '}')
+		}
+		return append(dst, "]}"...)
+	}
+	return append(dst, "null"...)
+}
+
+// appendTime writes a time as exactly as its type can tell it.
+func appendTime(dst []byte, t time.Time, typ templates.Type) []byte {
+	layout := `"2006-01-02T15:04:05.000Z07:00"`
+	switch typ {
+	case dateTimeSeconds:
+		layout = `"2006-01-02T15:04:05Z07:00"`
+	case dateTimeMicroseconds:
+		layout = `"2006-01-02T15:04:05.000000Z07:00"`
+	case dateTimeNanoseconds:
+		layout = `"2006-01-02T15:04:05.000000000Z07:00"`
+	}
+	return t.UTC().AppendFormat(dst, layout)
+}
+
+func appendString(dst []byte, s string) []byte {
+	plain := true
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' {
+			plain = false
+			break
+		}
+	}
+	if plain {
+		dst = append(dst, '"')
+		dst = append(dst, s...)
+		return append(dst, '"')
+	}
+	b, _ := json.Marshal(s) // a string always can be
+	return append(dst, b...)
+}

@@ -1,0 +1,135 @@
+package collector
+
+import (
+	"bytes"
+	"net/netip"
+	"time"
+
+	"github.com/sockflow/sockflow/templates"
+)
+
+// Record is a Data Record.
+type Record struct {
+	From       string    // the session's name
+	V9         bool      // of NetFlow v9, else of IPFIX
+	Domain     uint32    // Observation Domain Id; NetFlow v9: Source ID
+	ExportTime time.Time // of the message, to the second
+	Boot       time.Time // NetFlow v9: when sysUptime was 0; else zero
+	Template   *Template
+	Values     [][]byte // the octets of each field of Template, in network byte order
+
+	domain *domain // has the templates of lists
+	depth  int     // of the list that it is in
+}
+
+// Clone returns a copy that stays valid.
+func (r *Record) Clone() Record {
+	c := *r
+	n := 0
+	for _, v := range r.Values {
+		n += len(v)
+	}
+	octets := make([]byte, 0, n)
+	c.Values = make([][]byte, len(r.Values))
+	for i, v := range r.Values {
+		begin := len(octets)
+		octets = append(octets, v...)
+		c.Values[i] = octets[begin:len(octets):len(octets)]
+	}
+	return c
+}
+
+// Value returns the value of field i: uint64, int64, float64, bool, string, netip.Addr, net.HardwareAddr, time.Time, []byte, *List or
+// *Records, as its type is. Octets that cannot be of that type are []byte.
+func (r *Record) Value(i int) any {
+	return r.typed(r.Template.Fields[i].Type(), r.Values[i], r.depth)
+}
+
+// Get returns the value of the first field of that name, nil if there is none.
+func (r *Record) Get(name string) any {
+	if i := r.Template.Index(name); i >= 0 {
+		return r.Value(i)
+	}
+	return nil
+}
+
+// Octets returns the octets of the first field of that number, nil if there is none.
+func (r *Record) Octets(n templates.Number) []byte {
+	for i := range r.Template.Fields {
+		if r.Template.Fields[i].Number == n && !(r.V9 && i < r.Template.Scope) {
+			return r.Values[i]
+		}
+	}
+	return nil
+}
+
+// Uint returns the value of a field that is an unsigned number, and 0 if there is none.
+func (r *Record) Uint(name string) uint64 {
+	n, _ := r.Get(name).(uint64)
+	return n
+}
+
+// Text returns the value of a field that is a string, and an empty one if there is none.
+func (r *Record) Text(name string) string {
+	s, _ := r.Get(name).(string)
+	return s
+}
+
+// Addr returns the address of a field, the zero address if there is none.
+func (r *Record) Addr(name string) netip.Addr {
+	a, _ := r.Get(name).(netip.Addr)
+	return a
+}
+
+// Time returns the time of a field, the zero time if there is none. NetFlow v9 has but times of its sysUptime clock: where
+// flowStartMilliseconds or flowEndMilliseconds are asked for they are computed.
+func (r *Record) Time(name string) time.Time {
+	if t, ok := r.Get(name).(time.Time); ok {
+		return t
+	}
+	if r.V9 {
+		for _, u := range uptimes {
+			if name == u.absolute {
+				if n, ok := r.Get(u.name).(uint64); ok {
+					return r.sinceBoot(n)
+				}
+			}
+		}
+	}
+	return time.Time{}
+}
+
+// uptimes are the times of NetFlow v9, and what they are called where they are absolute.
+var uptimes = [...]struct {
+	id             uint16
+	name, absolute string
+}{
+	{22, "flowStartSysUpTime", "flowStartMilliseconds"},
+	{21, "flowEndSysUpTime", "flowEndMilliseconds"},
+}
+
+// sinceBoot is the time of an uptime in milliseconds. The clock has 32 bits: a time after the message's is of the round before.
+func (r *Record) sinceBoot(ms uint64) time.Time {
+	t := r.Boot.Add(time.Duration(ms) * time.Millisecond)
+	if t.Sub(r.ExportTime) > time.Hour {
+		t = t.Add(-(1 << 32) * time.Millisecond)
+	}
+	return t
+}
+
+// Map returns all values by name. Of fields with one name the first counts.
+func (r *Record) Map() map[string]any {
+	m := make(map[string]any, len(r.Values))
+	for i := range r.Values {
+		name := r.Template.Fields[i].Name()
+		if _, twice := m[name]; !twice {
+			m[name] = r.Value(i)
+		}
+	}
+	return m
+}
+
+// text is a string as it should have been sent: without the NULs of fixed length, and well-formed.
+func text(b []byte) string {
+	return string(bytes.ToValidUTF8(bytes.TrimRight(b, "\x00"), []byte("\uFFFD")))
+}
