@@ -18,9 +18,10 @@ type Config struct {
 	// default 50 ms. PeerMemory is how long it is remembered after that, for a peer that had not closed; default 15 s, and should be
 	// more than the time between two passes over all sockets.
 	PeerWait, PeerMemory time.Duration
-	// Translate, if set, gives the flow Key as the other end sees it, where an address on the way was translated (NAT). It is asked
-	// once for each flow whose source knows no Conversation, and must be quick.
-	Translate func(Key) (Key, bool)
+	// Translate, if set, tells how the addresses of a flow are translated (NAT) between its ends: Key is what the end here sees, and begin
+	// when it began. It is asked once for a flow, and must be quick: at its begin where the source knows no Conversation, and else at its
+	// first record, if the other end is not here. Where both are here, they tell themselves.
+	Translate func(k Key, begin int64) (Path, bool)
 
 	// Hold and Release, if set, are told which processes live flows belong to, so that their names are kept.
 	Hold, Release func(ProcessID)
@@ -75,6 +76,9 @@ type Cache struct {
 	suspected   bool // it is being judged
 	// What evicted sockets have already told.
 	residue map[uint64]residue
+	// Flows with addresses translated: what the other end sees, by entry.translated; and places that are free.
+	translations []Translation
+	untranslated []uint32
 }
 
 type listener struct {
@@ -188,7 +192,7 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 		}
 		return dst
 	}
-	conv := c.conversation(o)
+	conv, path, asked := c.conversation(o)
 	if o.Event == EventEnd {
 		c.stats.Direct++
 		if conv == 0 {
@@ -209,6 +213,9 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 	i := c.take()
 	e := c.at(i)
 	c.begin(e, o)
+	if e.asked = asked; path != (Path{}) {
+		c.remember(e, path.beyond(o.Key).Translation())
+	}
 	if e.owner.PID != 0 {
 		c.cfg.Hold(e.owner)
 	}
@@ -444,7 +451,11 @@ func (c *Cache) emit(dst []Record, e, peer *entry, reason EndReason, final bool)
 	} else {
 		dst = dst[:len(dst)+1]
 	}
-	e.record(&dst[len(dst)-1], peer, reason, final)
+	r := &dst[len(dst)-1]
+	e.record(r, peer, reason, final)
+	if peer == nil {
+		c.translate(r, e, final)
+	}
 	return dst
 }
 
@@ -558,6 +569,9 @@ func (c *Cache) remove(i uint32) {
 	}
 	if e.owner.PID != 0 {
 		c.cfg.Release(e.owner)
+	}
+	if e.translated != 0 {
+		c.untranslated = append(c.untranslated, e.translated)
 	}
 	if e.datagram && e.id.cookie != 0 {
 		if e.elder != 0 {

@@ -25,6 +25,8 @@ type entry struct {
 	conv     uint64 // what both have in common; 0 if there can be no such peer
 	seen     int64  // when the socket was last seen alive
 
+	translated uint32 // where the cache keeps what the other end sees; 0 if nothing is known to be translated
+
 	role     Role
 	origin   Origin
 	control  uint8
@@ -37,6 +39,7 @@ type entry struct {
 	synTold  bool // a record has carried the SYN
 	exported bool // a record has left
 	changed  bool // something to tell since
+	asked    bool // how its addresses are translated
 	hasTCP   bool
 	kernel   bool
 	datagram bool // ends by silence or with its socket, and is told in deltas
@@ -158,10 +161,16 @@ func (e *entry) record(r *Record, peer *entry, reason EndReason, final bool) {
 	switch {
 	case src == nil:
 		r.Forward, r.Reverse = dst.in.since(&dst.inTold), dst.out.since(&dst.outTold)
+		r.ForwardTotal, r.ReverseTotal = dst.in, dst.out
 	case dst == nil:
 		r.Forward, r.Reverse = src.out.since(&src.outTold), src.in.since(&src.inTold)
+		r.ForwardTotal, r.ReverseTotal = src.out, src.in
 	default:
 		r.Forward, r.Reverse = src.out.since(&src.outTold), dst.out.since(&dst.outTold)
+		r.ForwardTotal, r.ReverseTotal = src.out, dst.out
+		if far := dst.id.key.Reverse().Translation(); far != r.Key.Translation() {
+			r.Post = far
+		}
 		peer.tell(r.End)
 	}
 	e.tell(r.End)

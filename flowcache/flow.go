@@ -265,16 +265,34 @@ type Record struct {
 	Reverse    Counters // from Dst to Src
 	HasTCP     bool     // TCP is filled
 	TCP        TCPMetrics
-	Source     End // at Src
-	Dest       End // at Dst
-	Post       Translation
+	Source     End         // at Src
+	Dest       End         // at Dst
+	Post       Translation // what Key becomes on the way to the other end
+	Pre        Translation // what Key was before, where only the end beyond the translation is here
+	// Totals of both directions as the sockets have them now: since their birth, or since the flow began where a source counts differences.
+	ForwardTotal, ReverseTotal Counters
 }
 
-// Translation is a flow's addresses after network address translation (postNAT... and postNAPT... of the IANA registry); the zero
-// value says that nothing was translated, or that nobody knows.
+// Translation is a flow's addresses before or after network address translation; the latter are postNAT... and postNAPT... of the IANA
+// registry. The zero value says that nothing was translated, or that nobody knows.
 type Translation struct {
 	Src, Dst         Addr
 	SrcPort, DstPort uint16
+}
+
+// Translation returns the addresses and ports of k.
+func (k Key) Translation() Translation { return Translation{k.Src, k.Dst, k.SrcPort, k.DstPort} }
+
+// Path is what the two ends of a flow see of its addresses, with address translation (NAT) between them: Near at the end that
+// began, Far at the other. Both are from the beginner to the other end, and in no namespace.
+type Path struct{ Near, Far Key }
+
+// beyond returns k, one end's view, as the other end has it, in k's direction.
+func (p *Path) beyond(k Key) Key {
+	if k.NetNS = 0; k == p.Near {
+		return p.Far
+	}
+	return p.Near.Reverse()
 }
 
 // InterfaceCounters of one direction, since the interface exists (struct rtnl_link_stats64).

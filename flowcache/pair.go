@@ -11,24 +11,32 @@ import "hash/maphash"
 // If the other end was still open it may be told later, and by then the record has left: the
 // flow is remembered, so that what it told is not told again.
 
-// conversation returns what o's flow and that of its peer have in common, 0 if it can have none.
-func (c *Cache) conversation(o *Observation) uint64 {
+// conversation returns what o's flow and that of its peer have in common, 0 if it can have none; and if the translation of its addresses
+// had to be asked for, whether there is one.
+func (c *Cache) conversation(o *Observation) (conv uint64, path Path, asked bool) {
 	if !c.cfg.Merge {
-		return 0
+		return 0, path, false
 	}
 	if o.Conversation != 0 {
-		return o.Conversation
+		return o.Conversation, path, false
 	}
 	k := o.Key
 	if k.Proto == ProtoTCP && o.Origin == OriginEBPF {
-		return 0 // nobody ever answered
+		return 0, path, false // nobody ever answered
 	}
-	if k.Src.IsMulticast() || k.Dst.IsMulticast() || k.Src.IsUnspecified() || k.Dst.IsUnspecified() {
-		return 0 // one to many
+	if oneToMany(k) {
+		return 0, path, false
 	}
 	if c.cfg.Translate != nil {
-		if t, ok := c.cfg.Translate(k); ok {
-			k = t
+		asked = true
+		begin := o.First
+		if begin == 0 {
+			begin = o.Time
+		}
+		if p, ok := c.cfg.Translate(k, begin); ok {
+			path = p
+			k = p.Far
+			k.NetNS = o.Key.NetNS
 		}
 	}
 	// The same for both ends: the lesser first. Loopback addresses mean something in their namespace only.
@@ -38,7 +46,11 @@ func (c *Cache) conversation(o *Observation) uint64 {
 	if string(k.Src[:]) > string(k.Dst[:]) || k.Src == k.Dst && k.SrcPort > k.DstPort {
 		k = k.Reverse()
 	}
-	return maphash.Comparable(c.seed, k)
+	return maphash.Comparable(c.seed, k), path, asked
+}
+
+func oneToMany(k Key) bool {
+	return k.Src.IsMulticast() || k.Dst.IsMulticast() || k.Src.IsUnspecified() || k.Dst.IsUnspecified()
 }
 
 // meet looks for the peer of flow i. Without one the flow can be found itself.

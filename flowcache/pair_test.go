@@ -147,17 +147,84 @@ func TestPairDatagrams(t *testing.T) {
 	}
 }
 
-// TestPairTranslated lets two sockets meet that see different addresses.
+// TestPairTranslated lets two sockets meet that see different addresses: the record says what each sees.
 func TestPairTranslated(t *testing.T) {
-	behind := tcpKey(5)
-	behind.DstPort = 8080
-	c := newCache(t, Config{Merge: true, Translate: func(k Key) (Key, bool) { return behind, k == tcpKey(5) }})
-	recs := c.Observe(nil, obs(tcpKey(5), 1, 1000*second, EventEnd, 10, 20))
-	b := obs(behind.Reverse(), 2, 1000*second, EventEnd, 20, 10)
+	near := tcpKey(5)
+	far := near
+	far.DstPort = 8080
+	c := newCache(t, Config{Merge: true, Translate: func(k Key, _ int64) (Path, bool) {
+		p := Path{near, far}
+		p.Near.NetNS, p.Far.NetNS = 0, 0
+		return p, k == near
+	}})
+	recs := c.Observe(nil, obs(near, 1, 1000*second, EventEnd, 10, 20))
+	b := obs(far.Reverse(), 2, 1000*second, EventEnd, 20, 10)
 	b.Role = RoleResponder
 	recs = c.Observe(recs, b)
-	if len(recs) != 1 || recs[0].Key != tcpKey(5) || recs[0].Dest.Cookie != 2 {
+	if len(recs) != 1 || recs[0].Key != near || recs[0].Dest.Cookie != 2 || recs[0].Post != far.Translation() || recs[0].Pre != (Translation{}) {
 		t.Fatalf("%+v", recs)
+	}
+}
+
+// TestTranslate: a flow whose other end is elsewhere is asked for once, whichever end is here, and one with both ends here never.
+func TestTranslate(t *testing.T) {
+	near := tcpKey(5)
+	far := near
+	far.Src, far.DstPort = AddrFrom4([4]byte{203, 0, 113, 7}), 8080
+	asked := map[Key]int{}
+	cfg := Config{Merge: true, Translate: func(k Key, _ int64) (Path, bool) {
+		asked[k]++
+		p := Path{near, far}
+		p.Near.NetNS, p.Far.NetNS = 0, 0
+		return p, k == near || k == far.Reverse()
+	}}
+	c := newCache(t, cfg)
+	ebpf := func(k Key, cookie uint64, at int64, e Event, n uint64, role Role) *Observation {
+		o := obs(k, cookie, at, e, n, n)
+		o.Origin, o.Conversation, o.Role = OriginEBPF, cookie, role
+		return o
+	}
+	// The initiator is here: twice told, once asked.
+	recs := c.Observe(nil, ebpf(near, 1, 1000*second, EventUpdate, 10, RoleInitiator))
+	recs, _ = c.Expire(recs, 1100*second, 9)
+	recs = c.Observe(recs, ebpf(near, 1, 1101*second, EventEnd, 20, RoleInitiator))
+	recs, _ = c.Expire(recs, 1102*second, 9)
+	if len(recs) != 2 || asked[near] != 1 {
+		t.Fatalf("%d records, asked %v", len(recs), asked)
+	}
+	for _, r := range recs {
+		if r.Key != near || r.Post != far.Translation() || r.Pre != (Translation{}) {
+			t.Errorf("the initiator's: %+v", r)
+		}
+	}
+	if n := recs[1].ForwardTotal.Payload; n != 20 || recs[1].Forward.Payload != 10 {
+		t.Errorf("a total of %d", n)
+	}
+	// The responder is here.
+	recs = c.Observe(recs[:0], ebpf(far.Reverse(), 2, 1200*second, EventEnd, 10, RoleResponder))
+	recs, _ = c.Expire(recs, 1201*second, 9)
+	if len(recs) != 1 || recs[0].Key != far || recs[0].Pre != near.Translation() || recs[0].Post != (Translation{}) || asked[far.Reverse()] != 1 {
+		t.Fatalf("the responder's: %+v, asked %v", recs, asked)
+	}
+	// Both are.
+	recs = c.Observe(recs[:0], ebpf(near, 3, 1300*second, EventEnd, 10, RoleInitiator))
+	both := ebpf(far.Reverse(), 4, 1300*second, EventEnd, 10, RoleResponder)
+	both.Conversation = 3
+	recs = c.Observe(recs, both)
+	if len(recs) != 1 || recs[0].Key != near || recs[0].Post != far.Translation() || asked[near] != 1 {
+		t.Fatalf("both: %+v, asked %v", recs, asked)
+	}
+	// Nothing is kept of those that are gone.
+	if c.Live() != 0 || len(c.translations)-1 != len(c.untranslated) {
+		t.Errorf("%d live, %d translations, %d free", c.Live(), len(c.translations), len(c.untranslated))
+	}
+	// Separate sockets, without a record of both.
+	cfg.Merge = false
+	c = newCache(t, cfg)
+	recs = c.Observe(recs[:0], ebpf(near, 5, 1400*second, EventEnd, 10, RoleInitiator))
+	recs = c.Observe(recs, ebpf(far.Reverse(), 6, 1400*second, EventEnd, 10, RoleResponder))
+	if len(recs) != 2 || recs[0].Post != far.Translation() || recs[1].Pre != near.Translation() {
+		t.Fatalf("separate: %+v", recs)
 	}
 }
 

@@ -144,6 +144,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	put(translations, st.conntrack.Translated, "translated")
 	put(translations, st.conntrack.Lookups-st.conntrack.Translated, "not_translated")
 	put(translations, st.conntrack.Errors, "error")
+	put(translations, st.conntrack.Skipped, "skipped")
 }
 
 // kernel shows the eBPF side.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sockflow/sockflow/flowcache"
@@ -34,6 +35,8 @@ type jsonRecord struct {
 	TCPFlags    string       `json:"tcpControlBits,omitempty"`
 	SourceEnd   *jsonEnd     `json:"source,omitempty"`
 	DestEnd     *jsonEnd     `json:"destination,omitempty"`
+	PostNAT     *jsonAddress `json:"postNAT,omitempty"`
+	PreNAT      *jsonAddress `json:"preNAT,omitempty"`
 	TCP         *jsonTCP     `json:"tcp,omitempty"`
 	Observation string       `json:"observationSource"`
 }
@@ -44,6 +47,15 @@ type jsonCounters struct {
 	Packets uint64 `json:"packets"`
 }
 
+// jsonAddress is what the addresses are on the other side of their translation.
+type jsonAddress struct {
+	Source     netip.Addr `json:"sourceAddress"`
+	SourcePort uint16     `json:"sourcePort"`
+	Dest       netip.Addr `json:"destinationAddress"`
+	DestPort   uint16     `json:"destinationPort"`
+}
+
+// jsonEnd is an end that is here, or of one elsewhere what is known by its address: no process, namespace and socket.
 type jsonEnd struct {
 	PID        uint32         `json:"pid,omitempty"`
 	Kernel     bool           `json:"kernel,omitempty"`
@@ -60,12 +72,14 @@ type jsonEnd struct {
 	Container  *jsonContainer `json:"container,omitempty"`
 	Unit       string         `json:"serviceUnit,omitempty"`
 	CGroup     uint64         `json:"controlGroupId,omitempty"`
-	NetNS      uint32         `json:"networkNamespace"`
-	Cookie     uint64         `json:"socketCookie"`
+	NetNS      uint32         `json:"networkNamespace,omitempty"`
+	Cookie     uint64         `json:"socketCookie,omitempty"`
+	Service    string         `json:"service,omitempty"`
+	Node       string         `json:"node,omitempty"`
 }
 
 type jsonContainer struct {
-	ID        string `json:"id"`
+	ID        string `json:"id,omitempty"`
 	Name      string `json:"name,omitempty"`
 	Image     string `json:"image,omitempty"`
 	Runtime   string `json:"runtime,omitempty"`
@@ -117,6 +131,7 @@ func toJSON(r *flowcache.Record) *jsonRecord {
 		Forward:   jsonCounters{r.Forward.Payload, r.Forward.Octets, r.Forward.Packets},
 		Reverse:   jsonCounters{r.Reverse.Payload, r.Reverse.Octets, r.Reverse.Packets},
 		SourceEnd: endToJSON(&r.Source), DestEnd: endToJSON(&r.Dest),
+		PostNAT: addressToJSON(r.Post), PreNAT: addressToJSON(r.Pre),
 		Observation: map[flowcache.Origin]string{flowcache.OriginEBPF: "ebpf", flowcache.OriginNetlink: "netlink", flowcache.OriginPackets: "packets"}[r.Origin],
 	}
 	if r.HasTCP {
@@ -135,10 +150,10 @@ func toJSON(r *flowcache.Record) *jsonRecord {
 }
 
 func endToJSON(e *flowcache.End) *jsonEnd {
-	if !e.Local {
+	if !e.Local && e.Container == nil && e.Service == "" && e.Node == "" {
 		return nil
 	}
-	j := &jsonEnd{PID: e.Process.PID, Kernel: e.Kernel, UID: idOrNil(e.UID), GID: idOrNil(e.GID), CGroup: e.CGroup, NetNS: e.NetNS, Cookie: e.Cookie}
+	j := &jsonEnd{Service: e.Service, Node: e.Node, PID: e.Process.PID, Kernel: e.Kernel, UID: idOrNil(e.UID), GID: idOrNil(e.GID), CGroup: e.CGroup, NetNS: e.NetNS, Cookie: e.Cookie}
 	if p := e.Who; p != nil {
 		j.Path, j.Name, j.Command, j.User = p.Path, p.Name, p.CommandLine, p.UserName
 		j.ParentPID, j.ParentPath, j.ParentUID = p.ParentPID, p.ParentPath, idOrNil(p.ParentUID)
@@ -148,11 +163,18 @@ func endToJSON(e *flowcache.End) *jsonEnd {
 	}
 	if c := e.Container; c != nil {
 		j.Unit = c.ServiceUnit
-		if c.ContainerID != "" {
+		if c.ContainerID != "" || c.PodName != "" {
 			j.Container = &jsonContainer{c.ContainerID, c.ContainerName, c.ContainerImage, c.ContainerRuntime, c.PodName, c.PodNamespace, c.PodUID}
 		}
 	}
 	return j
+}
+
+func addressToJSON(t flowcache.Translation) *jsonAddress {
+	if t == (flowcache.Translation{}) {
+		return nil
+	}
+	return &jsonAddress{t.Src.Netip(), t.SrcPort, t.Dst.Netip(), t.DstPort}
 }
 
 func idOrNil(id uint32) *uint32 {
@@ -264,9 +286,24 @@ func who(source, dest *flowcache.End) string {
 	case source.Local && dest.Local:
 		return whoIs(source) + " → " + whoIs(dest)
 	case dest.Local:
-		return "→ " + whoIs(dest)
+		return elsewhere(source) + "→ " + whoIs(dest)
 	}
-	return whoIs(source) + " →"
+	return strings.TrimSuffix(whoIs(source)+" → "+elsewhere(dest), " ")
+}
+
+// elsewhere names an end that is not here, with a blank after each word.
+func elsewhere(e *flowcache.End) string {
+	s := ""
+	if c := e.Container; c != nil && c.PodName != "" {
+		s = "pod=" + c.PodNamespace + "/" + c.PodName + " "
+	}
+	if e.Service != "" {
+		s += "service=" + e.Service + " "
+	}
+	if e.Node != "" {
+		s += "node=" + e.Node + " "
+	}
+	return s
 }
 
 // whoIs names an end: program, PID, user, and its container or service.
