@@ -103,6 +103,28 @@ var hookUses = []Hook{
 // error wraps ErrUnsupported. What else could not be attached is in Hooks. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (or
 // CAP_SYS_ADMIN).
 func New(cfg Config) (*Source, error) {
+	s, err := load(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Probe tries every hook as New does and lets go of it. The hooks that were tried are returned also with an error, which is New's.
+func Probe(cfg Config) ([]Hook, error) {
+	s, err := load(cfg)
+	if s == nil {
+		return nil, err
+	}
+	hooks := s.hooks
+	if err == nil {
+		err = s.Close()
+	}
+	return hooks, err
+}
+
+// load is New, but returns what it tried with the error; that Source is closed.
+func load(cfg Config) (*Source, error) {
 	if cfg.SnapshotInterval == 0 {
 		cfg.SnapshotInterval = 5 * time.Second
 	}
@@ -145,11 +167,11 @@ func New(cfg Config) (*Source, error) {
 	}
 	if err := s.hooks[0].Err; err != nil {
 		s.Close()
-		return nil, fmt.Errorf("%w: %s: %w", ErrUnsupported, s.hooks[0].Target, err)
+		return s, fmt.Errorf("%w: %s: %w", ErrUnsupported, s.hooks[0].Target, err)
 	}
 	if s.reader, err = ringbuf.NewReader(s.maps.Maps["events"]); err != nil {
 		s.Close()
-		return nil, fmt.Errorf("open ring buffer: %w", err)
+		return s, fmt.Errorf("open ring buffer: %w", err)
 	}
 	s.grams = newDatagrams(s.maps.Maps["datagrams"], s.maps.Maps["datagrams_a"], s.maps.Maps["datagrams_b"])
 	return s, nil
@@ -198,19 +220,22 @@ func oneLine(err error) error {
 // Hooks returns what is attached and what is not.
 func (s *Source) Hooks() []Hook { return s.hooks }
 
+// Missing is the function Missing of this source's hooks.
+func (s *Source) Missing() (missing, instead []Hook) { return Missing(s.hooks) }
+
 // Missing returns the hooks of first choice that could not be attached, and that no other is attached instead of; and those others
 // that are.
-func (s *Source) Missing() (missing, instead []Hook) {
+func Missing(hooks []Hook) (missing, instead []Hook) {
 	var covered func(name string) bool
 	covered = func(name string) bool {
-		for _, h := range s.hooks {
+		for _, h := range hooks {
 			if h.insteadOf == name && !h.Spare && (h.Err == nil || covered(h.Name)) {
 				return true
 			}
 		}
 		return false
 	}
-	for _, h := range s.hooks {
+	for _, h := range hooks {
 		switch {
 		case h.insteadOf == "" && h.Err != nil && !covered(h.Name):
 			missing = append(missing, h)

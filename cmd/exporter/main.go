@@ -82,13 +82,12 @@ Their options: ?template-refresh=60s&mtu=1400&dialect=known|native|iana&directio
 		},
 	}
 	runSettings.addFlags(runCmd.Flags())
-	root.AddCommand(runCmd, newListCommand(stdout, stderr))
+	root.AddCommand(runCmd, newListCommand(stdout, stderr), newDoctorCommand(stdout))
 	for _, later := range [][2]string{
 		{"top", "live flows, containers, pods and processes in the terminal"},
 		{"replay", "flows of captures"},
 		{"collect", "embedded collector: decode and print"},
 		{"elements", "the Information Elements and collector configurations"},
-		{"doctor", "what this kernel, these privileges and runtimes allow"},
 	} {
 		root.AddCommand(&cobra.Command{
 			Use: later[0], Short: later[1] + " (not built yet)", DisableFlagParsing: true,

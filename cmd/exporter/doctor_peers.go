@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// runtimeSockets are where runtimes listen.
+var runtimeSockets = []struct{ name, path string }{
+	{"containerd", "/run/containerd/containerd.sock"},
+	{"containerd (k3s)", "/run/k3s/containerd/containerd.sock"},
+	{"Docker", "/run/docker.sock"},
+	{"CRI-O", "/run/crio/crio.sock"},
+	{"podman", "/run/podman/podman.sock"},
+}
+
+func (d *doctor) runtimes() {
+	found := false
+	for _, r := range runtimeSockets {
+		c, err := net.DialTimeout("unix", r.path, time.Second)
+		switch {
+		case err == nil:
+			c.Close()
+			found = true
+			d.say(good, r.name, r.path+" answers")
+		case errors.Is(err, os.ErrNotExist):
+		case errors.Is(err, os.ErrPermission):
+			found = true
+			d.say(bad, r.name, r.path+": permission denied, so containers have ids only", "run as root, or in the group of the socket: ls -l "+r.path)
+		default:
+			found = true
+			d.say(reduced, r.name, fmt.Sprintf("%s: %s", r.path, errnoOf(err)), "start it, or remove the socket that it left behind")
+		}
+	}
+	if !found {
+		d.say(note, "none", "no runtime's socket is where runtimes have it; containers are told by their ids")
+	}
+}
+
+const serviceAccount = "/var/run/secrets/kubernetes.io/serviceaccount/"
+
+// kubernetes speaks to the API server that a pod is told of.
+func (d *doctor) kubernetes() {
+	host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT")
+	if host == "" {
+		d.say(note, "cluster", "this process is not in a pod")
+		return
+	}
+	token, err := os.ReadFile(serviceAccount + "token")
+	if err != nil {
+		d.say(bad, "service account", err.Error(), "automountServiceAccountToken: true")
+		return
+	}
+	roots := x509.NewCertPool()
+	if ca, err := os.ReadFile(serviceAccount + "ca.crt"); err != nil || !roots.AppendCertsFromPEM(ca) {
+		d.say(bad, "service account", "no certificate authority in "+serviceAccount, "automountServiceAccountToken: true")
+		return
+	}
+	client := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	get := func(path string) (int, error) {
+		req, err := http.NewRequest("GET", "https://"+net.JoinHostPort(host, port)+path, nil)
+		if err != nil {
+			return 0, err
+		}
+		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+		res, err := client.Do(req)
+		if err != nil {
+			return 0, err
+		}
+		defer res.Body.Close()
+		io.Copy(io.Discard, io.LimitReader(res.Body, 1<<20))
+		return res.StatusCode, nil
+	}
+	if code, err := get("/version"); err != nil {
+		d.say(bad, "API server", err.Error(), "let this pod reach the API server (NetworkPolicy)")
+		return
+	} else {
+		d.say(good, "API server", fmt.Sprintf("answers (%d)", code))
+	}
+	node := os.Getenv("NODE_NAME")
+	if node == "" {
+		d.say(reduced, "NODE_NAME", "not set", "set it from fieldRef spec.nodeName, so that only this node's pods are asked for")
+		return
+	}
+	code, err := get("/api/v1/pods?limit=1&fieldSelector=spec.nodeName%3D" + url.QueryEscape(node))
+	switch {
+	case err != nil:
+		d.say(bad, "pods of this node", err.Error())
+	case code != http.StatusOK:
+		d.say(bad, "pods of this node", fmt.Sprintf("refused (%d)", code), "apply the ClusterRole of deploy/kubernetes")
+	default:
+		d.say(good, "pods of this node", "may be listed")
+	}
+}
+
+// lastLine is a logger that keeps its last message.
+type lastLine struct {
+	mu   sync.Mutex
+	line string
+}
+
+func (l *lastLine) Enabled(context.Context, slog.Level) bool { return true }
+func (l *lastLine) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l *lastLine) WithGroup(string) slog.Handler            { return l }
+func (l *lastLine) Handle(_ context.Context, r slog.Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.line = r.Message
+	return nil
+}
+
+func (l *lastLine) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.line
+}
+
+// reach makes a session with each collector.
+func (d *doctor) reach() {
+	if len(d.settings.collectors) == 0 {
+		d.say(note, "none", "name them with -c, as for run, and they are tried")
+		return
+	}
+	for _, address := range d.settings.collectors {
+		if strings.HasPrefix(address, "json:") {
+			continue
+		}
+		d.collector(address)
+	}
+}
+
+func (d *doctor) collector(address string) {
+	one := *d.settings
+	one.collectors = []string{address}
+	one.templateRefresh = 100 * time.Millisecond // that nobody listens is told to the datagram that follows
+	line := &lastLine{}
+	exporters, _, done, err := destinations(&one, io.Discard, slog.New(line))
+	if err != nil {
+		d.say(bad, address, err.Error(), "see run --help")
+		return
+	}
+	defer done()
+	x := exporters[0]
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	if d.testFlow {
+		x.Offer(testRecord())
+	}
+	go func() { // ends with ctx
+		x.Run(ctx)
+		close(ended)
+	}()
+	// An answer that nobody listens comes after what it answers.
+	const answer = 300 * time.Millisecond
+	var connected time.Time
+	for begin := time.Now(); time.Since(begin) < 3*time.Second; time.Sleep(10 * time.Millisecond) {
+		st := x.Stats()
+		if st.Connects > 0 && connected.IsZero() {
+			connected = time.Now()
+		}
+		if st.Errors > 0 || !connected.IsZero() && time.Since(connected) > answer {
+			break
+		}
+	}
+	cancel()
+	<-ended
+	st := x.Stats()
+	switch {
+	case st.Errors > 0:
+		d.say(bad, x.Name(), strings.TrimPrefix(line.String(), "collector "+x.Name()+": "), "let the collector listen there, and no firewall refuse it")
+	case st.Connects == 0:
+		d.say(bad, x.Name(), "no answer within 3 s", "look for a firewall on the way, and whether the collector runs")
+	case d.testFlow && st.DroppedQueue+st.DroppedSend+st.DroppedBig > 0:
+		d.say(bad, x.Name(), "the test flow was not taken")
+	case d.testFlow:
+		d.say(good, x.Name(), fmt.Sprintf("templates and the test flow are sent: %d messages, %d octets", st.Messages, st.Octets))
+	case strings.Contains(address, "udp://"):
+		d.say(good, x.Name(), fmt.Sprintf("templates are sent, and nobody refused them: %d messages (UDP tells no more; --test-flow sends a flow to look for)", st.Messages))
+	default:
+		d.say(good, x.Name(), fmt.Sprintf("connected; %d messages are sent", st.Messages))
+	}
+	if u, err := url.Parse(address); err == nil && strings.Contains(u.Scheme, "udp") {
+		d.pathMTU(x.Name(), u.Host)
+	}
+}
+
+// pathMTU says what the kernel knows of the way (ip(7), IP_MTU).
+func (d *doctor) pathMTU(name, host string) {
+	if _, _, err := net.SplitHostPort(host); err != nil {
+		host = net.JoinHostPort(host, "4739")
+	}
+	c, err := net.Dial("udp", host)
+	if err != nil {
+		return // said above
+	}
+	defer c.Close()
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return
+	}
+	level, option := unix.IPPROTO_IP, unix.IP_MTU
+	if c.RemoteAddr().(*net.UDPAddr).IP.To4() == nil {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU
+	}
+	mtu := 0
+	raw.Control(func(fd uintptr) { mtu, err = unix.GetsockoptInt(int(fd), level, option) })
+	if err != nil || mtu == 0 {
+		d.say(reduced, "path MTU", "not known for "+name+": messages have 512 octets", "set --mtu")
+		return
+	}
+	d.say(good, "path MTU", fmt.Sprintf("%d octets to %s", mtu, host))
+}
+
+// testRecord is a flow between addresses for documentation (RFC 5737).
+func testRecord() *flowcache.Records {
+	now := time.Now().UnixNano()
+	r := flowcache.RecordPool(nil).Get()
+	r.List = append(r.List, flowcache.Record{
+		Key: flowcache.Key{
+			Src: flowcache.AddrFrom4([4]byte{192, 0, 2, 1}), Dst: flowcache.AddrFrom4([4]byte{192, 0, 2, 2}), SrcPort: 7, DstPort: 7, Proto: flowcache.ProtoUDP,
+		},
+		Start: now, End: now, EndReason: flowcache.EndDetected, Final: true,
+		Forward: flowcache.Counters{Payload: 1, Octets: 29, Packets: 1},
+		Source: flowcache.End{
+			Local: true, Process: flowcache.ProcessID{PID: uint32(os.Getpid())}, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()),
+			Who: &flowcache.Process{Path: "/sockflow-doctor", Name: "sockflow-doctor", ParentUID: flowcache.NoID},
+		},
+		Dest: flowcache.End{UID: flowcache.NoID, GID: flowcache.NoID},
+	})
+	return r
+}
+
+// errnoOf is the innermost of an error of package net, which repeats the address.
+func errnoOf(err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// runDoctor returns what doctor says and its exit status.
+func runDoctor(t *testing.T, credential *syscall.Credential, args ...string) (checks map[string]check, out string, status int) {
+	t.Helper()
+	c := exec.Command(buildExporter(t), append([]string{"doctor", "--json"}, args...)...)
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
+	b, err := c.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		status = exit.ExitCode()
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	var report struct {
+		OK     bool
+		Checks []check
+	}
+	if err := json.Unmarshal(b, &report); err != nil {
+		t.Fatalf("%v\n%s", err, b)
+	}
+	if report.OK != (status == 0) {
+		t.Errorf("ok %t, exit status %d", report.OK, status)
+	}
+	checks = map[string]check{}
+	for _, c := range report.Checks {
+		checks[c.Group+"/"+c.Name] = c
+		if c.Verdict == bad && c.Remedy == "" {
+			t.Errorf("no remedy for %+v", c)
+		}
+	}
+	return checks, string(b), status
+}
+
+func want(t *testing.T, checks map[string]check, name string, v verdict, detail string) {
+	t.Helper()
+	if c := checks[name]; c.Verdict != v || !strings.Contains(c.Detail, detail) {
+		t.Errorf("%s is %+v, want %s %q", name, c, v, detail)
+	}
+}
+
+func TestDoctor(t *testing.T) {
+	needRoot(t)
+	sink, stream := newUDPSink(t), newTCPSink(t, "127.0.0.1:0")
+	address := "udp://127.0.0.1:" + strconv.Itoa(sink.port())
+	// A sparse host may lack what is not essential: a collector and the source decide.
+	checks, out, _ := runDoctor(t, nil, "-c", address, "-c", "tcp://"+stream.l.Addr().String(), "--test-flow")
+	want(t, checks, "eBPF hooks/tp_btf/inet_sock_set_state", good, "attached")
+	want(t, checks, "eBPF hooks/iter/task_file", good, "attached")
+	want(t, checks, "eBPF hooks/source", good, "")
+	want(t, checks, "Privileges/CAP_NET_ADMIN", good, "")
+	want(t, checks, "Netlink/sock_diag", good, "sockets in")
+	want(t, checks, "Self-test/connection", good, "seen by eBPF, with its process")
+	want(t, checks, "Collectors/"+address, good, "test flow")
+	want(t, checks, "Collectors/path MTU", good, "octets to 127.0.0.1")
+	want(t, checks, "Collectors/tcp://"+stream.l.Addr().String(), good, "test flow")
+	if strings.Contains(out, "\\u003c") {
+		t.Errorf("%s", out)
+	}
+	found := false
+	for _, r := range goflow2(t, sink.messages()) {
+		found = found || r["0:8"] == "192.0.2.1" && r["0:12"] == "192.0.2.2" && r["0:1"] == "29" && r["35632:169"] == "/sockflow-doctor"
+	}
+	if !found {
+		t.Error("the collector has no test flow")
+	}
+
+	// What is missing is named, with what is lost and what helps.
+	checks, _, status := runDoctor(t, nil, "--without-hook", "set_state", "--without-hook", "count_in", "-c", "tcp://127.0.0.1:1", "-c", "udp://127.0.0.1:1")
+	if status != 1 {
+		t.Errorf("exit status %d", status)
+	}
+	want(t, checks, "eBPF hooks/tp_btf/inet_sock_set_state", bad, "TCP connections")
+	want(t, checks, "eBPF hooks/cgroup_skb/ingress", bad, "datagrams received")
+	want(t, checks, "eBPF hooks/cgroup_skb/egress", good, "attached")
+	want(t, checks, "eBPF hooks/source", bad, "netlink is used")
+	want(t, checks, "Self-test/connection", good, "seen by netlink, with its process")
+	want(t, checks, "Collectors/tcp://127.0.0.1:1", bad, "connection refused")
+	want(t, checks, "Collectors/udp://127.0.0.1:1", bad, "connection refused")
+
+	// Without privileges it works, and says what is missing.
+	checks, _, status = runDoctor(t, &syscall.Credential{Uid: 65534, Gid: 65534})
+	if status != 1 {
+		t.Errorf("exit status %d", status)
+	}
+	want(t, checks, "Privileges/CAP_BPF", bad, "load eBPF programs")
+	want(t, checks, "Privileges/CAP_SYS_ADMIN", reduced, "namespaces")
+	want(t, checks, "eBPF hooks/source", bad, "netlink is used")
+	want(t, checks, "Self-test/connection", good, "seen by netlink, with its process")
+}
+
+// TestDoctorTable: every bad line is followed by its remedy.
+func TestDoctorTable(t *testing.T) {
+	var out strings.Builder
+	d := &doctor{group: "Kernel"}
+	d.say(good, "BTF", "there", "not needed")
+	d.say(bad, "hook", "not\nthere", "do this")
+	d.group = "Other"
+	d.say(reduced, "third", "half", "do that")
+	if err := d.report(&out, false); err != errUnwell {
+		t.Errorf("%v", err)
+	}
+	want := strings.Join([]string{
+		"Kernel",
+		"  ✓ BTF                            there",
+		"  ✗ hook                           not there",
+		"                                   → do this",
+		"Other",
+		"  ! third                          half",
+		"                                   → do that", "",
+	}, "\n")
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+	}
+	d.checks = d.checks[:1]
+	if err := d.report(&out, true); err != nil {
+		t.Errorf("%v", err)
+	}
+}
