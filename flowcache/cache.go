@@ -53,6 +53,8 @@ type Cache struct {
 	cfg   Config
 	stats Stats
 	index map[identity]uint32
+	// The same for the connections of sockets, by cookie alone.
+	connections map[uint64]uint32
 	// Datagram sockets: the first of the flows of each, by cookie.
 	sockets map[uint64]uint32
 	chunks  [][]entry
@@ -67,8 +69,7 @@ type Cache struct {
 	// Local ends that listen, by the pass that saw them last: who accepts is the responder.
 	listening map[listener]uint32
 	pass      uint32
-	// Sockets that ended in this and in the previous pass, and the conversation: a pass that began before may still bring them.
-	ended [2]map[uint64]uint64
+	ended     ended
 	// Of an audit: when it began, how many passes to wait for before it is judged, and what it saw that the cache does not have.
 	auditBegan  int64
 	auditPasses int
@@ -121,15 +122,16 @@ func New(cfg Config) (*Cache, error) {
 		cfg.Release = func(ProcessID) {}
 	}
 	return &Cache{
-		cfg:       cfg,
-		index:     make(map[identity]uint32),
-		sockets:   make(map[uint64]uint32),
-		wheel:     newWheel(),
-		listening: make(map[listener]uint32),
-		ended:     [2]map[uint64]uint64{{}, {}},
-		unpaired:  make(map[uint64]uint32),
-		seed:      maphash.MakeSeed(),
-		residue:   make(map[uint64]residue),
+		cfg:         cfg,
+		index:       make(map[identity]uint32),
+		connections: make(map[uint64]uint32),
+		sockets:     make(map[uint64]uint32),
+		wheel:       newWheel(),
+		listening:   make(map[listener]uint32),
+		ended:       newEnded(),
+		unpaired:    make(map[uint64]uint32),
+		seed:        maphash.MakeSeed(),
+		residue:     make(map[uint64]residue),
 	}, nil
 }
 
@@ -162,7 +164,7 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 		return dst
 	}
 
-	if i, ok := c.index[identity{o.Key, o.Cookie}]; ok {
+	if i := c.lookup(&identity{o.Key, o.Cookie}); i != 0 {
 		c.stats.Merged++
 		if e := c.at(i); o.Audit && e.origin != o.Origin {
 			e.seen = max(e.seen, o.Time) // it is there; its own source counts
@@ -216,9 +218,6 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 	if e.asked = asked; path != (Path{}) {
 		c.remember(e, path.beyond(o.Key).Translation())
 	}
-	if e.owner.PID != 0 {
-		c.cfg.Hold(e.owner)
-	}
 	if c.wheel.cursor < 0 {
 		c.wheel.cursor = o.Time / tick
 	}
@@ -228,7 +227,11 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 		c.meet(i, conv)
 		return c.finish(dst, i)
 	}
-	c.index[e.id] = i
+	if e.owner.PID != 0 {
+		c.cfg.Hold(e.owner)
+		e.holds = true
+	}
+	c.link(i)
 	if e.datagram && o.Cookie != 0 {
 		c.adopt(i)
 	}
@@ -252,9 +255,10 @@ func (c *Cache) merge(i uint32, o *Observation) {
 	e.merge(o)
 	if e.owner != was {
 		c.cfg.Hold(e.owner)
-		if was.PID != 0 {
+		if e.holds {
 			c.cfg.Release(was)
 		}
+		e.holds = true
 	}
 }
 
@@ -263,14 +267,7 @@ func (c *Cache) isStale(o *Observation) bool {
 	if o.Delta || o.Cookie == 0 || !o.Snapshot && o.Event != EventEnd {
 		return false
 	}
-	// A socket may connect again: then it is another conversation.
-	conv, now := c.ended[0][o.Cookie]
-	if !now {
-		if conv, now = c.ended[1][o.Cookie]; !now {
-			return false
-		}
-	}
-	return conv == o.Conversation || conv == 0 || o.Conversation == 0
+	return c.ended.has(o.Cookie, o.Conversation, c.pass)
 }
 
 // begin makes e the flow of o.
@@ -318,8 +315,6 @@ func (c *Cache) SnapshotDone(dst []Record) []Record {
 			dst = c.judge(dst)
 		}
 	}
-	c.ended[1], c.ended[0] = c.ended[0], c.ended[1]
-	clear(c.ended[0])
 	for l, pass := range c.listening {
 		if pass != c.pass {
 			delete(c.listening, l)
@@ -355,7 +350,7 @@ func (c *Cache) judge(dst []Record) []Record {
 func (c *Cache) Sweep(dst []Record, began int64) []Record {
 	for i := uint32(1); i < uint32(len(c.chunks))*chunkLen; i++ {
 		e := c.at(i)
-		if !e.used || e.ended || e.datagram || e.seen >= began || c.index[e.id] != i {
+		if !e.used || e.ended || e.datagram || e.seen >= began || c.lookup(&e.id) != i {
 			continue
 		}
 		c.stats.Vanished++
@@ -521,12 +516,7 @@ func (c *Cache) end(o *Observation) {
 	if o.Cookie == 0 || o.Delta {
 		return
 	}
-	if len(c.ended[0]) >= c.memories() {
-		// No pass to forget them by, or more ends in one than flows allowed: the oldest go.
-		c.ended[1], c.ended[0] = c.ended[0], c.ended[1]
-		clear(c.ended[0])
-	}
-	c.ended[0][o.Cookie] = o.Conversation
+	c.ended.put(o.Cookie, o.Conversation, c.pass)
 	delete(c.residue, o.Cookie)
 }
 
@@ -561,13 +551,9 @@ func (c *Cache) removeFlow(i uint32) {
 func (c *Cache) remove(i uint32) {
 	e := c.at(i)
 	c.cancel(i)
-	if c.index[e.id] == i {
-		delete(c.index, e.id)
-	}
-	if e.conv != 0 && c.unpaired[e.conv] == i {
-		delete(c.unpaired, e.conv)
-	}
-	if e.owner.PID != 0 {
+	c.unlink(i)
+	c.unlist(e)
+	if e.holds {
 		c.cfg.Release(e.owner)
 	}
 	if e.translated != 0 {

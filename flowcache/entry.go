@@ -32,6 +32,8 @@ type entry struct {
 	control  uint8
 	used     bool
 	armed    bool // its timer is set
+	listed   bool // it waits for a peer, in unpaired
+	holds    bool // its owner's name is kept for it
 	follows  bool // it has a peer whose timer is that of both
 	ended    bool // the socket is gone
 	peerOpen bool // but the other end was not

@@ -59,21 +59,20 @@ func (c *Cache) meet(i uint32, conv uint64) {
 	if conv == 0 {
 		return
 	}
-	if e.conv != 0 && c.unpaired[e.conv] == i {
-		delete(c.unpaired, e.conv)
-	}
+	c.unlist(e)
 	e.conv = conv
 	p := c.unpaired[conv]
 	if p == 0 {
 		c.unpaired[conv] = i
+		e.listed = true
 		return
 	}
 	if lead := c.at(p); lead.id.cookie == e.id.cookie || lead.id.key.Proto != e.id.key.Proto || lead.role == e.role && e.role != RoleUnknown {
 		return // not its peer: a raw socket that hears itself, say
 	}
-	delete(c.unpaired, conv)
-	c.stats.Paired++
 	lead := c.at(p)
+	c.unlist(lead)
+	c.stats.Paired++
 	lead.peer, e.peer, e.follows = i, p, true
 	// What one end told of the direction in which the other sends is told.
 	e.outTold.raise(&lead.inTold)
@@ -93,13 +92,19 @@ func (c *Cache) meet(i uint32, conv uint64) {
 	}
 }
 
+// unlist takes a flow out of those that wait for their peer.
+func (c *Cache) unlist(e *entry) {
+	if e.listed {
+		delete(c.unpaired, e.conv)
+		e.listed = false
+	}
+}
+
 // finish ends the socket of flow i, and the flow if there is no more to wait for.
 func (c *Cache) finish(dst []Record, i uint32) []Record {
 	e := c.at(i)
 	e.ended, e.changed = true, true
-	if c.index[e.id] == i {
-		delete(c.index, e.id)
-	}
+	c.unlink(i)
 	switch {
 	case e.peer != 0:
 		if !c.at(e.peer).ended {

@@ -115,8 +115,8 @@ func TestPairsSumToTotals(t *testing.T) {
 				t.Fatalf("seed %d: %+v", seed, v)
 			}
 		}
-		if st := c.Stats(); st.Live != 0 || int(st.Paired) != len(all) || len(c.unpaired) != 0 || len(c.index) != 0 {
-			t.Fatalf("seed %d: %+v, %d unpaired, %d in the index", seed, st, len(c.unpaired), len(c.index))
+		if st := c.Stats(); st.Live != 0 || int(st.Paired) != len(all) || len(c.unpaired) != 0 || len(c.index)+len(c.connections) != 0 {
+			t.Fatalf("seed %d: %+v, %d unpaired, %d in the index", seed, st, len(c.unpaired), len(c.index)+len(c.connections))
 		}
 	}
 }
@@ -273,5 +273,29 @@ func TestAudit(t *testing.T) {
 	st := c.Stats()
 	if len(recs) != 1 || recs[0].Source.Cookie != 2 || st.Audited != 1 || st.Vanished != 1 || st.Live != 2 || st.Suspects != 0 {
 		t.Fatalf("%+v %+v", recs, st)
+	}
+}
+
+// BenchmarkShortPair is a short connection with both ends here: two observations and one record.
+func BenchmarkShortPair(b *testing.B) {
+	c := newCache(b, Config{Merge: true})
+	one := obs(tcpKey(1), 1, 1000*second, EventEnd, 1, 2)
+	other := obs(tcpKey(1).Reverse(), 2, 1000*second, EventEnd, 2, 1)
+	one.Role, other.Role = RoleInitiator, RoleResponder
+	dst := make([]Record, 0, 4)
+	b.ReportAllocs()
+	for b.Loop() {
+		one.Cookie += 2
+		other.Cookie += 2
+		one.Key.SrcPort++
+		other.Key.DstPort++
+		one.Conversation += 1 << 17
+		other.Conversation = one.Conversation
+		if recs := c.Observe(c.Observe(dst, one), other); len(recs) != 1 {
+			b.Fatal(len(recs))
+		}
+		if one.Cookie%100_000 == 1 {
+			c.SnapshotDone(nil)
+		}
 	}
 }
