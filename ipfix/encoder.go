@@ -26,43 +26,58 @@ type Encoder struct {
 	max    int // octets of a message
 	set    *templates.Set
 	boot   int64 // Unix nanoseconds at which sysUptime was 0
+	info   Info
 
 	sequence uint32 // Data Records before the message (RFC 7011, section 3.1); v9: messages
 	msg      []byte // under way; empty when nothing waits
 	open     uint16 // id of the open set, 0 none
 	openAt   int    // where it begins
 	data     int    // Data Records in msg
-	records  int    // v9: records of any kind in msg
-	control  []byte // for messages of templates
-	cut      uint64
-	tooBig   uint64
-	send     func(message []byte, records int) error
+	spare    []byte // a record on its way to the next message
+
+	announced                       // what the collector was told in this session
+	fresh     []*templates.Template // used by msg, and not told yet
+	options   [optionsKinds]optionsTemplate
+	ignored   lossTimes
+	notSent   lossTimes
+
+	buf    []byte // for messages of templates and options records
+	told   uint64 // Options Data Records made
+	cut    uint64
+	tooBig uint64
+	send   func(message []byte, records int) error
 }
 
 const (
 	headerIPFIX = 16
 	headerV9    = 20
 	setHeader   = 4
-
-	setTemplate        = 2 // RFC 7011, section 3.3.2
-	setOptionsTemplate = 3
-	setTemplateV9      = 0 // RFC 3954, section 5.2
-
-	// Type records (RFC 5610, section 3.9); beyond the ids of package templates.
-	typeTemplateID = 400
 )
 
 // NewEncoder returns an encoder that hands each message, with its number of Data Records, to send. The octets are valid during
-// the call. boot is when sysUptime was 0, and only of use to NetFlow v9.
+// the call. boot is when the exporter started, which is when sysUptime was 0 (NetFlow v9).
 func NewEncoder(proto Protocol, opt templates.Options, domain uint32, maxMessage int, boot time.Time, send func(message []byte, records int) error) (*Encoder, error) {
-	opt.V9 = proto == NetFlowV9
-	set, err := templates.New(opt)
-	if err != nil {
+	e := &Encoder{proto: proto, domain: domain, boot: boot.UnixNano(), send: send}
+	if err := e.setOptions(opt); err != nil {
 		return nil, err
 	}
-	e := &Encoder{proto: proto, domain: domain, set: set, boot: boot.UnixNano(), send: send}
-	set.SetUptime(e.boot)
 	return e, e.SetMaxMessage(maxMessage)
+}
+
+func (e *Encoder) setOptions(opt templates.Options) error {
+	opt.V9 = e.proto == NetFlowV9
+	set, err := templates.New(opt)
+	if err != nil {
+		return err
+	}
+	set.SetUptime(e.boot)
+	options, err := newOptions(set.Options())
+	if err != nil {
+		return err
+	}
+	e.set, e.options = set, options
+	e.announced = announced{}
+	return nil
 }
 
 // SetMaxMessage changes the size of later messages.
@@ -74,8 +89,12 @@ func (e *Encoder) SetMaxMessage(octets int) error {
 	return nil
 }
 
-// Restart begins a new Transport Session: the sequence begins anew. Records that wait stay, and come after the templates.
-func (e *Encoder) Restart() { e.sequence = 0 }
+// Restart begins a new Transport Session: the sequence begins anew, and the collector knows no template. Records that wait stay,
+// and come after the templates.
+func (e *Encoder) Restart() {
+	e.sequence = 0
+	e.announced = announced{}
+}
 
 // Sequence is the number that the next message carries.
 func (e *Encoder) Sequence() uint32 { return e.sequence }
@@ -85,6 +104,14 @@ func (e *Encoder) header() int {
 		return headerV9
 	}
 	return headerIPFIX
+}
+
+// padding is what closeSet may add.
+func (e *Encoder) padding() int {
+	if e.proto == NetFlowV9 {
+		return 3
+	}
+	return 0
 }
 
 // putHeader fills the header of a finished message.
@@ -119,109 +146,6 @@ func (e *Encoder) deliver(msg []byte, records, data int, now time.Time) error {
 	return e.send(msg, data)
 }
 
-// Templates sends all templates, and the type records that describe enterprise elements (RFC 5610).
-func (e *Encoder) Templates(now time.Time) error {
-	var err error
-	msg, records, data := append(e.control[:0], make([]byte, e.header())...), 0, 0
-	begin := -1
-	var id uint16
-	finish := func() {
-		if begin >= 0 {
-			msg = e.closeSet(msg, begin)
-			begin = -1
-		}
-		if len(msg) > e.header() {
-			err = errors.Join(err, e.deliver(msg, records, data, now))
-		}
-		msg, records, data = msg[:e.header()], 0, 0
-	}
-	add := func(set uint16, body []byte, isData bool) {
-		if len(msg)+setHeader+len(body)+3 > e.max {
-			finish()
-		}
-		if begin >= 0 && id != set {
-			msg = e.closeSet(msg, begin)
-			begin = -1
-		}
-		if begin < 0 {
-			begin, id = len(msg), set
-			msg = binary.BigEndian.AppendUint16(msg, set)
-			msg = append(msg, 0, 0)
-		}
-		msg = append(msg, body...)
-		records++
-		if isData {
-			data++
-		}
-	}
-	set := uint16(setTemplate)
-	if e.proto == NetFlowV9 {
-		set = setTemplateV9
-	}
-	var body []byte
-	// The names first: libfixbuf, for one, takes an element that it meets in a template before for a stranger.
-	if d := e.set.Descriptions(); len(d) > 0 {
-		add(setOptionsTemplate, appendTypeTemplate(body[:0]), false)
-		for i := range d {
-			add(typeTemplateID, appendTypeRecord(body[:0], &d[i]), true)
-		}
-	}
-	for _, t := range e.set.Templates() {
-		body = binary.BigEndian.AppendUint16(body[:0], t.ID)
-		body = binary.BigEndian.AppendUint16(body, uint16(len(t.Fields)))
-		for _, f := range t.Fields {
-			body = appendField(body, f.Number, f.Length)
-		}
-		add(set, body, false)
-	}
-	finish()
-	e.control = msg
-	return err
-}
-
-func appendField(b []byte, n templates.Number, length uint16) []byte {
-	if n.PEN == templates.PENIANA {
-		b = binary.BigEndian.AppendUint16(b, n.ID)
-		return binary.BigEndian.AppendUint16(b, length)
-	}
-	b = binary.BigEndian.AppendUint16(b, n.ID|0x8000) // the enterprise bit (RFC 7011, section 3.2)
-	b = binary.BigEndian.AppendUint16(b, length)
-	return binary.BigEndian.AppendUint32(b, n.PEN)
-}
-
-// typeFields is the template of type records; the first two are its scope.
-var typeFields = []templates.Field{
-	{Number: templates.Number{ID: 346}, Length: 4},                  // privateEnterpriseNumber
-	{Number: templates.Number{ID: 303}, Length: 2},                  // informationElementId
-	{Number: templates.Number{ID: 339}, Length: 1},                  // informationElementDataType
-	{Number: templates.Number{ID: 344}, Length: 1},                  // informationElementSemantics
-	{Number: templates.Number{ID: 345}, Length: 2},                  // informationElementUnits
-	{Number: templates.Number{ID: 342}, Length: 8},                  // informationElementRangeBegin
-	{Number: templates.Number{ID: 343}, Length: 8},                  // informationElementRangeEnd
-	{Number: templates.Number{ID: 341}, Length: templates.Variable}, // informationElementName
-	{Number: templates.Number{ID: 340}, Length: templates.Variable}, // informationElementDescription; libfixbuf wants it
-}
-
-func appendTypeTemplate(b []byte) []byte {
-	b = binary.BigEndian.AppendUint16(b, typeTemplateID)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(typeFields)))
-	b = binary.BigEndian.AppendUint16(b, 2)
-	for _, f := range typeFields {
-		b = appendField(b, f.Number, f.Length)
-	}
-	return b
-}
-
-func appendTypeRecord(b []byte, d *templates.Description) []byte {
-	b = binary.BigEndian.AppendUint32(b, d.PEN)
-	b = binary.BigEndian.AppendUint16(b, d.ID)
-	b = append(b, byte(d.Type), byte(d.Semantics))
-	b = binary.BigEndian.AppendUint16(b, uint16(d.Units))
-	b = append(b, make([]byte, 16)...) // no narrower range than the type's
-	b = templates.AppendString(b, d.Name, 255)
-	return templates.AppendString(b, "", 255)
-}
-
 // closeSet fills in the length of the set at begin. NetFlow v9 pads to 32 bits (RFC 3954, section 5.3); here nothing is padded:
 // with strings of variable length a record may be shorter than the padding.
 func (e *Encoder) closeSet(msg []byte, begin int) []byte {
@@ -234,7 +158,8 @@ func (e *Encoder) closeSet(msg []byte, begin int) []byte {
 	return msg
 }
 
-// Record adds a record, and the one of the opposite direction where records are uniflows. Full messages are sent.
+// Record adds a record, and the one of the opposite direction where records are uniflows. Full messages are sent, templates that
+// they need before them.
 func (e *Encoder) Record(r *flowcache.Record, now time.Time) error {
 	err := e.add(r, now)
 	if o := e.set.Opposite(r); o != nil {
@@ -244,51 +169,65 @@ func (e *Encoder) Record(r *flowcache.Record, now time.Time) error {
 }
 
 func (e *Encoder) add(r *flowcache.Record, now time.Time) error {
-	var err error
 	t := e.set.For(r)
-	for limit := e.max; ; limit /= 2 {
-		if len(e.msg) == 0 {
-			e.msg = append(e.msg, make([]byte, e.header())...)
+	mark := len(e.msg)
+	if e.open != t.ID || mark == 0 {
+		mark = e.openSet(t)
+	}
+	begin := len(e.msg)
+	e.msg = e.set.Append(e.msg, t, r)
+	if len(e.msg)+e.padding() <= e.max {
+		e.data++
+		return nil
+	}
+	return e.overflow(t, r, mark, begin, now)
+}
+
+// openSet begins the set of t in the message, and returns where the message ended before.
+func (e *Encoder) openSet(t *templates.Template) int {
+	if len(e.msg) == 0 {
+		e.msg = append(e.msg, make([]byte, e.header())...)
+	}
+	if e.open != 0 {
+		e.msg = e.closeSet(e.msg, e.openAt)
+	}
+	mark := len(e.msg)
+	e.open, e.openAt = t.ID, mark
+	e.msg = binary.BigEndian.AppendUint16(e.msg, t.ID)
+	e.msg = append(e.msg, 0, 0)
+	e.need(t)
+	return mark
+}
+
+// overflow handles the record at begin that does not fit into the message: what came before is sent. Alone and still too long, its
+// strings are cut.
+func (e *Encoder) overflow(t *templates.Template, r *flowcache.Record, mark, begin int, now time.Time) error {
+	var err error
+	if e.data > 0 {
+		e.spare = append(e.spare[:0], e.msg[begin:]...)
+		e.msg = e.msg[:mark]
+		if mark == e.openAt { // its set was opened for it
+			e.open = 0
 		}
-		mark, open := len(e.msg), e.open
-		if open != t.ID {
-			if open != 0 {
-				e.msg = e.closeSet(e.msg, e.openAt)
-				mark, open = len(e.msg), 0
-			}
-			e.openAt = len(e.msg)
-			e.msg = binary.BigEndian.AppendUint16(e.msg, t.ID)
-			e.msg = append(e.msg, 0, 0)
-		}
-		if limit == e.max {
-			e.msg = e.set.Append(e.msg, t, r)
-		} else {
-			e.msg = e.set.AppendCut(e.msg, t, r, limit)
-		}
-		if len(e.msg)+3 <= e.max {
-			e.open = t.ID
-			e.data++
-			e.records++
-			if limit != e.max {
-				e.cut++
-			}
-			return err
-		}
-		// It does not fit: send what came before it. Alone and still too long, its strings are cut.
-		e.msg, e.open = e.msg[:mark], open
-		if e.data > 0 {
-			err = errors.Join(err, e.Flush(now))
-			limit = 2 * e.max // again, uncut
-			continue
-		}
-		e.msg = e.msg[:0]
-		e.open = 0
+		err = e.Flush(now)
+		e.openSet(t)
+		begin = len(e.msg)
+		e.msg = append(e.msg, e.spare...)
+	}
+	for limit := e.max / 2; len(e.msg)+e.padding() > e.max; limit /= 2 {
 		if limit == 0 {
+			e.msg, e.open = e.msg[:0], 0
 			e.tooBig++
 			e.sequence++ // it shows as lost
 			return errors.Join(err, errTooBig)
 		}
+		if limit == e.max/2 {
+			e.cut++
+		}
+		e.msg = e.set.AppendCut(e.msg[:begin], t, r, limit)
 	}
+	e.data++
+	return err
 }
 
 var errTooBig = errors.New("record does not fit into a message")
@@ -302,8 +241,9 @@ func (e *Encoder) Flush(now time.Time) error {
 	if e.open != 0 {
 		e.msg = e.closeSet(e.msg, e.openAt)
 	}
-	err := e.deliver(e.msg, e.records, e.data, now)
-	e.msg, e.open, e.data, e.records = e.msg[:0], 0, 0, 0
+	err := e.announceFresh(now)
+	err = errors.Join(err, e.deliver(e.msg, e.data, e.data, now))
+	e.msg, e.open, e.data = e.msg[:0], 0, 0
 	return err
 }
 

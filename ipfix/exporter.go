@@ -2,6 +2,7 @@ package ipfix
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/templates"
 )
 
 // Stats counts what became of the records given to an Exporter: queued = sent + dropped + what still waits.
@@ -49,6 +51,8 @@ type Exporter struct {
 	stopBy    atomic.Int64 // Unix nanoseconds; 0 until the end is near
 
 	encoded, records, messages, octets, droppedQueue, droppedSend, droppedBig, cut, connects, errs atomic.Uint64
+
+	lostPackets, lostOctets atomic.Uint64 // of records in droppedQueue
 }
 
 const (
@@ -99,8 +103,11 @@ func New(cfg Config) (*Exporter, error) {
 		size = unknownPathMessage
 	}
 	var err error
-	x.enc, err = NewEncoder(cfg.Protocol, cfg.Options, cfg.Domain, size, cfg.Boot, x.send)
-	return x, err
+	if x.enc, err = NewEncoder(cfg.Protocol, cfg.Options, cfg.Domain, size, cfg.Boot, x.send); err != nil {
+		return nil, err
+	}
+	x.enc.Describe(Info{Version: cfg.Version, Kernel: cfg.Kernel, Facts: x.facts})
+	return x, nil
 }
 
 // Name is the collector as users write it.
@@ -121,9 +128,7 @@ func (x *Exporter) Offer(r *flowcache.Records) bool {
 		default:
 		}
 	}
-	x.waiting.Add(-n)
-	x.droppedQueue.Add(uint64(n))
-	r.Release()
+	x.dropQueued(r)
 	return false
 }
 
@@ -153,14 +158,12 @@ func (x *Exporter) Run(ctx context.Context) error {
 			continue
 		}
 		now := time.Now()
-		wake := now.Add(time.Hour)
-		if x.cfg.Network == "udp" {
-			if now.Sub(refresh) >= x.cfg.TemplateRefresh {
-				refresh = now
-				x.failed(x.enc.Templates(now))
-			}
-			wake = refresh.Add(x.cfg.TemplateRefresh)
+		if now.Sub(refresh) >= x.cfg.TemplateRefresh {
+			refresh = now
+			x.failed(x.refresh(now))
+			continue
 		}
+		wake := refresh.Add(x.cfg.TemplateRefresh)
 		switch {
 		case x.enc.Waiting() == 0:
 			flush = time.Time{}
@@ -200,9 +203,7 @@ func (x *Exporter) drain() {
 		select {
 		case r := <-x.queue:
 			if x.conn == nil || time.Now().After(deadline) {
-				x.waiting.Add(-int64(len(r.List)))
-				x.droppedQueue.Add(uint64(len(r.List)))
-				r.Release()
+				x.dropQueued(r)
 			} else {
 				x.encode(r)
 			}
@@ -234,6 +235,7 @@ func (x *Exporter) encode(r *flowcache.Records) {
 			x.failed(err)
 		}
 	}
+	x.failed(x.enc.Interfaces(r.Interfaces, now))
 	x.cut.Store(x.enc.cut)
 	x.waiting.Add(-int64(len(r.List)))
 	r.Release()
@@ -375,9 +377,9 @@ func (x *Exporter) keep(msg []byte, records int) {
 	x.droppedSend.Add(uint64(records))
 }
 
-// isFlowData tells a message of flow records from one of templates and type records.
+// isFlowData tells a message of flow records from one of templates and options records.
 func isFlowData(msg []byte) bool {
-	return len(msg) > headerIPFIX+2 && msg[headerIPFIX] != 0 && int(msg[headerIPFIX])<<8|int(msg[headerIPFIX+1]) != typeTemplateID
+	return len(msg) > headerIPFIX+2 && binary.BigEndian.Uint16(msg[headerIPFIX:]) >= templates.FirstID
 }
 
 // failed handles the error of a send.

@@ -27,7 +27,12 @@ type Config struct {
 	ReconnectMin    time.Duration // first wait before a collector is tried again; default 1 s
 	ReconnectMax    time.Duration // longest wait; default 60 s
 	Queue           int           // records that wait for the collector at most; default 65536
-	Boot            time.Time     // when sysUptime was 0 (v9); default: when the exporter was made
+	Boot            time.Time     // start of the exporter, when sysUptime was 0 (v9); default: when it was made
+
+	// What options records tell (RFC 7011, section 4).
+	Version  string          // of the exporter
+	Kernel   string          // its release
+	Metering func() Metering // must not wait; nil: not known
 
 	// Notify, if set, is told in one line when the collector becomes unreachable and when it is back. It must not wait.
 	Notify func(ok bool, line string)
@@ -91,7 +96,7 @@ func ParseURL(s string, base Config) (Config, error) {
 	return cfg, nil
 }
 
-var optionNames = []string{"dialect", "direction", "domain", "mtu", "pen", "queue", "reconnect-max", "reconnect-min", "string-length", "template-refresh", "v9-base"}
+var optionNames = []string{"dialect", "direction", "domain", "fields", "mtu", "pen", "queue", "reconnect-max", "reconnect-min", "string-length", "template-refresh", "v9-base"}
 
 func (c *Config) option(name, value string) error {
 	if !slices.Contains(optionNames, name) {
@@ -125,6 +130,8 @@ func (c *Config) option(name, value string) error {
 	case "domain":
 		n, err = number(0, 1<<32-1)
 		c.Domain = uint32(n)
+	case "fields":
+		c.Options.Fields = strings.ReplaceAll(value, " ", "+") // a plus in a query is a blank
 	case "mtu":
 		n, err = number(576, 65535)
 		c.MTU = int(n)

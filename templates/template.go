@@ -1,9 +1,11 @@
 package templates
 
 import (
-	"encoding/binary"
+	"errors"
 	"fmt"
-	"unicode/utf8"
+	"hash/fnv"
+	"slices"
+	"strings"
 
 	"github.com/sockflow/sockflow/flowcache"
 )
@@ -36,232 +38,300 @@ type Options struct {
 	Dialect     Dialect
 	PEN         uint32 // of the native elements; default PENExample
 	Uniflow     bool   // a record for each direction instead of RFC 5103 reverse elements
-	CommandLine bool
+	CommandLine bool   // command lines are known
 	Node        string // name of this host
 	V9          bool   // NetFlow v9: fixed lengths, no enterprise numbers
 	V9Base      uint16 // first type of the native elements in v9; default 30000
-	MaxString   int    // longest string in octets; default 1024, in v9 the field's own length
+	MaxString   int    // longest string in octets; default 1024, in v9 the element's own length
+	// Fields changes which fields records have: "+name,-name"; a name without its source or destination stands for both.
+	Fields string
+}
+
+func (o Options) withDefaults() Options {
+	if o.PEN == 0 {
+		o.PEN = PENExample
+	}
+	if o.V9Base == 0 {
+		o.V9Base = 30000
+	}
+	if o.MaxString == 0 && !o.V9 {
+		o.MaxString = 1024
+	}
+	if o.Dialect == IANA {
+		o.Uniflow = true // the reverse elements have an enterprise number
+	}
+	return o
 }
 
 // Field is a Field Specifier (RFC 7011, section 3.2).
 type Field struct {
 	Number
-	Length uint16 // octets, or Variable
-	Name   string
+	Length  uint16 // octets, or Variable
+	Element *Element
 }
 
 // Template is compiled: its fields and how to append each.
 type Template struct {
-	ID      uint16
-	Fields  []Field
-	MinSize int // of a record, octets
-	steps   []step
+	ID     uint16
+	Index  int // in Templates
+	Fields []Field
+	Keys   uint64 // flowKeyIndicator: bit n is set if field n is a Flow Key (RFC 7011, section 4.4)
+	Fixed  int    // octets of a record beside the strings of variable length
+	steps  []step
 }
 
+// step appends one field, or the fields of a run.
 type step struct {
 	op      op
-	length  uint16
-	number  func(*context) uint64
-	text    func(*context) string
-	address func(*context) *flowcache.Addr
+	octets  int
+	put     func(*context, []byte, *flowcache.Record)
+	number  func(*context, *flowcache.Record) uint64
+	text    func(*context, *flowcache.Record) string
+	address func(*flowcache.Record) *flowcache.Addr
 }
 
 type op uint8
 
 const (
-	op8 op = iota
-	op16
-	op32
-	op64
+	opRun op = iota
+	opText
+	opFixedText
+	opNumber
 	opIPv4
 	opIPv6
-	opString
-	opFixed
 )
 
-// Set is the templates of one exporter: IPv4 and IPv6, TCP and other. It belongs to one goroutine.
+// Set is the templates of one exporter, one for each kind of record that it met. It belongs to one goroutine.
 type Set struct {
-	opt       Options
-	templates [4]Template
-	described []Description
-	ctx       context
-	swapped   flowcache.Record
-	limit     int // of strings, for a record that would not fit otherwise
-}
-
-// Description is what an RFC 5610 type record says of an enterprise element.
-type Description struct {
-	Number
-	Name      string
-	Type      Type
-	Semantics Semantics
-	Units     Units
+	opt     Options
+	fields  []field // of every kind
+	added   map[string]bool
+	page    uint16
+	runs    []run
+	kinds   [kinds]*Template
+	list    []*Template
+	ctx     context
+	swapped flowcache.Record
 }
 
 // MaxFields is what Wireshark takes in a template by default (preference cflow.max_template_fields).
 const MaxFields = 60
 
-// ntopV9 is where ntop's elements begin in NetFlow v9, which has no enterprise numbers.
-const ntopV9 = 57472
+// FirstID is the least id of a template of flow records; below are those of options records.
+const FirstID = kinds
 
-// New compiles the templates. Their ids are a function of their layout alone.
+// New prepares the templates. Their ids are a function of their layout alone.
 func New(opt Options) (*Set, error) {
-	if opt.PEN == 0 {
-		opt.PEN = PENExample
+	opt = opt.withDefaults()
+	if opt.MaxString < 0 || opt.MaxString >= Variable {
+		return nil, fmt.Errorf("string length %d: must be less than %d", opt.MaxString, Variable)
 	}
-	if opt.V9Base == 0 {
-		opt.V9Base = 30000
+	elements, err := Elements()
+	if err != nil {
+		return nil, err
 	}
-	if opt.MaxString == 0 {
-		opt.MaxString = 1024
+	byName := map[string]*Element{}
+	for i := range elements {
+		byName[elements[i].Name] = &elements[i]
 	}
-	if opt.Dialect == IANA {
-		opt.Uniflow = true // the reverse elements have an enterprise number
+	s := &Set{opt: opt, runs: flowRuns(), ctx: context{node: opt.Node}, added: map[string]bool{}}
+	all := flowFields()
+	removed, err := s.changes(all)
+	if err != nil {
+		return nil, err
 	}
-	s := &Set{opt: opt, ctx: context{node: opt.Node}, limit: opt.MaxString}
-	seen := map[Number]bool{}
-	for kind := range s.templates {
-		t := &s.templates[kind]
-		t.ID = 256 + uint16(kind) + 4*uint16(opt.Dialect)
-		if opt.Uniflow {
-			t.ID += 16
+	layout := fnv.New32a()
+	numbers := map[Number]string{}
+	for _, f := range all {
+		f.element = byName[f.name]
+		if f.element == nil {
+			return nil, fmt.Errorf("field %s is not in the registry", f.name)
 		}
-		if opt.CommandLine {
-			t.ID += 32
+		n, ok := f.element.Number(opt)
+		if !ok && s.added[f.name] {
+			return nil, fmt.Errorf("field %s has no number in this dialect", f.name)
 		}
-		used := map[Number]string{}
-		for _, e := range s.elements(kind&1 == 0, kind&2 == 0) {
-			n, ok := s.number(&e)
-			if !ok {
-				continue
-			}
-			if other, twice := used[n]; twice {
-				return nil, fmt.Errorf("elements %s and %s are both number %d of enterprise %d", other, e.name, n.ID, n.PEN)
-			}
-			used[n] = e.name
-			t.add(&e, n, opt)
-			if n.PEN != PENIANA && n.PEN != PENReverse && !seen[n] {
-				seen[n] = true
-				s.described = append(s.described, Description{n, e.name, e.typ, e.semantics, e.units})
-			}
-		}
-		if len(t.Fields) > MaxFields {
-			return nil, fmt.Errorf("template %d has %d fields, more than %d", t.ID, len(t.Fields), MaxFields)
-		}
-	}
-	return s, nil
-}
-
-// elements lists the elements of a template in order.
-func (s *Set) elements(tcp, v4 bool) []element {
-	l := []element{sourceIPv6, destIPv6}
-	if v4 {
-		l = []element{sourceIPv4, destIPv4}
-	}
-	l = append(l, common...)
-	if s.opt.V9 {
-		l = append(l, sinceBoot...)
-	} else {
-		l = append(l, milliseconds...)
-	}
-	if !s.opt.Uniflow {
-		l = append(l, reverseDirection...)
-	}
-	l = append(l, biflowDirection)
-	if tcp {
-		l = append(l, tcpControlBits)
-	}
-	if s.opt.Dialect == IANA {
-		return append(l, ianaNames...)
-	}
-	for i := range endElements {
-		e := &endElements[i]
-		if e.commandLine && !s.opt.CommandLine {
+		if !ok || removed[f.name] || !s.added[f.name] && !opt.has(f.on) {
 			continue
 		}
-		if s.opt.CommandLine && e.name == "ControlGroupId" {
-			continue // its place under MaxFields goes to the command line
+		if other, twice := numbers[n]; twice {
+			return nil, fmt.Errorf("fields %s and %s are both number %d of enterprise %d", other, f.name, n.ID, n.PEN)
 		}
-		l = append(l, e.of(false), e.of(true))
+		numbers[n] = f.name
+		s.fields = append(s.fields, f)
+		fmt.Fprintln(layout, f.name, n, f.element.Length(opt))
 	}
-	if s.opt.Dialect == Known {
-		l = append(l, nodeNames...)
-	}
-	if tcp {
-		l = append(l, tcpElements...)
-	}
-	return append(l, observationSource)
+	// Kinds have 1024 ids, so that no two collide; which ones changes with the layout, so that a collector that remembers
+	// templates takes none for another.
+	const pages = 65536/kinds - 1
+	s.page = FirstID + kinds*uint16(layout.Sum32()%pages)
+	return s, s.check()
 }
 
-// of makes the element of one end.
-func (e *endElement) of(dest bool) element {
-	el := element{name: "source" + e.name, typ: e.typ, semantics: e.semantics, native: e.native, known: e.knownSrc, v9Length: e.v9Length}
-	end := func(c *context) *flowcache.End { return &c.rec.Source }
-	if dest {
-		el.name, el.native, el.known = "destination"+e.name, e.native+1, e.knownDst
-		end = func(c *context) *flowcache.End { return &c.rec.Dest }
+// check makes sure that every kind can be compiled: those with the most fields can.
+func (s *Set) check() error {
+	for class := classTCP; class <= classOther; class++ {
+		for _, v6 := range []bool{false, true} {
+			t := s.compile(makeKind(v6, class, endPod, endPod, true))
+			if len(t.Fields) > MaxFields {
+				return fmt.Errorf("a record can have %d fields, and Wireshark takes %d: add fewer, or remove some", len(t.Fields), MaxFields)
+			}
+			for _, source := range []int{endNone, endKernel} {
+				if t := s.compile(makeKind(v6, class, source, endNone, false)); len(t.Fields) == 0 {
+					return errors.New("a record can be without fields: remove fewer")
+				}
+			}
+		}
 	}
-	if e.number != nil {
-		el.number = func(c *context) uint64 { return e.number(c, end(c)) }
-	} else {
-		el.text = func(c *context) string { return e.text(c, end(c)) }
-	}
-	return el
+	return nil
 }
 
-// number chooses the number of an element, and whether it has one at all.
-func (s *Set) number(e *element) (Number, bool) {
+// has tells whether fields of presence p are there without being asked for.
+func (o *Options) has(p presence) bool {
+	switch p {
+	case commandLine:
+		return o.CommandLine
+	case ianaOnly:
+		return o.Dialect == IANA
+	case v9Only:
+		return o.V9
+	case notV9:
+		return !o.V9
+	case biflow:
+		return !o.Uniflow
+	}
+	return p == always
+}
+
+// changes reads Options.Fields into s.added and what is removed.
+func (s *Set) changes(all []field) (removed map[string]bool, err error) {
+	removed = map[string]bool{}
+	for change := range strings.SplitSeq(s.opt.Fields, ",") {
+		change = strings.TrimSpace(change)
+		if change == "" {
+			continue
+		}
+		name, remove := strings.CutPrefix(change, "-")
+		name = strings.TrimPrefix(name, "+")
+		found := false
+		for _, f := range all {
+			if f.name != name && !isEnd(f.name, name) {
+				continue
+			}
+			found = true
+			switch {
+			case remove:
+				removed[f.name] = true
+				delete(s.added, f.name)
+			case f.on == commandLine && !s.opt.CommandLine:
+				return nil, fmt.Errorf("field %s needs --cmdline", f.name)
+			case (f.on == v9Only || f.on == notV9 || f.on == biflow) && !s.opt.has(f.on):
+				return nil, fmt.Errorf("field %s cannot be in these records", f.name)
+			default:
+				s.added[f.name] = true
+				delete(removed, f.name)
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("field %q: no flow record has it", name)
+		}
+	}
+	return removed, nil
+}
+
+// isEnd reports whether field is name with source or destination before it, as sourceProcessId is of processId.
+func isEnd(field, name string) bool {
+	for _, prefix := range []string{"source", "destination"} {
+		if rest, ok := strings.CutPrefix(field, prefix); ok && strings.EqualFold(rest, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// compile makes the template of a kind.
+func (s *Set) compile(k kind) *Template {
+	var l []*field
+	for i := range s.fields {
+		if s.fields[i].in(k) {
+			l = append(l, &s.fields[i])
+		}
+	}
+	for _, name := range giveWay {
+		if len(l) <= MaxFields {
+			break
+		}
+		if !s.added[name] {
+			l = slices.DeleteFunc(l, func(f *field) bool { return f.name == name })
+		}
+	}
+	t := &Template{ID: s.page + uint16(k)}
+	for i, f := range l {
+		n, _ := f.element.Number(s.opt)
+		t.Fields = append(t.Fields, Field{n, f.element.Length(s.opt), f.element})
+		if f.key && i < 64 {
+			t.Keys |= 1 << i
+		}
+		if length := t.Fields[i].Length; length != Variable {
+			t.Fixed += int(length)
+		}
+	}
+	for i := 0; i < len(l); {
+		if r := s.runAt(l[i:]); r != nil {
+			t.steps = append(t.steps, step{op: opRun, octets: r.octets, put: r.put})
+			i += len(r.names)
+			continue
+		}
+		t.steps = append(t.steps, single(l[i], t.Fields[i].Length))
+		i++
+	}
+	return t
+}
+
+// runAt returns the run that l begins with, nil if with none.
+func (s *Set) runAt(l []*field) *run {
+next:
+	for i := range s.runs {
+		r := &s.runs[i]
+		if len(l) < len(r.names) {
+			continue
+		}
+		for j, name := range r.names {
+			if l[j].name != name {
+				continue next
+			}
+		}
+		return r
+	}
+	return nil
+}
+
+func single(f *field, length uint16) step {
+	st := step{octets: int(length), number: f.number, text: f.text, address: f.address}
 	switch {
-	case e.reverse && s.opt.V9:
-		return Number{ID: e.v9}, e.v9 != 0
-	case e.reverse:
-		return Number{PENReverse, e.iana}, true
-	case e.iana != 0:
-		return Number{ID: e.iana}, true
-	case s.opt.V9 && s.opt.Dialect == Known && e.known.PEN == PENNtop:
-		return Number{ID: ntopV9 + e.known.ID}, true
-	case s.opt.V9:
-		return Number{ID: s.opt.V9Base + e.native}, e.native != 0
-	case s.opt.Dialect == Known && e.known != Number{}:
-		return e.known, true
-	}
-	return Number{s.opt.PEN, e.native}, e.native != 0
-}
-
-func (t *Template) add(e *element, n Number, opt Options) {
-	st := step{length: e.typ.octets(), number: e.number, text: e.text, address: e.address}
-	switch {
-	case e.typ == String && opt.V9:
-		st.op, st.length = opFixed, e.v9Length
-	case e.typ == String:
-		st.op, st.length = opString, uint16(min(opt.MaxString, Variable))
-	case e.typ == IPv4Address:
+	case f.text != nil && length == Variable:
+		st.op, st.octets = opText, 0
+	case f.text != nil:
+		st.op = opFixedText
+	case f.address != nil && length == 4:
 		st.op = opIPv4
-	case e.typ == IPv6Address:
+	case f.address != nil:
 		st.op = opIPv6
 	default:
-		st.op = map[uint16]op{1: op8, 2: op16, 4: op32, 8: op64}[st.length]
+		st.op = opNumber
 	}
-	length := st.length
-	if st.op == opString {
-		length = Variable
-		t.MinSize++
-	} else {
-		t.MinSize += int(length)
-	}
-	t.Fields = append(t.Fields, Field{n, length, e.name})
-	t.steps = append(t.steps, st)
+	return st
 }
 
-// Templates returns the compiled templates.
-func (s *Set) Templates() []Template { return s.templates[:] }
+// Templates returns the templates of the kinds of records met so far, in that order.
+func (s *Set) Templates() []*Template { return s.list }
 
-// Descriptions returns the enterprise elements in use, for type records. None in NetFlow v9.
-func (s *Set) Descriptions() []Description {
-	if s.opt.V9 {
-		return nil
-	}
-	return s.described
+// Options returns what the set was made of, with the defaults filled in.
+func (s *Set) Options() Options { return s.opt }
+
+// Has reports whether some template can have the named field.
+func (s *Set) Has(name string) bool {
+	return slices.ContainsFunc(s.fields, func(f field) bool { return f.name == name })
 }
 
 // Uniflow reports whether a record may need a second one, of the other direction.
@@ -272,14 +342,18 @@ func (s *Set) SetUptime(zero int64) { s.ctx.uptime = zero }
 
 // For returns the template of a record.
 func (s *Set) For(r *flowcache.Record) *Template {
-	kind := 0
-	if r.Key.Proto != flowcache.ProtoTCP {
-		kind = 1
+	k := kindOf(r)
+	if s.opt.Dialect == IANA {
+		k = k.fold()
 	}
-	if !r.Key.Is4() {
-		kind |= 2
+	if t := s.kinds[k]; t != nil {
+		return t
 	}
-	return &s.templates[kind]
+	t := s.compile(k)
+	t.Index = len(s.list)
+	s.list = append(s.list, t)
+	s.kinds[k] = t
+	return t
 }
 
 // Opposite returns the record of the other direction, if r has one and s wants it told apart. It is valid until the next call.
@@ -292,112 +366,6 @@ func (s *Set) Opposite(r *flowcache.Record) *flowcache.Record {
 	w.Key = r.Key.Reverse()
 	w.Forward, w.Reverse = r.Reverse, r.Forward
 	w.Source, w.Dest = r.Dest, r.Source
+	w.Post = flowcache.Translation{Src: r.Post.Dst, Dst: r.Post.Src, SrcPort: r.Post.DstPort, DstPort: r.Post.SrcPort}
 	return w
-}
-
-// AppendCut is Append with strings of at most limit octets.
-func (s *Set) AppendCut(dst []byte, t *Template, r *flowcache.Record, limit int) []byte {
-	s.limit = limit
-	dst = s.Append(dst, t, r)
-	s.limit = s.opt.MaxString
-	return dst
-}
-
-// Append appends the Data Record of r in the layout of t.
-func (s *Set) Append(dst []byte, t *Template, r *flowcache.Record) []byte {
-	c := &s.ctx
-	c.rec = r
-	for i := range t.steps {
-		st := &t.steps[i]
-		switch st.op {
-		case op8:
-			dst = append(dst, byte(st.number(c)))
-		case op16:
-			dst = binary.BigEndian.AppendUint16(dst, uint16(st.number(c)))
-		case op32:
-			dst = binary.BigEndian.AppendUint32(dst, uint32(st.number(c)))
-		case op64:
-			dst = binary.BigEndian.AppendUint64(dst, st.number(c))
-		case opIPv4:
-			dst = append(dst, st.address(c)[12:]...)
-		case opIPv6:
-			dst = append(dst, st.address(c)[:]...)
-		case opString:
-			dst = AppendString(dst, st.text(c), min(int(st.length), s.limit))
-		case opFixed:
-			dst = appendFixed(dst, st.text(c), int(st.length))
-		}
-	}
-	c.rec = nil
-	return dst
-}
-
-// AppendString appends a string of variable length (RFC 7011, section 7): at most limit octets, well-formed UTF-8, no NUL. What
-// is ill-formed, paths may be any octets, becomes U+FFFD.
-func AppendString(dst []byte, s string, limit int) []byte {
-	s = Cut(s, limit)
-	if !clean(s) {
-		s = Cut(scrub(s), limit)
-	}
-	if len(s) < 255 {
-		dst = append(dst, byte(len(s)))
-	} else {
-		dst = append(dst, 255, byte(len(s)>>8), byte(len(s)))
-	}
-	return append(dst, s...)
-}
-
-// appendFixed appends a string of fixed length, filled up with NUL.
-func appendFixed(dst []byte, s string, length int) []byte {
-	s = Cut(s, length)
-	if !clean(s) {
-		s = Cut(scrub(s), length)
-	}
-	dst = append(dst, s...)
-	for range length - len(s) {
-		dst = append(dst, 0)
-	}
-	return dst
-}
-
-// Cut shortens s to at most limit octets, between two runes.
-func Cut(s string, limit int) string {
-	if len(s) <= limit {
-		return s
-	}
-	for i := 0; i < utf8.UTFMax && limit > 0 && !utf8.RuneStart(s[limit]); i++ {
-		limit--
-	}
-	return s[:limit]
-}
-
-// clean reports whether s may be sent as it is.
-func clean(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c == 0 || c >= utf8.RuneSelf {
-			return c != 0 && utf8.ValidString(s) && !hasNUL(s[i:])
-		}
-	}
-	return true
-}
-
-func hasNUL(s string) bool {
-	for i := range len(s) {
-		if s[i] == 0 {
-			return true
-		}
-	}
-	return false
-}
-
-// scrub replaces NUL and what is not UTF-8 by U+FFFD.
-func scrub(s string) string {
-	b := make([]rune, 0, len(s))
-	for _, r := range s { // an ill-formed octet ranges as U+FFFD
-		if r == 0 {
-			r = utf8.RuneError
-		}
-		b = append(b, r)
-	}
-	return string(b)
 }

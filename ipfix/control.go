@@ -1,0 +1,209 @@
+package ipfix
+
+import (
+	"encoding/binary"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/sockflow/sockflow/templates"
+)
+
+const (
+	setTemplate        = 2 // RFC 7011, section 3.3.2
+	setOptionsTemplate = 3
+	setTemplateV9      = 0 // RFC 3954, section 5.2
+	setOptionsV9       = 1 // RFC 3954, section 6.1
+)
+
+// announced is what the collector was told in this Transport Session.
+type announced struct {
+	templates []bool // by index
+	options   [optionsKinds]bool
+	described map[templates.Number]bool
+}
+
+// need notes that the message under way uses t.
+func (e *Encoder) need(t *templates.Template) {
+	if t.Index < len(e.announced.templates) && e.announced.templates[t.Index] || slices.Contains(e.fresh, t) {
+		return
+	}
+	e.fresh = append(e.fresh, t)
+}
+
+// announceFresh sends the templates that the message under way needs. If that fails they are sent again before the next message.
+func (e *Encoder) announceFresh(now time.Time) error {
+	if len(e.fresh) == 0 {
+		return nil
+	}
+	c := e.control(now)
+	for _, t := range e.fresh {
+		c.template(t)
+	}
+	err := c.end()
+	if err != nil {
+		for _, t := range e.fresh {
+			e.announced.templates[t.Index] = false
+		}
+	}
+	e.fresh = e.fresh[:0]
+	return err
+}
+
+// Templates sends all that a collector must know: the templates in use and the names of their enterprise elements (RFC 5610), and
+// the options data. Over UDP it is to be called from time to time, over streams once in a session.
+func (e *Encoder) Templates(now time.Time) error {
+	e.announced = announced{}
+	c := e.control(now)
+	c.exporter()
+	c.statistics()
+	for _, t := range e.set.Templates() {
+		c.template(t)
+	}
+	if err := c.end(); err != nil {
+		e.announced.templates = nil
+		return err
+	}
+	e.fresh = e.fresh[:0]
+	return nil
+}
+
+// Statistics sends the options data that changes: what was sent and what was lost (RFC 7011, sections 4.1 to 4.3).
+func (e *Encoder) Statistics(now time.Time) error {
+	c := e.control(now)
+	c.statistics()
+	return c.end()
+}
+
+// SetOptions changes what records carry from now on. Records that wait are sent first; with withdraw, which is for streams, templates
+// that are no longer used are withdrawn (RFC 7011, section 8.1).
+func (e *Encoder) SetOptions(opt templates.Options, withdraw bool, now time.Time) error {
+	if err := e.Flush(now); err != nil {
+		return err
+	}
+	before, old := e.announced, e.set
+	if err := e.setOptions(opt); err != nil {
+		return err
+	}
+	if !withdraw || e.proto == NetFlowV9 {
+		return e.Templates(now)
+	}
+	c := e.control(now)
+	for i, t := range old.Templates() {
+		if i < len(before.templates) && before.templates[i] {
+			c.add(setTemplate, []byte{byte(t.ID >> 8), byte(t.ID), 0, 0}, 0)
+		}
+	}
+	for k, told := range before.options {
+		if id := optionsID(k); told {
+			c.add(setOptionsTemplate, []byte{byte(id >> 8), byte(id), 0, 0}, 0)
+		}
+	}
+	return errors.Join(c.end(), e.Templates(now))
+}
+
+// control makes messages of templates and options records.
+type control struct {
+	e       *Encoder
+	now     time.Time
+	msg     []byte
+	body    []byte
+	set     uint16
+	begin   int // of the open set, -1 none
+	records int // of any kind
+	data    int
+	values  []value
+	err     error
+}
+
+func (e *Encoder) control(now time.Time) *control {
+	return &control{e: e, now: now, begin: -1, msg: append(e.buf[:0], make([]byte, e.header())...)}
+}
+
+// add appends a record to the set; data is 1 if it is a Data Record, else 0.
+func (c *control) add(set uint16, body []byte, data int) {
+	if len(c.msg)+setHeader+len(body)+c.e.padding() > c.e.max {
+		c.finish()
+	}
+	if c.begin >= 0 && c.set != set {
+		c.msg = c.e.closeSet(c.msg, c.begin)
+		c.begin = -1
+	}
+	if c.begin < 0 {
+		c.begin, c.set = len(c.msg), set
+		c.msg = binary.BigEndian.AppendUint16(c.msg, set)
+		c.msg = append(c.msg, 0, 0)
+	}
+	c.msg = append(c.msg, body...)
+	c.records++
+	c.data += data
+}
+
+// finish sends the message.
+func (c *control) finish() {
+	if c.begin >= 0 {
+		c.msg = c.e.closeSet(c.msg, c.begin)
+		c.begin = -1
+	}
+	if c.records > 0 {
+		c.e.told += uint64(c.data)
+		c.err = errors.Join(c.err, c.e.deliver(c.msg, c.records, c.data, c.now))
+	}
+	c.msg, c.records, c.data = c.msg[:c.e.header()], 0, 0
+}
+
+func (c *control) end() error {
+	c.finish()
+	c.e.buf = c.msg
+	return c.err
+}
+
+// template adds the template of flow records t, before it the names of its elements: libfixbuf, for one, takes an element that it meets in a
+// template before for a stranger.
+func (c *control) template(t *templates.Template) {
+	for _, f := range t.Fields {
+		c.describe(f.Number, f.Element)
+	}
+	set := uint16(setTemplate)
+	if c.e.proto == NetFlowV9 {
+		set = setTemplateV9
+	}
+	b := binary.BigEndian.AppendUint16(c.body[:0], t.ID)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(t.Fields)))
+	for _, f := range t.Fields {
+		b = appendField(b, f.Number, f.Length)
+	}
+	c.add(set, b, 0)
+	c.body = b
+	c.flowKeys(t)
+	a := &c.e.announced
+	for len(a.templates) <= t.Index {
+		a.templates = append(a.templates, false)
+	}
+	a.templates[t.Index] = true
+}
+
+// describe adds the type record of an enterprise element (RFC 5610), once in a session. NetFlow v9 has none.
+func (c *control) describe(n templates.Number, el *templates.Element) {
+	a := &c.e.announced
+	if n.PEN == templates.PENIANA || n.PEN == templates.PENReverse || c.e.proto == NetFlowV9 || a.described[n] {
+		return
+	}
+	if a.described == nil {
+		a.described = map[templates.Number]bool{}
+	}
+	a.described[n] = true
+	// No range narrower than the type's. libfixbuf wants a description.
+	c.option(optionsTypes, number(uint64(n.PEN)), number(uint64(n.ID)), number(uint64(el.Type)), number(uint64(el.Semantics)), number(uint64(el.Units)),
+		number(0), number(0), text(el.Name), text(el.Description))
+}
+
+func appendField(b []byte, n templates.Number, length uint16) []byte {
+	if n.PEN == templates.PENIANA {
+		b = binary.BigEndian.AppendUint16(b, n.ID)
+		return binary.BigEndian.AppendUint16(b, length)
+	}
+	b = binary.BigEndian.AppendUint16(b, n.ID|0x8000) // the enterprise bit (RFC 7011, section 3.2)
+	b = binary.BigEndian.AppendUint16(b, length)
+	return binary.BigEndian.AppendUint32(b, n.PEN)
+}

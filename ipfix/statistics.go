@@ -1,0 +1,44 @@
+package ipfix
+
+import (
+	"time"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// refresh sends again what a collector must know: over UDP it may have been lost; streams are told the counts only.
+func (x *Exporter) refresh(now time.Time) error {
+	if x.cfg.Network == "udp" {
+		return x.enc.Templates(now)
+	}
+	return x.enc.Statistics(now)
+}
+
+// facts are the counts for options records.
+func (x *Exporter) facts() Facts {
+	st := x.Stats()
+	f := Facts{
+		Messages: st.Messages, Octets: st.Octets, Flows: st.Records - min(st.Records, x.enc.told),
+		NotSentFlows:   st.DroppedQueue + st.DroppedSend + st.DroppedBig,
+		NotSentPackets: x.lostPackets.Load(), NotSentOctets: x.lostOctets.Load(),
+	}
+	if x.cfg.Metering != nil {
+		f.Metering = x.cfg.Metering()
+	}
+	return f
+}
+
+// dropQueued counts records that were queued, or should have been, and releases them.
+func (x *Exporter) dropQueued(r *flowcache.Records) {
+	var packets, octets uint64
+	for i := range r.List {
+		f, v := &r.List[i].Forward, &r.List[i].Reverse
+		packets += f.Packets + v.Packets
+		octets += f.Octets + v.Octets
+	}
+	x.lostPackets.Add(packets)
+	x.lostOctets.Add(octets)
+	x.waiting.Add(-int64(len(r.List)))
+	x.droppedQueue.Add(uint64(len(r.List)))
+	r.Release()
+}

@@ -1,0 +1,114 @@
+package templates
+
+import (
+	"encoding/binary"
+	"slices"
+	"unicode/utf8"
+)
+
+// AppendString appends a string of variable length (RFC 7011, section 7): at most limit octets, well-formed UTF-8, no NUL. What
+// is ill-formed, paths may be any octets, becomes U+FFFD.
+func AppendString(dst []byte, s string, limit int) []byte {
+	if len(s) > limit {
+		s = Cut(s, limit)
+	}
+	begin, n := len(dst), len(s)
+	dst = slices.Grow(dst, 3+n)
+	if n < 255 {
+		dst = append(dst, byte(n))
+	} else {
+		dst = append(dst, 255, byte(n>>8), byte(n))
+	}
+	at := len(dst)
+	dst = dst[:at+n]
+	if !copyPlain(dst[at:], []byte(s)) && !clean(s) {
+		return AppendString(dst[:begin], scrub(s), limit)
+	}
+	return dst
+}
+
+// AppendFixed appends a string of fixed length, filled up with NUL, as NetFlow v9 has it.
+func AppendFixed(dst []byte, s string, length int) []byte {
+	if s = Cut(s, length); !clean(s) {
+		s = Cut(scrub(s), length)
+	}
+	at := len(dst)
+	dst = slices.Grow(dst, length)[:at+length]
+	clear(dst[at+copy(dst[at:], s):])
+	return dst
+}
+
+// copyPlain copies s to dst, which is as long, and reports whether all of it is ASCII without NUL. The check costs next to nothing
+// beside the copy, so strings need no mark that they were checked before.
+func copyPlain(dst, s []byte) bool {
+	// Of eight octets w, an octet of w or of w less one each has its highest bit set if that octet is not ASCII, or is NUL.
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	n := len(s)
+	dst = dst[:n]
+	var seen uint64
+	switch {
+	case n >= 8:
+		for i := 0; i+8 <= n; i += 8 {
+			w := binary.LittleEndian.Uint64(s[i:])
+			binary.LittleEndian.PutUint64(dst[i:], w)
+			seen |= w | (w - ones)
+		}
+		w := binary.LittleEndian.Uint64(s[n-8:]) // the rest, with some of what was
+		binary.LittleEndian.PutUint64(dst[n-8:], w)
+		seen |= w | (w - ones)
+	case n >= 4:
+		a, b := binary.LittleEndian.Uint32(s), binary.LittleEndian.Uint32(s[n-4:])
+		binary.LittleEndian.PutUint32(dst, a)
+		binary.LittleEndian.PutUint32(dst[n-4:], b)
+		w := uint64(a) | uint64(b)<<32
+		seen = w | (w - ones)
+	default:
+		for i, c := range s {
+			dst[i] = c
+			seen |= uint64(c | (c - 1))
+		}
+	}
+	return seen&highs == 0
+}
+
+// Cut shortens s to at most limit octets, between two runes.
+func Cut(s string, limit int) string {
+	if len(s) <= limit {
+		return s
+	}
+	for i := 0; i < utf8.UTFMax && limit > 0 && !utf8.RuneStart(s[limit]); i++ {
+		limit--
+	}
+	return s[:limit]
+}
+
+// clean reports whether s may be sent as it is.
+func clean(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c == 0 || c >= utf8.RuneSelf {
+			return c != 0 && utf8.ValidString(s) && !hasNUL(s[i:])
+		}
+	}
+	return true
+}
+
+func hasNUL(s string) bool {
+	for i := range len(s) {
+		if s[i] == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// scrub replaces NUL and what is not UTF-8 by U+FFFD.
+func scrub(s string) string {
+	b := make([]rune, 0, len(s))
+	for _, r := range s { // an ill-formed octet ranges as U+FFFD
+		if r == 0 {
+			r = utf8.RuneError
+		}
+		b = append(b, r)
+	}
+	return string(b)
+}
