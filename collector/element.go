@@ -78,13 +78,16 @@ func NewRegistry(pen uint32, v9Base uint16) (*Registry, error) {
 		back := &Element{templates.Number{PEN: templates.PENReverse, ID: e.ID}, "reverse" + strings.ToUpper(e.Name[:1]) + e.Name[1:], e.Type}
 		r.elements[back.Number] = back
 	}
+	elements, err := templates.Elements()
+	if err != nil {
+		return nil, err
+	}
 	for _, dialect := range []templates.Dialect{templates.Known, templates.Native} {
-		set, err := templates.New(templates.Options{Dialect: dialect, PEN: pen, CommandLine: true})
-		if err != nil {
-			return nil, err
-		}
-		for _, d := range set.Descriptions() {
-			r.elements[d.Number] = &Element{d.Number, d.Name, d.Type}
+		for _, e := range elements {
+			n, ok := e.Number(templates.Options{Dialect: dialect, PEN: pen})
+			if ok && n.PEN != templates.PENIANA && n.PEN != templates.PENReverse {
+				r.elements[n] = &Element{n, e.Name, e.Type}
+			}
 		}
 	}
 	return r, nil

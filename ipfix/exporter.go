@@ -53,6 +53,7 @@ type Exporter struct {
 	encoded, records, messages, octets, droppedQueue, droppedSend, droppedBig, cut, connects, errs atomic.Uint64
 
 	lostPackets, lostOctets atomic.Uint64 // of records in droppedQueue
+	metering                func() Metering
 }
 
 const (

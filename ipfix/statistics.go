@@ -6,6 +6,9 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
+// SetMetering tells where the counts of the Metering Process are, for options records. To be called before Run, which calls f.
+func (x *Exporter) SetMetering(f func() Metering) { x.metering = f }
+
 // refresh sends again what a collector must know: over UDP it may have been lost; streams are told the counts only.
 func (x *Exporter) refresh(now time.Time) error {
 	if x.cfg.Network == "udp" {
@@ -22,8 +25,8 @@ func (x *Exporter) facts() Facts {
 		NotSentFlows:   st.DroppedQueue + st.DroppedSend + st.DroppedBig,
 		NotSentPackets: x.lostPackets.Load(), NotSentOctets: x.lostOctets.Load(),
 	}
-	if x.cfg.Metering != nil {
-		f.Metering = x.cfg.Metering()
+	if x.metering != nil {
+		f.Metering = x.metering()
 	}
 	return f
 }

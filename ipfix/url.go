@@ -30,9 +30,8 @@ type Config struct {
 	Boot            time.Time     // start of the exporter, when sysUptime was 0 (v9); default: when it was made
 
 	// What options records tell (RFC 7011, section 4).
-	Version  string          // of the exporter
-	Kernel   string          // its release
-	Metering func() Metering // must not wait; nil: not known
+	Version string // of the exporter
+	Kernel  string // its release
 
 	// Notify, if set, is told in one line when the collector becomes unreachable and when it is back. It must not wait.
 	Notify func(ok bool, line string)

@@ -75,6 +75,7 @@ func run(s *settings, stdout, stderr io.Writer) error {
 	defer stop()
 	exportCtx, stopExport := context.WithCancel(context.Background())
 	defer stopExport()
+	tellMetering(exportCtx, exporters, p, ebpf)
 	var exporting sync.WaitGroup
 	for _, x := range exporters {
 		exporting.Add(1)
@@ -154,7 +155,7 @@ func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, 
 		Options: templates.Options{
 			Dialect: dialect, PEN: s.pen, Uniflow: s.direction == "uniflow", CommandLine: s.cmdline, Node: node, V9Base: s.v9Base,
 		},
-		Domain: s.domain, MTU: s.mtu, TemplateRefresh: s.templateRefresh,
+		Domain: s.domain, MTU: s.mtu, TemplateRefresh: s.templateRefresh, Version: version, Kernel: kernelRelease(),
 		ReconnectMin: s.reconnectMin, ReconnectMax: s.reconnectMax,
 		Notify: func(ok bool, line string) {
 			if ok {
