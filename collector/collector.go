@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -253,11 +254,37 @@ func (c *Collector) endSession(s *Session) {
 	s.close()
 }
 
-// decode decodes a message of s and hands on its records; c.mu is held.
-func (c *Collector) decode(s *Session, msg []byte) error {
+// decodeTo decodes a message and hands on its records.
+func (s *Session) decodeTo(msg []byte, handle func([]Record) error) error {
 	records, err := s.Decode(msg, time.Now())
 	if err != nil || len(records) == 0 {
 		return err
 	}
-	return c.handle(records)
+	return handle(records)
+}
+
+// ReadStream reads a stream or a file (RFC 5655) to its end, as Session.ReadStream does, as one more session. The records of other
+// sessions do not come at the same time.
+func (c *Collector) ReadStream(name string, r io.Reader, handle func([]Record) error) error {
+	c.mu.Lock()
+	s := c.newSession(name, false)
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.endSession(s)
+		c.mu.Unlock()
+	}()
+	return c.stream(s, r, handle)
+}
+
+func (c *Collector) stream(s *Session, r io.Reader, handle func([]Record) error) error {
+	return readMessages(r, func(msg []byte) error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return s.decodeTo(msg, handle)
+	}, func(octets int, err *MalformedError) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		s.discard(octets, err)
+	})
 }

@@ -101,15 +101,7 @@ func (c *Collector) serve(conn net.Conn, s *Session) error {
 	if s.cfg.Datagrams {
 		return c.messages(conn, s)
 	}
-	return readMessages(conn, func(msg []byte) error {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return c.decode(s, msg)
-	}, func(octets int, err *MalformedError) {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		s.discard(octets, err)
-	})
+	return c.stream(s, conn, c.handle)
 }
 
 // messages reads datagrams: each is one message. A peer that says nothing for the lifetime of its templates is gone.
@@ -126,7 +118,7 @@ func (c *Collector) messages(conn net.Conn, s *Session) error {
 			return err
 		}
 		c.mu.Lock()
-		err = c.decode(s, buf[:n])
+		err = s.decodeTo(buf[:n], c.handle)
 		c.mu.Unlock()
 		if err != nil && c.ctx.Err() != nil {
 			return nil

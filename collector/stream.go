@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 )
 
 // StreamError is the end of a stream or file that cannot be read on.
@@ -25,13 +24,7 @@ const maxMalformed = 16
 // is given the records of each message, returns an error. Malformed messages are counted and passed over, as long as one can tell where
 // the next begins; else the error is a *StreamError.
 func (s *Session) ReadStream(r io.Reader, handle func([]Record) error) error {
-	return readMessages(r, func(msg []byte) error {
-		records, err := s.Decode(msg, time.Now())
-		if err != nil || len(records) == 0 {
-			return err
-		}
-		return handle(records)
-	}, s.discard)
+	return readMessages(r, func(msg []byte) error { return s.decodeTo(msg, handle) }, s.discard)
 }
 
 // discard counts what came instead of a message.

@@ -52,7 +52,8 @@ func (c *Collector) datagrams(i int) {
 			c.counts.KernelDrops += uint64(total - drops)
 			drops = total
 		}
-		err = c.decode(c.sender(senderKey{i, netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())}), buf[:n])
+		s := c.sender(senderKey{i, netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())})
+		err = s.decodeTo(buf[:n], c.handle)
 		c.mu.Unlock()
 		if err != nil && c.ctx.Err() != nil {
 			return
