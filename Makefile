@@ -5,11 +5,13 @@
 GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
+# Without it gRPC brings a debugging page of golang.org/x/net/trace, and with that 4 MB.
+TAGS     := grpcnotrace
 # A number of inputs, not a time: with a time, go test now and then fails at its end ("context deadline exceeded").
 FUZZTIME ?= 50000x
 
 # What the tests talk to.
-TEST_PACKAGES := nfdump bpftool iptables libfixbuf-tools tshark tcpdump iproute2 busybox-static netcat-openbsd python3-zmq procps curl gcc libc6-dev
+TEST_PACKAGES := nfdump bpftool iptables libfixbuf-tools tshark tcpdump iproute2 busybox-static netcat-openbsd python3-zmq procps curl gcc libc6-dev containerd runc containernetworking-plugins docker.io podman
 # What turns bpf/sockflow.bpf.c into the committed object.
 BPF_PACKAGES  := clang-14 llvm-14 libbpf-dev
 
@@ -22,7 +24,7 @@ run: build
 	./bin/exporter
 
 build:
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/exporter ./cmd/exporter
+	$(GO) build -tags '$(TAGS)' -trimpath -ldflags '$(LDFLAGS)' -o bin/exporter ./cmd/exporter
 	cp bin/exporter bin/sockflow
 
 # install needs root and does nothing when every package is there.

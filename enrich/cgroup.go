@@ -9,21 +9,24 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// CGroups knows what stands behind control groups. It belongs to one goroutine.
+// CGroups knows what stands behind control groups: what their names say, and what runtimes say of the containers in them. It belongs
+// to one goroutine.
 type CGroups struct {
 	root  string // where cgroup2 is mounted; empty if it is not
 	paths map[uint64]string
 	ids   map[string]uint64
-	works map[string]*flowcache.Workload
+	older *CGroups // what was learned before, when there was too much of it
+
+	containers
 }
 
-// maxCGroups bounds the memory: beyond it everything is learned anew.
-const maxCGroups = 1 << 16
+// maxCGroups bounds the memory: beyond twice as many what was learned first is forgotten.
+const maxCGroups = 1 << 15
 
 // NewCGroups finds the cgroup2 mount in proc/self/mountinfo.
 func NewCGroups(proc string) *CGroups {
-	c := &CGroups{}
-	c.forget()
+	c := &CGroups{paths: make(map[uint64]string), ids: make(map[string]uint64)}
+	c.containers.init()
 	b, _ := os.ReadFile(proc + "/self/mountinfo")
 	for line := range strings.Lines(string(b)) {
 		mount, fs, ok := strings.Cut(line, " - ")
@@ -35,30 +38,34 @@ func NewCGroups(proc string) *CGroups {
 	return c
 }
 
-func (c *CGroups) forget() {
-	c.paths = make(map[uint64]string)
-	c.ids = make(map[string]uint64)
-	c.works = make(map[string]*flowcache.Workload)
-}
-
 // Learn remembers the path of a control group.
 func (c *CGroups) Learn(id uint64, path string) {
 	if id == 0 || path == "" || c.paths[id] == path {
 		return
 	}
 	if len(c.paths) >= maxCGroups {
-		c.forget()
+		c.older = &CGroups{paths: c.paths, ids: c.ids}
+		c.paths, c.ids = make(map[uint64]string), make(map[string]uint64)
 	}
 	c.paths[id] = path
 	c.ids[path] = id
 }
 
 // Path returns the path of a control group below the root, or "".
-func (c *CGroups) Path(id uint64) string { return c.paths[id] }
+func (c *CGroups) Path(id uint64) string {
+	path, ok := c.paths[id]
+	if !ok && c.older != nil {
+		if path = c.older.paths[id]; path != "" {
+			c.Learn(id, path)
+		}
+	}
+	return path
+}
 
-// ID returns the cgroup2 id of a path: the inode of its directory. 0 if it is gone.
+// ID returns the cgroup2 id of a path: the inode of its directory. 0 if it is gone, or not below the root that is mounted here (a path
+// seen from within another control group namespace begins with "/..").
 func (c *CGroups) ID(path string) uint64 {
-	if path == "" || c.root == "" {
+	if path == "" || c.root == "" || strings.HasPrefix(path, "/..") {
 		return 0
 	}
 	if id, ok := c.ids[path]; ok {
@@ -76,24 +83,6 @@ func (c *CGroups) ID(path string) uint64 {
 	return sys.Ino
 }
 
-// Workload returns what a path stands for, or nil if that is nothing of its own. The result is shared and immutable.
-func (c *CGroups) Workload(path string) *flowcache.Workload {
-	if path == "" || path == "/" {
-		return nil
-	}
-	w, ok := c.works[path]
-	if !ok {
-		if len(c.works) >= maxCGroups {
-			c.forget()
-		}
-		if parsed := ParseCGroup(path); parsed.ContainerID != "" || parsed.ServiceUnit != "" || parsed.PodUID != "" {
-			w = &parsed
-		}
-		c.works[path] = w
-	}
-	return w
-}
-
 // ParseProcCGroup returns the path of a process from /proc/PID/cgroup (cgroups(7)): the line of cgroup2, unless only a line
 // of cgroup v1 knows a container.
 func ParseProcCGroup(lines string) string {
@@ -107,63 +96,81 @@ func ParseProcCGroup(lines string) string {
 		switch {
 		case f[0] == "0" && f[1] == "":
 			v2 = path
-		case v1 == "" && ParseCGroup(path).ContainerID != "":
+		case ParseCGroup(path).ContainerID != "":
 			v1 = path
+		case v1 == "" || v1 == "/":
+			v1 = path // an id that only a runtime knows, perhaps
 		}
 	}
-	if v1 != "" && ParseCGroup(v2).ContainerID == "" {
+	if ParseCGroup(v2).ContainerID == "" && (ParseCGroup(v1).ContainerID != "" || v2 == "" || v2 == "/") {
 		return v1
 	}
 	return v2
 }
 
-// 64 hexadecimal digits are the id that Docker, CRI runtimes and podman give.
+// 64 hexadecimal digits are the id that Docker, CRI runtimes and podman give. Before it there may be a word of the runtime.
 var (
-	scope  = regexp.MustCompile(`^(?:(docker|cri-containerd|crio|libpod|containerd)-)?([0-9a-f]{64})(?:\.scope)?$`)
+	scope  = regexp.MustCompile(`^(?:([a-z][a-z0-9_.-]*)-)?([0-9a-f]{64})(?:\.scope)?$`)
 	podUID = regexp.MustCompile(`^(?:kubepods.*-)?pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?$`)
 )
 
-var runtimes = map[string]string{"docker": "docker", "cri-containerd": "containerd", "containerd": "containerd", "crio": "cri-o", "libpod": "podman"}
+var runtimes = map[string]string{
+	"docker": "docker", "cri-containerd": "containerd", "containerd": "containerd", "nerdctl": "containerd", "crio": "cri-o", "libpod": "podman",
+}
 
 // ParseCGroup tells a container, a pod or a systemd unit by the names that runtimes and their drivers (cgroupfs, systemd) give
 // to control groups. Of nested containers the innermost counts. Ids of containerd's own making are known to the
 // runtime only: they are not guessed here.
 func ParseCGroup(path string) flowcache.Workload {
-	w := flowcache.Workload{CGroupPath: path}
+	w, _ := parseCGroup(path)
+	return w
+}
+
+// parseCGroup returns with it where in path the name of the container ends, 0 if there is none.
+func parseCGroup(path string) (w flowcache.Workload, end int) {
+	w.CGroupPath = path
+	container := func(id, runtime string, at int) {
+		w.ContainerID, w.ContainerRuntime, w.ServiceUnit, end = id, runtime, "", at
+	}
 	parent := ""
-	for name := range strings.SplitSeq(path, "/") {
-		switch {
-		case name == "" || name == "." || name == "..":
+	for at := 0; at < len(path); {
+		begin := at + 1 // after the slash
+		at = begin
+		for at < len(path) && path[at] != '/' {
+			at++
+		}
+		name := path[min(begin, len(path)):at]
+		if name == "" || name == "." || name == ".." {
 			continue
+		}
+		m := scope.FindStringSubmatch(name)
+		switch {
 		case podUID.MatchString(name):
 			w.PodUID = strings.ReplaceAll(podUID.FindStringSubmatch(name)[1], "_", "-")
-			w.ContainerID, w.ContainerRuntime = "", ""
-		case scope.MatchString(name):
-			m := scope.FindStringSubmatch(name)
-			w.ContainerID = m[2]
+			w.ContainerID, w.ContainerRuntime, end = "", "", 0
+		case m != nil && strings.HasSuffix(m[1], "conmon"): // the monitor, outside of the container
+		case m != nil:
+			runtime := runtimes[m[1]]
 			switch {
 			case m[1] != "":
-				w.ContainerRuntime = runtimes[m[1]]
 			case parent == "docker":
-				w.ContainerRuntime = "docker"
+				runtime = "docker"
 			case parent == "libpod_parent" || strings.HasPrefix(parent, "machine.slice"):
-				w.ContainerRuntime = "podman"
+				runtime = "podman"
 			case parent == "k8s.io":
-				w.ContainerRuntime = "containerd"
-			default:
-				w.ContainerRuntime = ""
+				runtime = "containerd"
 			}
-			w.ServiceUnit = ""
+			container(m[2], runtime, at)
 		case strings.HasPrefix(name, "lxc.payload."):
-			w.ContainerID, w.ContainerRuntime, w.ServiceUnit = strings.TrimPrefix(name, "lxc.payload."), "lxc", ""
+			container(strings.TrimPrefix(name, "lxc.payload."), "lxc", at)
 		case parent == "lxc":
-			w.ContainerID, w.ContainerRuntime, w.ServiceUnit = name, "lxc", ""
-		case strings.HasSuffix(name, ".service") || strings.HasSuffix(name, ".scope") && !strings.HasPrefix(name, "crio-conmon-"):
+			container(name, "lxc", at)
+		case strings.HasSuffix(name, ".service") || strings.HasSuffix(name, ".scope"):
 			if w.ContainerID == "" {
 				w.ServiceUnit = name
 			}
 		}
 		parent = name
 	}
-	return w
+	return w, end
 }

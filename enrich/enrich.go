@@ -2,53 +2,130 @@ package enrich
 
 import "github.com/sockflow/sockflow/flowcache"
 
-// Namer completes what a control group's name tells of a container by what its runtime knows: names, image, pod. It must not
-// wait. The result is shared and immutable; nil if nothing is known (yet).
-type Namer interface {
-	Name(w *flowcache.Workload) *flowcache.Workload
-}
-
 // Enricher puts names to the ends of records. It belongs to one goroutine.
 type Enricher struct {
 	Processes *Processes
 	CGroups   *CGroups
-	Namer     Namer // nil: ids only
+	Nudge     func() // if set, told of a container that no runtime has told of; must not wait
 }
 
-// Enrich fills Who and Container of each end that is local. Nothing is allocated for what is known.
-func (e *Enricher) Enrich(r *flowcache.Record) {
-	e.end(&r.Source)
-	e.end(&r.Dest)
+// Enrich fills Who and Container of each end that is local, and Container of one that is not where its address is a container's of this
+// host. Nothing is allocated for what is known.
+func (e *Enricher) Enrich(r *flowcache.Record) { e.enrich(r, false) }
+
+// EnrichOrWait is Enrich, but reports false, and that the record should be brought again, if it is the last of its flow and is of a
+// container so new that its runtime may still be telling its names.
+func (e *Enricher) EnrichOrWait(r *flowcache.Record) bool {
+	return e.enrich(r, r.Final)
 }
+
+// Clock tells the time, in Unix nanoseconds: once before some records.
+func (e *Enricher) Clock(now int64) { e.CGroups.now = now }
+
+// NoMore tells that no more names will come: nothing waits for them from here on.
+func (e *Enricher) NoMore() { clear(e.CGroups.answering) }
 
 // kernel stands for the owner of sockets that belong to no process.
 var kernel = &flowcache.Process{Path: "[kernel]", Name: "kernel", UID: flowcache.NoID, GID: flowcache.NoID, ParentUID: flowcache.NoID}
 
-func (e *Enricher) end(end *flowcache.End) {
+func (e *Enricher) enrich(r *flowcache.Record, mayWait bool) bool {
+	c := &e.CGroups.containers
+	src, srcOpen, since := e.end(&r.Source)
+	if srcOpen && mayWait && c.expected(since) {
+		return false
+	}
+	dst, dstOpen, since := e.end(&r.Dest)
+	if dstOpen && mayWait && c.expected(since) {
+		return false
+	}
+	c.count(src, srcOpen)
+	c.count(dst, dstOpen)
+	if who := r.Dest.Who; who != nil && isPortProxy(who.Name) && r.Dest.Local && (r.Dest.Container == nil || r.Dest.Container.ContainerID == "") {
+		// Whoever talks to it talks to a container.
+		if w := holder(c.byPort[PublishedPort{r.Key.Proto, r.Key.DstPort}], r.Start); w != nil {
+			r.Dest.Container = w
+		}
+	}
+	// Of an end of which no socket was seen its own address tells, which is behind a translation if there is one.
+	if !r.Source.Local && r.Source.Container == nil {
+		addr := r.Key.Src
+		if r.Pre != (flowcache.Translation{}) {
+			addr = r.Pre.Src
+		}
+		r.Source.Container = c.peer(addr, r.Start)
+	}
+	if !r.Dest.Local && r.Dest.Container == nil {
+		addr := r.Key.Dst
+		if r.Post != (flowcache.Translation{}) {
+			addr = r.Post.Dst
+		}
+		r.Dest.Container = c.peer(addr, r.Start)
+	}
+	return true
+}
+
+// isPortProxy reports whether a process of this name forwards a published port: Docker's and rootless podman's do.
+func isPortProxy(name string) bool { return name == "docker-proxy" || name == "rootlessport" }
+
+// end fills a local end. It returns what its control group stands for, whether a runtime may still name that, and since when it
+// is there.
+func (e *Enricher) end(end *flowcache.End) (r *resolved, open bool, first int64) {
 	if !end.Local {
-		return
+		return nil, false, 0
 	}
 	if end.Kernel {
 		end.Who = kernel
-		return
+		return nil, false, 0
 	}
-	path := ""
+	path, since := "", int64(0)
 	if p := e.Processes.Get(end.Process); p != nil {
 		end.Who = p
 		if end.UID == flowcache.NoID {
 			end.UID, end.GID = p.UID, p.GID
 		}
-		path = p.CGroupPath
+		path, since = p.CGroupPath, p.StartTime
 	}
 	// The socket's control group is that of whoever made it; it is what remains where the process is not known.
 	if path == "" {
 		path = e.CGroups.Path(end.CGroup)
 	}
-	w := e.CGroups.Workload(path)
-	if w != nil && e.Namer != nil {
-		if named := e.Namer.Name(w); named != nil {
-			w = named
-		}
+	end.Container, r, open = e.CGroups.find(path, since)
+	if r == nil {
+		return nil, false, 0
 	}
-	end.Container = w
+	if open && !r.nudged && e.Nudge != nil {
+		r.nudged = true
+		e.Nudge()
+	}
+	if first = r.first; r.of != nil {
+		first = since // of a container that took the place of one that ended
+	}
+	return r, open, first
+}
+
+// count notes what became of an end.
+func (c *containers) count(r *resolved, open bool) {
+	switch {
+	case r == nil:
+	case open:
+		r.missed = true
+		if !r.maybe() {
+			c.stats.Unnamed++
+		}
+	case r.of != nil:
+		c.stats.Named++
+	}
+}
+
+// peer returns the container or pod of this host that has an address, of which no socket was seen.
+func (c *containers) peer(a flowcache.Addr, at int64) *flowcache.Workload {
+	list := c.byAddr[a]
+	if list == nil {
+		return nil
+	}
+	w := holder(list, at)
+	if w != nil {
+		c.stats.Peers++
+	}
+	return w
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/sockflow/sockflow/bpf"
+	"github.com/sockflow/sockflow/enrich/runtimes"
 	"github.com/sockflow/sockflow/flowcache"
 	"github.com/sockflow/sockflow/sockdiag"
 )
@@ -29,6 +30,7 @@ type metrics struct {
 	ebpf      *bpf.Source      // nil in netlink mode
 	netlink   *sockdiag.Source // the netlink source, or the audit; nil if there is none
 	exporters []exporter
+	namer     *runtimes.Watcher
 	done      context.Context // ends with the cache loop's sources
 }
 
@@ -64,6 +66,15 @@ var (
 	processes      = describe(prometheus.GaugeValue, "processes", "Processes in the table.")
 	processFacts   = describe(prometheus.CounterValue, "process_facts_total", "Where facts of processes came from: event, proc; or missed (gone before anybody told), overflow (forgotten because the table was full).", "from")
 	translations   = describe(prometheus.CounterValue, "conntrack_lookups_total", "Flows whose address translation was asked for, by result.", "result")
+	runtimeUp      = describe(prometheus.GaugeValue, "runtime_up", "Whether a container runtime answers.", "runtime", "socket")
+	runtimeEvents  = describe(prometheus.CounterValue, "runtime_events_total", "Events that a container runtime has told.", "runtime", "socket")
+	runtimeErrors  = describe(prometheus.CounterValue, "runtime_errors_total", "Times that a container runtime could not be reached, or did not answer in time.", "runtime", "socket")
+	runtimeKnown   = describe(prometheus.GaugeValue, "runtime_containers", "Containers that a runtime has, pods' sandboxes included.", "runtime", "socket")
+	runtimeTooMany = describe(prometheus.CounterValue, "runtime_overflow_total", "Containers of a runtime that are not followed, because there are too many.", "runtime", "socket")
+	containerEnds  = describe(prometheus.CounterValue, "container_ends_total", "Ends of records in a container: named by its runtime; unnamed, with no more than the id, because no runtime had told of it (yet); address, of no socket that was seen and named by the address.", "names")
+	containerLate  = describe(prometheus.CounterValue, "container_late_total", "Containers whose names came after a record without them: later records have them.")
+	containerHeld  = describe(prometheus.CounterValue, "held_records_total", "Last records of flows of new containers that waited, for a second at most, for the names.")
+	containerFull  = describe(prometheus.CounterValue, "container_overflow_total", "Containers that the table of names had no room for.")
 	collected      = describe(prometheus.CounterValue, "collector_records_total", "Flow records by what became of them on the way to a collector: encoded, dropped_queue (it was away or slow for longer than the queue), dropped_too_big (no message can hold it).", "collector", "fate")
 	waiting        = describe(prometheus.GaugeValue, "collector_waiting_records", "Flow records that wait for a collector.", "collector")
 	dataRecords    = describe(prometheus.CounterValue, "collector_data_records_total", "Data Records, descriptions of elements and both directions of a uniflow included, by what became of them: sent, dropped_send.", "collector", "fate")
@@ -100,6 +111,17 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 		put(netlinkEnds, st.Destroyed)
 		put(netlinkOverrun, st.Overruns)
 		put(namespaces, uint64(st.Namespaces))
+	}
+	for _, r := range m.namer.Stats() {
+		up := uint64(0)
+		if r.Answering {
+			up = 1
+		}
+		put(runtimeUp, up, r.Kind, r.Socket)
+		put(runtimeEvents, r.Events, r.Kind, r.Socket)
+		put(runtimeErrors, r.Errors, r.Kind, r.Socket)
+		put(runtimeKnown, uint64(r.Containers), r.Kind, r.Socket)
+		put(runtimeTooMany, r.Overflow, r.Kind, r.Socket)
 	}
 	// Collectors before the cache: what is under way between the two is then missing there, and not here.
 	for _, x := range m.exporters {
@@ -141,6 +163,13 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	} {
 		put(processFacts, n, from)
 	}
+	n := st.containers
+	put(containerEnds, n.Named, "named")
+	put(containerEnds, n.Unnamed, "unnamed")
+	put(containerEnds, n.Peers, "address")
+	put(containerLate, n.Late)
+	put(containerFull, n.Overflow)
+	put(containerHeld, st.held)
 	put(translations, st.conntrack.Translated, "translated")
 	put(translations, st.conntrack.Lookups-st.conntrack.Translated, "not_translated")
 	put(translations, st.conntrack.Errors, "error")

@@ -21,18 +21,24 @@ type pipeline struct {
 	pool      flowcache.RecordPool
 	scratch   []flowcache.Record
 	status    chan func(pipelineStatus)
+	names     <-chan *enrich.ContainerUpdate // what runtimes tell
+	held      []flowcache.Record             // that wait for names
+	heldTotal uint64
 }
 
 type pipelineStatus struct {
-	cache     flowcache.Stats
-	processes enrich.ProcStats
-	conntrack enrich.ConntrackStats
+	cache      flowcache.Stats
+	processes  enrich.ProcStats
+	conntrack  enrich.ConntrackStats
+	containers enrich.ContainerStats
+	held       uint64
 }
 
 const (
 	expireInterval = 40 * time.Millisecond
 	sweepInterval  = 30 * time.Second
 	recordsAtOnce  = 1024 // handed over together
+	maxHeld        = 4096 // records that may wait for names
 )
 
 // run merges and expires until in is closed, and then flushes. It returns what a printer returned.
@@ -47,14 +53,22 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 			if !ok {
 				return p.flush()
 			}
-			idle := p.cache.Live() == 0
+			idle := p.cache.Live()+len(p.held) == 0
 			if err := p.take(b); err != nil {
 				return err
 			}
-			if idle && p.cache.Live() > 0 {
+			if idle && p.cache.Live()+len(p.held) > 0 {
 				expire.Reset(expireInterval)
 			}
+		case u := <-p.names:
+			p.enricher.CGroups.Apply(u)
+			if err := p.retry(); err != nil {
+				return err
+			}
 		case <-expire.C:
+			if err := p.retry(); err != nil {
+				return err
+			}
 			for more := true; more; {
 				var recs []flowcache.Record
 				recs, more = p.cache.Expire(p.scratch[:0], time.Now().UnixNano(), recordsAtOnce)
@@ -62,13 +76,14 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 					return err
 				}
 			}
-			if p.cache.Live() > 0 {
+			if p.cache.Live()+len(p.held) > 0 {
 				expire.Reset(expireInterval)
 			}
 		case now := <-sweep.C:
 			p.processes.Sweep(now.UnixNano())
+			p.enricher.CGroups.Sweep(now.UnixNano())
 		case f := <-p.status:
-			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats()})
+			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats(), p.enricher.CGroups.Stats(), p.heldTotal})
 		}
 	}
 }
@@ -105,14 +120,54 @@ func (p *pipeline) take(b *flowcache.Batch) error {
 	return p.give(recs)
 }
 
-// give enriches records and hands them to every exporter, or prints them.
+// give enriches records and hands them over. Those whose names a runtime may still be telling are kept back for a moment.
 func (p *pipeline) give(recs []flowcache.Record) error {
 	p.scratch = recs
 	if len(recs) == 0 {
 		return nil
 	}
+	p.enricher.Clock(time.Now().UnixNano())
+	ready := recs[:0]
 	for i := range recs {
-		p.enricher.Enrich(&recs[i])
+		if len(p.held) < maxHeld && !p.enricher.EnrichOrWait(&recs[i]) {
+			p.held = append(p.held, recs[i])
+			p.heldTotal++
+			continue
+		} else if len(p.held) >= maxHeld {
+			p.enricher.Enrich(&recs[i])
+		}
+		if len(ready) < i {
+			ready = append(ready, recs[i])
+		} else {
+			ready = recs[:i+1]
+		}
+	}
+	return p.hand(ready)
+}
+
+// retry hands over the records whose names have come since, or will not come any more.
+func (p *pipeline) retry() error {
+	if len(p.held) == 0 {
+		return nil
+	}
+	p.enricher.Clock(time.Now().UnixNano())
+	recs, still := p.scratch[:0], p.held[:0]
+	for i := range p.held {
+		if r := &p.held[i]; p.enricher.EnrichOrWait(r) {
+			recs = append(recs, *r)
+		} else {
+			still = append(still, *r)
+		}
+	}
+	clear(p.held[len(still):])
+	p.held, p.scratch = still, recs
+	return p.hand(recs)
+}
+
+// hand gives records to every exporter, or prints them.
+func (p *pipeline) hand(recs []flowcache.Record) error {
+	if len(recs) == 0 {
+		return nil
 	}
 	if p.printer != nil {
 		if err := p.printer.print(recs); err != nil {
@@ -133,6 +188,10 @@ func (p *pipeline) give(recs []flowcache.Record) error {
 
 // flush ends all flows by force.
 func (p *pipeline) flush() error {
+	p.enricher.NoMore()
+	if err := p.retry(); err != nil {
+		return err
+	}
 	for more := true; more; {
 		var recs []flowcache.Record
 		recs, more = p.cache.Flush(p.scratch[:0], recordsAtOnce)

@@ -86,6 +86,7 @@ type jsonContainer struct {
 	Pod       string `json:"pod,omitempty"`
 	Namespace string `json:"namespace,omitempty"`
 	PodUID    string `json:"podUid,omitempty"`
+	Labels    string `json:"labels,omitempty"`
 }
 
 type jsonTCP struct {
@@ -163,8 +164,8 @@ func endToJSON(e *flowcache.End) *jsonEnd {
 	}
 	if c := e.Container; c != nil {
 		j.Unit = c.ServiceUnit
-		if c.ContainerID != "" || c.PodName != "" {
-			j.Container = &jsonContainer{c.ContainerID, c.ContainerName, c.ContainerImage, c.ContainerRuntime, c.PodName, c.PodNamespace, c.PodUID}
+		if c.ContainerID != "" || c.PodName != "" || c.PodUID != "" {
+			j.Container = &jsonContainer{c.ContainerID, c.ContainerName, c.ContainerImage, c.ContainerRuntime, c.PodName, c.PodNamespace, c.PodUID, c.PodLabels}
 		}
 	}
 	return j
@@ -294,8 +295,12 @@ func who(source, dest *flowcache.End) string {
 // elsewhere names an end that is not here, with a blank after each word.
 func elsewhere(e *flowcache.End) string {
 	s := ""
-	if c := e.Container; c != nil && c.PodName != "" {
+	switch c := e.Container; {
+	case c == nil:
+	case c.PodNamespace != "":
 		s = "pod=" + c.PodNamespace + "/" + c.PodName + " "
+	case c.ContainerName != "":
+		s = "container=" + c.ContainerName + " "
 	}
 	if e.Service != "" {
 		s += "service=" + e.Service + " "

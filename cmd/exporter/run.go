@@ -17,6 +17,7 @@ import (
 
 	"github.com/sockflow/sockflow/bpf"
 	"github.com/sockflow/sockflow/enrich"
+	"github.com/sockflow/sockflow/enrich/runtimes"
 	"github.com/sockflow/sockflow/flowcache"
 	"github.com/sockflow/sockflow/ipfix"
 	"github.com/sockflow/sockflow/sockdiag"
@@ -38,6 +39,10 @@ func run(s *settings, stdout, stderr io.Writer) error {
 	}
 	defer closePrinter()
 
+	namer, err := newNamer(s, log)
+	if err != nil {
+		return err
+	}
 	cgroups := enrich.NewCGroups(s.proc)
 	processes := enrich.NewProcesses(enrich.ProcConfig{Proc: s.proc, CommandLine: s.cmdline}, cgroups)
 	conntrack := enrich.NewConntrack(func() map[uint32]string { return sockdiag.Namespaces(s.proc) })
@@ -52,7 +57,7 @@ func run(s *settings, stdout, stderr io.Writer) error {
 	}
 	p := &pipeline{
 		cache: cache, processes: processes,
-		enricher:  &enrich.Enricher{Processes: processes, CGroups: cgroups},
+		enricher:  &enrich.Enricher{Processes: processes, CGroups: cgroups, Nudge: namer.Nudge},
 		conntrack: conntrack,
 		exporters: exporters, printer: printer,
 		batches: make(flowcache.Batches, 64), pool: make(flowcache.RecordPool, 64),
@@ -101,7 +106,14 @@ func run(s *settings, stdout, stderr io.Writer) error {
 		observing.Wait()
 		close(in)
 	}()
-	m := &metrics{p: p, ebpf: ebpf, exporters: exporters, done: srcCtx}
+	names := make(chan *enrich.ContainerUpdate, 16)
+	p.names = names
+	observing.Add(1)
+	go func() { // ends with srcCtx
+		defer observing.Done()
+		namer.Run(srcCtx, names)
+	}()
+	m := &metrics{p: p, ebpf: ebpf, namer: namer, exporters: exporters, done: srcCtx}
 	for _, src := range srcs {
 		if n, ok := src.(*sockdiag.Source); ok {
 			m.netlink = n
@@ -133,6 +145,23 @@ func run(s *settings, stdout, stderr io.Writer) error {
 		return nil // the reader of our output has seen enough
 	}
 	return err
+}
+
+// newNamer watches the container runtimes of the flags.
+func newNamer(s *settings, log *slog.Logger) (*runtimes.Watcher, error) {
+	cfg := s.runtimes
+	cfg.Notify = func(ok bool, line string) {
+		if ok {
+			log.Info(line)
+		} else {
+			log.Warn(line)
+		}
+	}
+	w, err := runtimes.New(cfg)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return w, nil
 }
 
 func newLogger(w io.Writer, level string) *slog.Logger {
@@ -296,7 +325,10 @@ func reportStatus(ctx context.Context, m *metrics, log *slog.Logger) {
 				"forgotten", st.cache.Forgotten),
 			slog.Group("records", "idle", st.cache.Records[flowcache.EndIdle], "active", st.cache.Records[flowcache.EndActive],
 				"end", st.cache.Records[flowcache.EndDetected], "forced", st.cache.Records[flowcache.EndForced], "lack", st.cache.Records[flowcache.EndLack]),
-			slog.Any("processes", st.processes), slog.Any("conntrack", st.conntrack),
+			slog.Any("processes", st.processes), slog.Any("conntrack", st.conntrack), slog.Any("containers", st.containers), slog.Any("held", st.held),
+		}
+		for _, r := range m.namer.Stats() {
+			args = append(args, slog.Any(r.Kind, r))
 		}
 		if m.ebpf != nil {
 			args = append(args, slog.Any("ebpf", m.ebpf.Stats()))

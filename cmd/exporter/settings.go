@@ -11,6 +11,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/sockflow/sockflow/bpf"
+	"github.com/sockflow/sockflow/enrich/runtimes"
 )
 
 // settings are the flags of run. Each is also SOCKFLOW_<NAME> in the environment and a key of the --config file; the command
@@ -34,6 +35,7 @@ type settings struct {
 	templateRefresh  time.Duration
 	reconnectMin     time.Duration
 	reconnectMax     time.Duration
+	runtimes         runtimes.Config
 	nodeName         string
 	cmdline          bool
 	proc             string
@@ -43,9 +45,6 @@ type settings struct {
 }
 
 const defaultMetrics = "127.0.0.1:9469"
-
-// later names flags of parts that are not built yet.
-var later = []string{"containerd", "docker", "cri"}
 
 func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.SortFlags = false
@@ -73,9 +72,18 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.metrics, "metrics", defaultMetrics, "serve Prometheus metrics at this `ADDRESS`:PORT, /metrics and /healthz; none: do not")
 	f.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&s.config, "config", "", "read settings from this YAML `file` (keys are the flags' names)")
-	f.String("containerd", "", "containerd's socket (not built yet)")
-	f.String("docker", "", "Docker's socket (not built yet)")
-	f.String("cri", "", "a CRI runtime's socket (not built yet)")
+	addRuntimeFlags(f, &s.runtimes)
+}
+
+// addRuntimeFlags adds the flags that say where container runtimes are.
+func addRuntimeFlags(f *pflag.FlagSet, c *runtimes.Config) {
+	f.StringVar(&c.Containerd, "containerd", "auto", "containerd's `SOCKET`s, separated by commas; auto: where they usually are; none")
+	f.StringVar(&c.Docker, "docker", "auto", "Docker's `SOCKET`; auto; none")
+	f.StringVar(&c.CRI, "cri", "auto", "`SOCKET` of a CRI runtime that is not containerd, such as CRI-O; auto; none")
+	f.StringVar(&c.Podman, "podman", "auto", "podman's `SOCKET`; auto; none")
+	f.StringSliceVar(&c.Labels, "labels", []string{
+		"app", "app.kubernetes.io/name", "com.docker.compose.project", "com.docker.compose.service", "com.docker.swarm.service.name",
+	}, "export these labels of pods and containers, by their `KEY`s")
 }
 
 // load completes the flags by the environment and the configuration file, and checks them.
@@ -115,11 +123,6 @@ func (s *settings) load(f *pflag.FlagSet) error {
 			return err
 		}
 	}
-	for _, name := range later {
-		if f.Changed(name) && f.Lookup(name).Value.String() != "none" {
-			return usagef("--%s: not built yet", name)
-		}
-	}
 	return s.check()
 }
 
@@ -139,6 +142,9 @@ func (s *settings) loadFile(f *pflag.FlagSet, set func(name, value, from string)
 		list, ok := value.([]any)
 		if !ok {
 			list = []any{value}
+		}
+		if fl := f.Lookup(name); fl.Value.Type() == "stringSlice" {
+			list = []any{strings.Trim(strings.Join(strings.Fields(fmt.Sprint(list)), ","), "[]")}
 		}
 		if len(list) > 1 && name != "collector" {
 			return usagef("--config %s: %s takes one value", s.config, name)

@@ -1,0 +1,320 @@
+package runtimes
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	apievents "github.com/containerd/containerd/api/events"
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	eventsapi "github.com/containerd/containerd/api/services/events/v1"
+	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
+	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
+	"github.com/containerd/containerd/api/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/sockflow/sockflow/enrich"
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// containerd speaks to containerd: it follows the event stream, and asks for each container that was created, since events carry no
+// labels. What CRI knows of pods is in the containers' labels and annotations.
+type containerd struct {
+	e          *endpoint
+	containers containersapi.ContainersClient
+	namespaces namespacesapi.NamespacesClient
+	sandboxes  sandboxapi.StoreClient
+	pods       map[string]*flowcache.Workload // by namespace/id of the sandbox
+	list       uint64
+}
+
+func newContainerd(e *endpoint) client { return &containerd{e: e} }
+
+// Docker keeps its containers here, without names: they are asked for at its own socket.
+const dockersNamespace = "moby"
+
+const maxMessage = 16 << 20 // kubelet's limit
+
+// dial returns a connection to a socket. It does not wait for it.
+func dial(socket string) (*grpc.ClientConn, error) {
+	return grpc.NewClient("unix://"+socket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithDisableServiceConfig(), grpc.WithNoProxy())
+}
+
+func (c *containerd) watch(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	conn, err := dial(c.e.socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	c.containers = containersapi.NewContainersClient(conn)
+	c.namespaces = namespacesapi.NewNamespacesClient(conn)
+	c.sandboxes = sandboxapi.NewStoreClient(conn)
+	c.pods = map[string]*flowcache.Workload{}
+	if err := c.ping(ctx); err != nil {
+		return err
+	}
+	stream, err := eventsapi.NewEventsClient(conn).Subscribe(ctx, &eventsapi.SubscribeRequest{
+		Filters: []string{`topic~="^/containers/"`, `topic=="/tasks/start"`},
+	})
+	if err != nil {
+		return err
+	}
+	events := make(chan *types.Envelope)
+	failed := make(chan error, 1)
+	go func() { // ends with ctx, or the stream
+		for {
+			ev, err := stream.Recv()
+			if err != nil {
+				failed <- err
+				return
+			}
+			select {
+			case events <- ev:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	if err := c.listAll(ctx); err != nil {
+		return err
+	}
+	c.e.answers(ctx)
+	ping := time.NewTicker(pingInterval)
+	defer ping.Stop()
+	// The subscription may have begun after the first list: once more soon.
+	again := time.NewTimer(time.Second)
+	defer again.Stop()
+	for {
+		select {
+		case ev := <-events:
+			c.e.events.Add(1)
+			err = c.event(ctx, ev)
+			c.e.flush(ctx)
+		case err = <-failed:
+		case <-again.C:
+			again.Reset(listInterval)
+			err = c.listAll(ctx)
+		case <-ping.C:
+			err = c.ping(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (c *containerd) ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	_, err := c.namespaces.List(ctx, &namespacesapi.ListNamespacesRequest{})
+	return plain(err)
+}
+
+// plain makes an error that errors.Is understands of one of gRPC.
+func plain(err error) error {
+	switch status.Code(err) {
+	case codes.OK:
+		return nil
+	case codes.DeadlineExceeded:
+		return context.DeadlineExceeded
+	}
+	return errors.New(status.Convert(err).Message())
+}
+
+func within(ctx context.Context, namespace string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "containerd-namespace", namespace)
+}
+
+// listAll reads every container of every namespace, one at a time.
+func (c *containerd) listAll(ctx context.Context) error {
+	began := time.Now()
+	c.list++
+	short, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	all, err := c.namespaces.List(short, &namespacesapi.ListNamespacesRequest{})
+	if err != nil {
+		return plain(err)
+	}
+	for _, ns := range all.Namespaces {
+		if ns.Name == dockersNamespace {
+			continue
+		}
+		if err := c.listNamespace(ctx, ns.Name); err != nil {
+			return plain(err)
+		}
+	}
+	c.e.listed(c.list, began)
+	c.e.flush(ctx)
+	return nil
+}
+
+func (c *containerd) listNamespace(ctx context.Context, ns string) error {
+	ctx, cancel := context.WithTimeout(within(ctx, ns), 10*patience)
+	defer cancel()
+	stream, err := c.containers.ListStream(ctx, &containersapi.ListContainersRequest{})
+	if err != nil {
+		return err
+	}
+	var waiting []*containersapi.Container // for their sandboxes
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		s := parseSpec(m.Container.GetSpec().GetValue())
+		if id := c.sandboxOf(m.Container, s); id != "" && id != m.Container.ID && c.pods[ns+"/"+id] == nil && len(waiting) < maxKnown {
+			waiting = append(waiting, m.Container)
+			continue
+		}
+		c.put(ctx, ns, m.Container, s)
+	}
+	for _, m := range waiting {
+		c.put(ctx, ns, m, parseSpec(m.GetSpec().GetValue()))
+	}
+	return nil
+}
+
+func (c *containerd) event(ctx context.Context, ev *types.Envelope) error {
+	ns := ev.GetNamespace()
+	if ns == dockersNamespace {
+		return nil
+	}
+	id := ""
+	switch ev.GetTopic() {
+	case "/containers/create", "/containers/update":
+		var m apievents.ContainerCreate // the id is field 1 of both
+		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) == nil {
+			id = m.ID
+		}
+	case "/tasks/start": // by now a sandbox has its addresses
+		var m apievents.TaskStart
+		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) != nil || c.pods[ns+"/"+m.ContainerID] == nil {
+			return nil
+		}
+		id = m.ContainerID
+	case "/containers/delete":
+		var m apievents.ContainerDelete
+		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) == nil {
+			delete(c.pods, ns+"/"+m.ID)
+			c.e.end(ns+"/"+m.ID, ev.GetTimestamp().AsTime())
+		}
+		return nil
+	}
+	if id == "" {
+		return nil
+	}
+	m, err := c.get(ctx, ns, id)
+	if m == nil {
+		return err
+	}
+	c.put(ctx, ns, m, parseSpec(m.GetSpec().GetValue()))
+	return nil
+}
+
+// get returns a container, nil if it is gone.
+func (c *containerd) get(ctx context.Context, ns, id string) (*containersapi.Container, error) {
+	ctx, cancel := context.WithTimeout(within(ctx, ns), patience)
+	defer cancel()
+	r, err := c.containers.Get(ctx, &containersapi.GetContainerRequest{ID: id})
+	switch status.Code(err) {
+	case codes.OK:
+		return r.GetContainer(), nil
+	case codes.NotFound:
+		return nil, nil
+	}
+	return nil, plain(err)
+}
+
+func (c *containerd) sandboxOf(m *containersapi.Container, s spec) string {
+	if s.Annotations[annotationSandbox] != "" {
+		return s.Annotations[annotationSandbox]
+	}
+	return m.GetSandbox()
+}
+
+// put tells of a container. The pod's names are its sandbox's, which has the labels that the pod's author gave.
+func (c *containerd) put(ctx context.Context, ns string, m *containersapi.Container, s spec) {
+	labels := m.GetLabels()
+	t := enrich.Container{
+		Workload: flowcache.Workload{
+			CGroupPath: s.cgroup(), ContainerID: m.GetID(), ContainerImage: m.GetImage(), ContainerRuntime: "containerd",
+			PodLabels: choose(c.e.labels, labels),
+		},
+		Created: m.GetCreatedAt().AsTime().UnixNano(),
+	}
+	w := &t.Workload
+	switch {
+	case labels[containerName] != "":
+		w.ContainerName = labels[containerName]
+	case labels["nerdctl/name"] != "":
+		w.ContainerName = labels["nerdctl/name"]
+	case len(w.ContainerID) < 64:
+		w.ContainerName = w.ContainerID // somebody chose it
+	}
+	if ref := s.Annotations[annotationImage]; ref != "" {
+		w.ContainerImage = ref
+	}
+	if id := c.sandboxOf(m, s); id != "" {
+		pod := c.pods[ns+"/"+id]
+		if id == m.GetID() {
+			pod = podOf(labels, w.PodLabels)
+			if len(c.pods) < maxKnown {
+				c.pods[ns+"/"+id] = pod
+			}
+			t.Behind = pod
+			t.Addresses = c.addresses(ctx, ns, m)
+		} else if pod == nil {
+			// It came while we looked away.
+			if sandbox, _ := c.get(ctx, ns, id); sandbox != nil {
+				own := sandbox.GetLabels()
+				pod = podOf(own, choose(c.e.labels, own))
+			} else {
+				pod = podOf(labels, "")
+			}
+		}
+		w.PodName, w.PodNamespace, w.PodUID = pod.PodName, pod.PodNamespace, pod.PodUID
+		if pod.PodLabels != "" {
+			w.PodLabels = pod.PodLabels
+		}
+	}
+	c.e.put(ctx, ns+"/"+m.GetID(), t, c.list)
+}
+
+func podOf(labels map[string]string, chosen string) *flowcache.Workload {
+	return &flowcache.Workload{PodName: labels[podName], PodNamespace: labels[podNamespace], PodUID: labels[podUID], PodLabels: chosen}
+}
+
+// addresses returns those of a pod, none before it has any. containerd 2 keeps what it knows of sandboxes in a store of its own.
+func (c *containerd) addresses(ctx context.Context, ns string, m *containersapi.Container) []flowcache.Addr {
+	if x := m.GetExtensions()[sandboxMetadata]; x != nil {
+		return parseSandbox(x.GetValue())
+	}
+	ctx, cancel := context.WithTimeout(within(ctx, ns), patience)
+	defer cancel()
+	r, err := c.sandboxes.Get(ctx, &sandboxapi.StoreGetRequest{SandboxID: m.GetID()})
+	if err != nil {
+		return nil
+	}
+	for _, x := range r.GetSandbox().GetExtensions() {
+		if a := parseSandbox(x.GetValue()); a != nil {
+			return a
+		}
+	}
+	return nil
+}

@@ -1,0 +1,222 @@
+package runtimes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/sockflow/sockflow/enrich"
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// client speaks to one kind of runtime.
+type client interface {
+	// watch connects, tells every container there is, and then what changes, until it fails or ctx ends.
+	watch(ctx context.Context) error
+}
+
+// Stats are the counts of one runtime.
+type Stats struct {
+	Kind, Socket string
+	Answering    bool
+	Containers   int
+	Events       uint64 // told by the runtime
+	Connects     uint64 // times that it began to answer
+	Errors       uint64 // times that it could not be reached, or did not answer in time
+	Overflow     uint64 // containers too many to be followed
+}
+
+// Error is a runtime that does not answer as it should.
+type Error struct {
+	Kind, Socket string
+	Err          error
+}
+
+func (e *Error) Error() string { return e.Kind + " at " + e.Socket + ": " + e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+var (
+	errNotAbsolute = errors.New("the path of a socket must begin with a slash")
+	errNotSocket   = errors.New("this is no socket")
+	errSilent      = errors.New("no answer in time")
+)
+
+const (
+	// A runtime that takes longer for an answer does not answer.
+	patience = 3 * time.Second
+	// How often a runtime that says nothing is asked whether it is there, and how often for everything it has, should something have
+	// been missed.
+	pingInterval = 5 * time.Second
+	listInterval = time.Minute
+	// Waits between two attempts; for a socket to appear.
+	retryMin, retryMax = time.Second, 10 * time.Second
+	appearInterval     = 2 * time.Second
+
+	maxKnown  = 1 << 15
+	batchSize = 128
+)
+
+// endpoint is one socket.
+type endpoint struct {
+	kind, socket string
+	chosen       bool // by a flag: its absence is worth a word
+	labels       []string
+	notify       func(ok bool, line string)
+	client       client
+	nudged       chan struct{}
+
+	out     chan<- *enrich.ContainerUpdate
+	up      bool
+	said    bool // that it does not answer
+	known   map[string]known
+	pending []enrich.Container
+
+	settled                           atomic.Bool // it has told all, or cannot
+	answering, containers             atomic.Int64
+	events, connects, fails, overflow atomic.Uint64
+}
+
+// known is what must be kept of a container to tell of its end.
+type known struct {
+	path    string
+	id      string
+	created int64
+	seen    uint64 // the list that showed it
+}
+
+func (e *endpoint) stats() Stats {
+	return Stats{
+		Kind: e.kind, Socket: e.socket, Answering: e.answering.Load() != 0, Containers: int(e.containers.Load()),
+		Events: e.events.Load(), Connects: e.connects.Load(), Errors: e.fails.Load(), Overflow: e.overflow.Load(),
+	}
+}
+
+// run watches, and tries again, until ctx ends.
+func (e *endpoint) run(ctx context.Context, out chan<- *enrich.ContainerUpdate) {
+	e.out = out
+	retry := retryMin
+	for ctx.Err() == nil {
+		if _, err := os.Stat(e.socket); err != nil {
+			if e.chosen {
+				e.away(ctx, err)
+			}
+			e.settled.Store(true)
+			wait(ctx, appearInterval)
+			continue
+		}
+		began := time.Now()
+		// Until it has failed names may be expected of it.
+		e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: !e.said})
+		err := e.client.watch(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		e.fails.Add(1)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = errSilent
+		}
+		e.away(ctx, err)
+		if time.Since(began) > 2*retryMax {
+			retry = retryMin
+		}
+		wait(ctx, retry/2+rand.N(retry/2+1))
+		retry = min(2*retry, retryMax)
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+func (e *endpoint) tell(ctx context.Context, u *enrich.ContainerUpdate) {
+	select {
+	case e.out <- u:
+	case <-ctx.Done():
+	}
+}
+
+// away notes that the runtime does not answer. What it told stays known: its containers live on without it.
+func (e *endpoint) away(ctx context.Context, err error) {
+	e.pending = nil
+	e.up = false
+	e.settled.Store(true)
+	if e.answering.Swap(0) != 0 || !e.said {
+		e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket})
+	}
+	if !e.said {
+		e.said = true
+		e.notify(false, (&Error{e.kind, e.socket, err}).Error()+": new containers are not named until it answers")
+	}
+}
+
+// answers notes that the runtime has told all it has.
+func (e *endpoint) answers(ctx context.Context) {
+	e.flush(ctx)
+	e.settled.Store(true)
+	if e.up {
+		return
+	}
+	e.up, e.said = true, false
+	e.connects.Add(1)
+	e.answering.Store(1)
+	e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: true})
+	e.notify(true, fmt.Sprintf("%s at %s names containers; it has %d", e.kind, e.socket, len(e.known)))
+}
+
+// put tells of a container, which key names among those of this runtime; list is that which showed it, 0 if none did.
+func (e *endpoint) put(ctx context.Context, key string, c enrich.Container, list uint64) {
+	k, ok := e.known[key]
+	if !ok && len(e.known) >= maxKnown {
+		e.overflow.Add(1)
+		return
+	}
+	if list == 0 {
+		list = k.seen
+	}
+	e.known[key] = known{c.Workload.CGroupPath, c.Workload.ContainerID, c.Created, list}
+	e.containers.Store(int64(len(e.known)))
+	e.pending = append(e.pending, c)
+	if len(e.pending) >= batchSize {
+		e.flush(ctx)
+	}
+}
+
+// end tells that a container is gone.
+func (e *endpoint) end(key string, at time.Time) {
+	k, ok := e.known[key]
+	if !ok {
+		return
+	}
+	delete(e.known, key)
+	e.containers.Store(int64(len(e.known)))
+	e.pending = append(e.pending, enrich.Container{
+		Workload: flowcache.Workload{ContainerID: k.id, CGroupPath: k.path}, Created: k.created, Ended: at.UnixNano(),
+	})
+}
+
+// listed ends what the list does not show. Those told of by events since before it began are not older than began.
+func (e *endpoint) listed(list uint64, began time.Time) {
+	for key, k := range e.known {
+		if k.seen != list && k.created < began.UnixNano() {
+			e.end(key, began)
+		}
+	}
+}
+
+// flush sends what is waiting.
+func (e *endpoint) flush(ctx context.Context) {
+	if len(e.pending) == 0 {
+		return
+	}
+	e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: true, Containers: e.pending})
+	e.pending = nil
+}
