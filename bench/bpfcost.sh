@@ -7,11 +7,11 @@
 # Needs root and the packages of bench/README.md. Usage: [NAME=value...] bench/bpfcost.sh
 #   N=100000            connections
 #   RATE=5000           a second
-#   EMPTY_NS=56         what the kernel reads for a program that does nothing: reading the clock twice
+#   EMPTY_NS=           what the kernel reads for a program that does nothing, reading the clock twice; default: measured here and now
 #   EXPORTER=binary     default: built from this tree
 set -euo pipefail
 cd "$(dirname "$0")/.."
-n=${N:-100000} rate=${RATE:-5000} empty=${EMPTY_NS:-56}
+n=${N:-100000} rate=${RATE:-5000}
 port=19997
 dir=$(mktemp -d)
 sink='' exporter='' stats=/proc/sys/kernel/bpf_stats_enabled
@@ -32,7 +32,8 @@ if [ -n "${EXPORTER:-}" ]; then
 else
 	CGO_ENABLED=0 go build -o "$dir/exporter" ./cmd/exporter
 fi
-go build -o "$dir/" ./bench/load ./bench/sink
+go build -o "$dir/" ./bench/load ./bench/sink ./bench/empty
+empty=${EMPTY_NS:-$("$dir/empty")}
 echo 1 >$stats
 "$dir/sink" -port "$port" &
 sink=$!

@@ -100,7 +100,7 @@ start_probe() {
 	local command
 	case $1 in
 	null) command=(sleep 1000000) ;;
-	sockflow) command=("$dir/exporter" -c "udp://127.0.0.1:$port") ;;
+	sockflow) command=("$dir/exporter" -c "udp://127.0.0.1:$port" ${FLAGS:-}) ;;
 	conntrack) command=(conntrack -E) ;;
 	# In runs of seconds softflowd and pmacctd export next to nothing, which flatters them: a TCP flow waits for minutes
 	# after its FIN. sockflow exports a connection when it ends.
