@@ -1,6 +1,7 @@
 package ipfix
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -9,19 +10,10 @@ import (
 )
 
 // AgentJSON makes the JSON of ntop's "packetless" agents, one object for each end of a flow that is on this host. Its counters of TCP
-// are totals of the flow, so it remembers them for as long as the flow lives. It belongs to one goroutine.
+// are the totals of the socket, as the kernel counts them.
 type AgentJSON struct {
-	totals   map[agentFlow]*agentTotals
 	Exporter netip.Addr // of this host; the zero value is left out
 }
-
-type agentFlow struct {
-	key          flowcache.Key
-	source, dest uint64 // cookies
-	atSource     bool   // the totals are those of the end at the source
-}
-
-type agentTotals struct{ sent, received, segmentsOut, segmentsIn, retransmitted uint64 }
 
 type agentObject struct {
 	Timestamp string `json:"timestamp"` // seconds.microseconds
@@ -94,9 +86,9 @@ func (a *AgentJSON) Append(dst []byte, r *flowcache.Record, separator byte) []by
 }
 
 func (a *AgentJSON) object(dst []byte, r *flowcache.Record, source bool) []byte {
-	end, key, out, in := &r.Source, r.Key, &r.Forward, &r.Reverse
+	end, key, out, in, sent := &r.Source, r.Key, &r.ForwardTotal, &r.ReverseTotal, r.Forward.Packets
 	if !source {
-		end, key, out, in = &r.Dest, r.Key.Reverse(), &r.Reverse, &r.Forward
+		end, key, out, in, sent = &r.Dest, r.Key.Reverse(), &r.ReverseTotal, &r.ForwardTotal, r.Reverse.Packets
 	}
 	o := agentObject{
 		Timestamp: fmt.Sprintf("%d.%06d", r.End/1e9, r.End%1e9/1e3), Version: 4, Protocol: key.Proto,
@@ -112,7 +104,7 @@ func (a *AgentJSON) object(dst []byte, r *flowcache.Record, source bool) []byte 
 	if a.Exporter.Is4() {
 		o.Exporter4 = a.Exporter.String()
 	}
-	a.event(&o, r, source, out)
+	o.event(r, source, sent)
 	if end.Process.PID != 0 {
 		o.Process = &agentProcess{PID: end.Process.PID, UID: known(end.UID), GID: known(end.GID)}
 	}
@@ -126,11 +118,10 @@ func (a *AgentJSON) object(dst []byte, r *flowcache.Record, source bool) []byte 
 		}
 	}
 	if r.HasTCP {
-		t := a.total(agentFlow{r.Key, r.Source.Cookie, r.Dest.Cookie, source}, r, out, in)
 		o.TCP = &agentTCP{
-			State: agentState(r.TCP.State), SegmentsIn: t.segmentsIn, SegmentsOut: t.segmentsOut, Unacked: r.TCP.Unacked,
-			Retransmitted: t.retransmitted, Lost: r.TCP.Lost, RTT: float64(r.TCP.SRTT) / 1000, RTTVariance: float64(r.TCP.RTTVar) / 1000,
-			Received: t.received, Acked: t.sent,
+			State: agentState(r.TCP.State), SegmentsIn: in.Packets, SegmentsOut: out.Packets, Unacked: r.TCP.Unacked,
+			Retransmitted: out.RetransPackets, Lost: r.TCP.Lost, RTT: float64(r.TCP.SRTT) / 1000, RTTVariance: float64(r.TCP.RTTVar) / 1000,
+			Received: in.Payload, Acked: out.Payload,
 		}
 	}
 	b, err := json.Marshal(&o)
@@ -141,9 +132,9 @@ func (a *AgentJSON) object(dst []byte, r *flowcache.Record, source bool) []byte 
 }
 
 // event says what happened, in the words of ntop's agents.
-func (a *AgentJSON) event(o *agentObject, r *flowcache.Record, source bool, out *flowcache.Counters) {
+func (o *agentObject) event(r *flowcache.Record, source bool, sent uint64) {
 	switch {
-	case !r.HasTCP && out.Packets > 0:
+	case !r.HasTCP && sent > 0:
 		o.UDPEvent = "SEND"
 	case !r.HasTCP:
 		o.UDPEvent = "RECV"
@@ -158,26 +149,45 @@ func (a *AgentJSON) event(o *agentObject, r *flowcache.Record, source bool, out 
 	}
 }
 
-// total adds a record to its flow. A flow's last record, and one that leaves a full cache, ends the memory of it: there are never more
-// totals than flows in the cache.
-func (a *AgentJSON) total(f agentFlow, r *flowcache.Record, out, in *flowcache.Counters) agentTotals {
-	t := a.totals[f]
-	if t == nil {
-		t = &agentTotals{}
-		if a.totals == nil {
-			a.totals = map[agentFlow]*agentTotals{}
-		}
-		a.totals[f] = t
+// AppendCounter appends the state of a network interface.
+func (a *AgentJSON) AppendCounter(dst []byte, i *flowcache.Interface) []byte {
+	var device uint32 // a number, in the order of the host
+	if a.Exporter.Is4() {
+		v4 := a.Exporter.As4()
+		device = binary.BigEndian.Uint32(v4[:])
 	}
-	t.sent += out.Payload
-	t.received += in.Payload
-	t.segmentsOut += out.Packets
-	t.segmentsIn += in.Packets
-	t.retransmitted += out.RetransPackets
-	if r.Final || r.EndReason == flowcache.EndLack {
-		delete(a.totals, f)
+	status := "Down"
+	if i.Up {
+		status = "Up"
 	}
-	return *t
+	c := struct {
+		Device      uint32          `json:"deviceIP"`
+		Index       uint32          `json:"ifIndex"`
+		Name        string          `json:"ifName"`
+		Type        uint16          `json:"ifType"`
+		Speed       uint64          `json:"ifSpeed"`
+		Direction   string          `json:"ifDirection"`
+		Admin       string          `json:"ifAdminStatus"`
+		Operation   string          `json:"ifOperStatus"`
+		InOctets    uint64          `json:"ifInOctets"`
+		InPackets   uint64          `json:"ifInPackets"`
+		InErrors    uint64          `json:"ifInErrors"`
+		OutOctets   uint64          `json:"ifOutOctets"`
+		OutPackets  uint64          `json:"ifOutPackets"`
+		OutErrors   uint64          `json:"ifOutErrors"`
+		Promiscuous bool            `json:"ifPromiscuousMode"`
+		Container   *AgentContainer `json:"LOCAL_CONTAINER,omitempty"`
+	}{
+		Device: device, Index: i.Index, Name: i.Name, Type: i.Type, Direction: "Full", Admin: status, Operation: status,
+		InOctets: i.In.Octets, InPackets: i.In.Packets, InErrors: i.In.Errors,
+		OutOctets: i.Out.Octets, OutPackets: i.Out.Packets, OutErrors: i.Out.Errors,
+		Container: NewAgentContainer(i.Container),
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return dst // numbers and strings only: it cannot be
+	}
+	return append(dst, b...)
 }
 
 // NewAgentContainer returns w for JSON; nil where there is no container.

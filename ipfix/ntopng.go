@@ -308,7 +308,7 @@ func (x *Ntopng) fill(within time.Duration) {
 		x.volume[1] += rec.Forward.Packets + rec.Reverse.Packets
 	}
 	for i := range r.Interfaces { // totals: the next ones make up for any that find nobody
-		x.send("counter", 0, x.counter(&r.Interfaces[i]), within)
+		x.send("counter", 0, x.agent.AppendCounter(nil, &r.Interfaces[i]), within)
 	}
 	x.rest, x.at = nil, 0
 	r.Release()

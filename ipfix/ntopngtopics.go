@@ -1,12 +1,8 @@
 package ipfix
 
 import (
-	"encoding/binary"
 	"encoding/json"
-	"net/netip"
 	"time"
-
-	"github.com/sockflow/sockflow/flowcache"
 )
 
 // tell publishes what ntopng wants to know of a probe: the names of the fields (topic template) and its state (topic event).
@@ -122,47 +118,6 @@ func (x *Ntopng) event() []byte {
 		"timeout": map[string]any{"lifetime": int(x.cfg.ActiveTimeout.Seconds()), "idle": int(x.cfg.IdleTimeout.Seconds()), "collected_lifetime": 0},
 		"zmq":     map[string]any{"num_flow_exports": st.Records, "num_zmq_exporters": 1},
 	})
-	if err != nil {
-		return nil // numbers and strings only: it cannot be
-	}
-	return b
-}
-
-// counter is the state of a network interface.
-func (x *Ntopng) counter(i *flowcache.Interface) []byte {
-	var device uint32 // a number, in the order of the host
-	if a, err := netip.ParseAddr(x.pub.local()); err == nil && a.Unmap().Is4() {
-		v4 := a.Unmap().As4()
-		device = binary.BigEndian.Uint32(v4[:])
-	}
-	status := "Down"
-	if i.Up {
-		status = "Up"
-	}
-	c := struct {
-		Device      uint32          `json:"deviceIP"`
-		Index       uint32          `json:"ifIndex"`
-		Name        string          `json:"ifName"`
-		Type        uint16          `json:"ifType"`
-		Speed       uint64          `json:"ifSpeed"`
-		Direction   string          `json:"ifDirection"`
-		Admin       string          `json:"ifAdminStatus"`
-		Operation   string          `json:"ifOperStatus"`
-		InOctets    uint64          `json:"ifInOctets"`
-		InPackets   uint64          `json:"ifInPackets"`
-		InErrors    uint64          `json:"ifInErrors"`
-		OutOctets   uint64          `json:"ifOutOctets"`
-		OutPackets  uint64          `json:"ifOutPackets"`
-		OutErrors   uint64          `json:"ifOutErrors"`
-		Promiscuous bool            `json:"ifPromiscuousMode"`
-		Container   *AgentContainer `json:"LOCAL_CONTAINER,omitempty"`
-	}{
-		Device: device, Index: i.Index, Name: i.Name, Type: i.Type, Direction: "Full", Admin: status, Operation: status,
-		InOctets: i.In.Octets, InPackets: i.In.Packets, InErrors: i.In.Errors,
-		OutOctets: i.Out.Octets, OutPackets: i.Out.Packets, OutErrors: i.Out.Errors,
-		Container: NewAgentContainer(i.Container),
-	}
-	b, err := json.Marshal(c)
 	if err != nil {
 		return nil // numbers and strings only: it cannot be
 	}
