@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/sockflow/sockflow/flowcache"
 )
@@ -61,9 +62,9 @@ type socket struct {
 	cong                 [16]byte
 }
 
-// walk calls f for each socket of a datagram of netlink messages. It returns errDone at the end of a dump, the kernel's error
-// as a syscall.Errno by code, and never reads beyond b.
-func walk(b []byte, s *socket, f func(*socket), kernelError func(int32) error) error {
+// messages calls f for each netlink message of a datagram. It returns errDone at the end of a dump, the kernel's error as a
+// syscall.Errno, what f returns, and never reads beyond b.
+func messages(b []byte, f func(kind uint16, body []byte) error) error {
 	for len(b) >= nlmsgHeader {
 		length, kind := int(ne.Uint32(b)), ne.Uint16(b[4:])
 		if length < nlmsgHeader || length > len(b) {
@@ -79,17 +80,45 @@ func walk(b []byte, s *socket, f func(*socket), kernelError func(int32) error) e
 				return errTruncated
 			}
 			if code := int32(ne.Uint32(body)); code != 0 {
-				return kernelError(-code)
+				return syscall.Errno(-code)
 			}
-		case sockDiagByFamily:
-			if err := s.parse(body); err != nil {
+		default:
+			if err := f(kind, body); err != nil {
 				return err
 			}
-			f(s)
 		}
 	}
 	if len(b) != 0 {
 		return errTruncated
+	}
+	return nil
+}
+
+// walk calls f for each socket of a datagram, with the errors of messages.
+func walk(b []byte, s *socket, f func(*socket)) error {
+	return messages(b, func(kind uint16, body []byte) error {
+		if kind != sockDiagByFamily {
+			return nil
+		}
+		if err := s.parse(body); err != nil {
+			return err
+		}
+		f(s)
+		return nil
+	})
+}
+
+// attributes calls f for each struct nlattr of b. It returns errTruncated for one that does not fit.
+func attributes(b []byte, f func(kind uint16, v []byte) error) error {
+	for len(b) >= nlattHeader {
+		length, kind := int(ne.Uint16(b)), ne.Uint16(b[2:])&0x3fff
+		if length < nlattHeader || length > len(b) {
+			return fmt.Errorf("attribute %d: %w", kind, errTruncated)
+		}
+		if err := f(kind, b[nlattHeader:length]); err != nil {
+			return err
+		}
+		b = b[min(align(length), len(b)):]
 	}
 	return nil
 }
@@ -110,12 +139,7 @@ func (s *socket) parse(b []byte) error {
 	}
 	s.cookie = uint64(ne.Uint32(b[44:])) | uint64(ne.Uint32(b[48:]))<<32
 	s.uid, s.inode = ne.Uint32(b[64:]), ne.Uint32(b[68:])
-	for b = b[messageLen:]; len(b) >= nlattHeader; {
-		length, kind := int(ne.Uint16(b)), ne.Uint16(b[2:])&0x3fff
-		if length < nlattHeader || length > len(b) {
-			return fmt.Errorf("attribute %d: %w", kind, errTruncated)
-		}
-		v := b[nlattHeader:length]
+	return attributes(b[messageLen:], func(kind uint16, v []byte) error {
 		switch kind {
 		case attrInfo:
 			s.hasInfo = len(v) >= 104 // up to tcpi_total_retrans, which every kernel has
@@ -131,9 +155,8 @@ func (s *socket) parse(b []byte) error {
 				s.cgroup = ne.Uint64(v)
 			}
 		}
-		b = b[min(align(length), len(b)):]
-	}
-	return nil
+		return nil
+	})
 }
 
 // appendRequest appends a dump request (struct inet_diag_req_v2) without its netlink header.

@@ -51,10 +51,9 @@ func namespaces(proc string) (map[uint32]string, int) {
 		if errors.Is(err, os.ErrPermission) {
 			hidden++
 		}
-		s, ok := strings.CutPrefix(link, "net:[")
-		if inode, err := strconv.ParseUint(strings.TrimSuffix(s, "]"), 10, 32); ok && err == nil {
-			if _, have := found[uint32(inode)]; !have {
-				found[uint32(inode)] = path
+		if inode, ok := namespaceInode(link); ok {
+			if _, have := found[inode]; !have {
+				found[inode] = path
 			}
 		}
 	}
@@ -72,6 +71,13 @@ func namespaces(proc string) (map[uint32]string, int) {
 		}
 	}
 	return found, hidden
+}
+
+// namespaceInode reads "net:[INODE]", as the links of /proc/PID/ns/net point to.
+func namespaceInode(link string) (uint32, bool) {
+	s, ok := strings.CutPrefix(link, "net:[")
+	inode, err := strconv.ParseUint(strings.TrimSuffix(s, "]"), 10, 32)
+	return uint32(inode), ok && err == nil
 }
 
 // openNamespace opens the namespace at path, or the caller's if path is empty.
@@ -153,7 +159,7 @@ func (ns *namespace) each(buf []byte, family, proto uint8, states uint32, s *soc
 		err = walk(buf[:n], s, func(s *socket) {
 			s.proto = proto
 			f(s)
-		}, func(code int32) error { return syscall.Errno(code) })
+		})
 		switch {
 		case errors.Is(err, errDone):
 			return nil

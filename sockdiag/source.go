@@ -267,7 +267,7 @@ func (s *Source) watch(ns *namespace, out chan<- *flowcache.Batch) {
 				o.Event = flowcache.EventClose
 			}
 			batch.Observations = append(batch.Observations, o)
-		}, func(code int32) error { return syscall.Errno(code) })
+		})
 		if err != nil {
 			s.errs.Add(1)
 		}

@@ -556,6 +556,8 @@ func (r *running) json() []jsonRecord {
 			}
 			return recs
 		}
-		recs = append(recs, j)
+		if j.Start != "" { // else it is an interface
+			recs = append(recs, j)
+		}
 	}
 }

@@ -26,12 +26,13 @@ import (
 //	kernel events = events read + lost in the ring buffer;        observations = the sum over their fates
 //	records       = per collector: encoded + dropped + waiting
 type metrics struct {
-	p         *pipeline
-	ebpf      *bpf.Source      // nil in netlink mode
-	netlink   *sockdiag.Source // the netlink source, or the audit; nil if there is none
-	exporters []exporter
-	namer     *runtimes.Watcher
-	done      context.Context // ends with the cache loop's sources
+	p          *pipeline
+	ebpf       *bpf.Source      // nil in netlink mode
+	netlink    *sockdiag.Source // the netlink source, or the audit; nil if there is none
+	exporters  []exporter
+	namer      *runtimes.Watcher
+	interfaces *sockdiag.Interfaces // nil if they are not read
+	done       context.Context      // ends with the cache loop's sources
 }
 
 type description struct {
@@ -58,6 +59,9 @@ var (
 	netlinkOverrun = describe(prometheus.CounterValue, "netlink_overruns_total", "Times that netlink told more ends than could be read.")
 	namespaces     = describe(prometheus.GaugeValue, "namespaces", "Network namespaces that netlink reads.")
 	observations   = describe(prometheus.CounterValue, "observations_total", "Observations by what became of them: created a flow, merged into one, direct (a flow that began and ended in one), stale (of a connection that has ended since), listening, closed (a datagram socket), owner (of a datagram socket, known later), suspect (of an audit under way).", "fate")
+	interfaceReads = describe(prometheus.CounterValue, "interface_readings_total", "Readings of the counters of all network interfaces.")
+	interfacesRead = describe(prometheus.CounterValue, "interfaces_read_total", "Network interfaces in these readings.")
+	interfaceFails = describe(prometheus.CounterValue, "interface_errors_total", "Network namespaces whose interfaces could not be read.")
 	flows          = describe(prometheus.GaugeValue, "flows", "Flows in the cache.")
 	pairs          = describe(prometheus.CounterValue, "pairs_total", "Conversations with both ends on this host.")
 	audited        = describe(prometheus.CounterValue, "audit_corrections_total", "What audits corrected: added, a connection that the source had not seen; ended, one whose end it had not told.", "what")
@@ -122,6 +126,12 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 		put(runtimeErrors, r.Errors, r.Kind, r.Socket)
 		put(runtimeKnown, uint64(r.Containers), r.Kind, r.Socket)
 		put(runtimeTooMany, r.Overflow, r.Kind, r.Socket)
+	}
+	if m.interfaces != nil {
+		st := m.interfaces.Stats()
+		put(interfaceReads, st.Readings)
+		put(interfacesRead, st.Interfaces)
+		put(interfaceFails, st.Errors)
 	}
 	// Collectors before the cache: what is under way between the two is then missing there, and not here.
 	for _, x := range m.exporters {

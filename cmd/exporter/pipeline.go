@@ -6,6 +6,7 @@ import (
 
 	"github.com/sockflow/sockflow/enrich"
 	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/sockdiag"
 )
 
 // pipeline is the cache loop: it alone owns the cache and the tables of enrich, and takes what sources tell until they are done.
@@ -20,6 +21,7 @@ type pipeline struct {
 	batches   flowcache.Batches
 	pool      flowcache.RecordPool
 	scratch   []flowcache.Record
+	readings  chan *sockdiag.Reading // of interfaces
 	status    chan func(pipelineStatus)
 	names     <-chan *enrich.ContainerUpdate // what runtimes tell
 	held      []flowcache.Record             // that wait for names
@@ -82,6 +84,10 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 		case now := <-sweep.C:
 			p.processes.Sweep(now.UnixNano())
 			p.enricher.CGroups.Sweep(now.UnixNano())
+		case r := <-p.readings:
+			if err := p.tell(r); err != nil {
+				return err
+			}
 		case f := <-p.status:
 			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats(), p.enricher.CGroups.Stats(), p.heldTotal})
 		}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/netip"
@@ -17,6 +16,7 @@ import (
 // printer writes records for people or programs.
 type printer interface {
 	print(records []flowcache.Record) error
+	interfaces(list []flowcache.Interface) error
 }
 
 // jsonRecord is a record as a JSON line. Names are those of the Information Elements where there is one.
@@ -103,27 +103,6 @@ type jsonTCP struct {
 	Congestion string `json:"congestionControl,omitempty"`
 }
 
-type jsonPrinter struct {
-	w *bufio.Writer
-	e *json.Encoder
-}
-
-func newJSONPrinter(w io.Writer) *jsonPrinter {
-	b := bufio.NewWriterSize(w, 64<<10)
-	e := json.NewEncoder(b)
-	e.SetEscapeHTML(false)
-	return &jsonPrinter{b, e}
-}
-
-func (p *jsonPrinter) print(records []flowcache.Record) error {
-	for i := range records {
-		if err := p.e.Encode(toJSON(&records[i])); err != nil {
-			return err
-		}
-	}
-	return p.w.Flush()
-}
-
 func toJSON(r *flowcache.Record) *jsonRecord {
 	j := &jsonRecord{
 		Start: timestamp(r.Start), End: timestamp(r.End), Reason: r.EndReason.String(), Protocol: protocol(r.Key.Proto),
@@ -164,11 +143,16 @@ func endToJSON(e *flowcache.End) *jsonEnd {
 	}
 	if c := e.Container; c != nil {
 		j.Unit = c.ServiceUnit
-		if c.ContainerID != "" || c.PodName != "" || c.PodUID != "" {
-			j.Container = &jsonContainer{c.ContainerID, c.ContainerName, c.ContainerImage, c.ContainerRuntime, c.PodName, c.PodNamespace, c.PodUID, c.PodLabels}
-		}
+		j.Container = containerToJSON(c)
 	}
 	return j
+}
+
+func containerToJSON(c *flowcache.Workload) *jsonContainer {
+	if c == nil || c.ContainerID == "" && c.PodName == "" && c.PodUID == "" {
+		return nil
+	}
+	return &jsonContainer{c.ContainerID, c.ContainerName, c.ContainerImage, c.ContainerRuntime, c.PodName, c.PodNamespace, c.PodUID, c.PodLabels}
 }
 
 func addressToJSON(t flowcache.Translation) *jsonAddress {
@@ -248,6 +232,9 @@ const (
 	tableFormat = "%-12s %-5s %-28s %-28s %9s %9s %-6s %s\n"
 	headerEvery = 40
 )
+
+// interfaces are not for people to read as they go by.
+func (p *tablePrinter) interfaces([]flowcache.Interface) error { return nil }
 
 func (p *tablePrinter) print(records []flowcache.Record) error {
 	for i := range records {

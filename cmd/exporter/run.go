@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -113,7 +112,15 @@ func run(s *settings, stdout, stderr io.Writer) error {
 		defer observing.Done()
 		namer.Run(srcCtx, names)
 	}()
-	m := &metrics{p: p, ebpf: ebpf, namer: namer, exporters: exporters, done: srcCtx}
+	interfaces, err := s.interfaces.open(s.proc)
+	if err != nil {
+		stopSources(err)
+	}
+	if interfaces != nil {
+		p.readings = make(chan *sockdiag.Reading)
+		go interfaces.Run(srcCtx, p.readings) // ends with srcCtx
+	}
+	m := &metrics{p: p, ebpf: ebpf, interfaces: interfaces, namer: namer, exporters: exporters, done: srcCtx}
 	for _, src := range srcs {
 		if n, ok := src.(*sockdiag.Source); ok {
 			m.netlink = n
@@ -198,20 +205,13 @@ func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, 
 	var out printer
 	done := func() {}
 	for _, url := range s.collectors {
-		if path, ok := strings.CutPrefix(url, "json:"); ok {
+		if strings.HasPrefix(url, "json:") {
 			if out != nil {
 				return nil, nil, nil, usagef("collector %q: only one json: destination", url)
 			}
-			if path == "-" || path == "" {
-				out = newJSONPrinter(stdout)
-				continue
+			if out, done, err = openJSON(url, stdout); err != nil {
+				return nil, nil, nil, err
 			}
-			f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-			if err != nil {
-				return nil, nil, nil, fmt.Errorf("collector %q: %w", url, err)
-			}
-			done = func() { f.Close() }
-			out = newJSONPrinter(f)
 			continue
 		}
 		if strings.HasPrefix(url, "zmq:") {

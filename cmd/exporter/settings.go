@@ -36,6 +36,7 @@ type settings struct {
 	reconnectMin     time.Duration
 	reconnectMax     time.Duration
 	runtimes         runtimes.Config
+	interfaces       interfaceSettings
 	nodeName         string
 	cmdline          bool
 	proc             string
@@ -66,6 +67,7 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&s.templateRefresh, "template-refresh", time.Minute, "resend templates over UDP this often")
 	f.DurationVar(&s.reconnectMin, "reconnect-min", time.Second, "first wait before a stream collector is tried again")
 	f.DurationVar(&s.reconnectMax, "reconnect-max", time.Minute, "longest wait")
+	s.interfaces.addFlags(f)
 	f.StringVar(&s.nodeName, "node-name", "", "name of this host in records (default the host name)")
 	f.BoolVar(&s.cmdline, "cmdline", false, "export command lines, which may hold secrets")
 	f.StringVar(&s.proc, "proc", "/proc", "where proc is mounted")
@@ -198,6 +200,9 @@ func (s *settings) check() error {
 		if e.value < 100*time.Millisecond {
 			return usagef("--%s %s: must be at least 100ms", e.flag, e.value)
 		}
+	}
+	if err := s.interfaces.check(); err != nil {
+		return err
 	}
 	if s.reconnectMax < s.reconnectMin {
 		return usagef("--reconnect-max %s: must not be less than --reconnect-min %s", s.reconnectMax, s.reconnectMin)

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/sockflow/sockflow/enrich"
+	"github.com/sockflow/sockflow/sockdiag"
+)
+
+// interfaceSettings are the flags of interface counters.
+type interfaceSettings struct {
+	interval time.Duration
+}
+
+func (s *interfaceSettings) addFlags(f *pflag.FlagSet) {
+	f.DurationVar(&s.interval, "interface-interval", 30*time.Second, "export the counters of every network interface this often; 0: do not")
+}
+
+func (s *interfaceSettings) check() error {
+	if s.interval != 0 && s.interval < 100*time.Millisecond {
+		return usagef("--interface-interval %s: must be 0 or at least 100ms", s.interval)
+	}
+	return nil
+}
+
+// open returns the reader of interfaces, nil if there is to be none.
+func (s *interfaceSettings) open(proc string) (*sockdiag.Interfaces, error) {
+	if s.interval == 0 {
+		return nil, nil
+	}
+	return sockdiag.NewInterfaces(sockdiag.InterfacesConfig{
+		Proc: proc, Interval: s.interval, CGroup: func(pid uint32) string { return enrich.ProcCGroup(proc, pid) },
+	})
+}
+
+// interfacesAtOnce are handed over together.
+const interfacesAtOnce = 256
+
+// tell names the containers behind interfaces and hands them to every exporter, and to a printer.
+func (p *pipeline) tell(r *sockdiag.Reading) error {
+	for i := range r.List {
+		p.enricher.Interface(&r.List[i], r.CGroups[r.Behind[i]])
+	}
+	for list := r.List; len(list) > 0; {
+		n := min(len(list), interfacesAtOnce)
+		if p.printer != nil {
+			if err := p.printer.interfaces(list[:n]); err != nil {
+				return err
+			}
+		}
+		if len(p.exporters) > 0 {
+			out := p.pool.Get()
+			out.Interfaces = append(out.Interfaces, list[:n]...)
+			out.Retain(len(p.exporters) - 1)
+			for _, x := range p.exporters {
+				x.Offer(out)
+			}
+		}
+		list = list[n:]
+	}
+	return nil
+}

@@ -1,0 +1,211 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// container is a process in a control group and a network namespace of its own, as runtimes make them, and a veth that leads to it.
+func container(t *testing.T) (id, ns, veth string) {
+	t.Helper()
+	needRoot(t)
+	root := ""
+	b, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); strings.Contains(line, " - cgroup2 ") && f[3] == "/" {
+			root = f[4]
+			break
+		}
+	}
+	if root == "" {
+		t.Fatal("no cgroup2 is mounted")
+	}
+	id = fmt.Sprintf("%064x", os.Getpid())
+	dir := filepath.Join(root, "docker", id)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		eventually(t, "the control group is empty", func() bool { return os.Remove(dir) == nil })
+		os.Remove(filepath.Dir(dir))
+	})
+	ns, veth = fmt.Sprintf("sfi%d", os.Getpid()), fmt.Sprintf("sfi%d", os.Getpid()%100000)
+	exec.Command("ip", "netns", "del", ns).Run()
+	for _, line := range []string{
+		"ip netns add " + ns, "ip -n " + ns + " link set lo up",
+		"ip link add " + veth + " type veth peer name eth0 netns " + ns,
+		"ip link set " + veth + " up", "ip addr add 10.96.0.1/30 dev " + veth,
+		"ip -n " + ns + " addr add 10.96.0.2/30 dev eth0", "ip -n " + ns + " link set eth0 up",
+	} {
+		f := strings.Fields(line)
+		if out, err := exec.Command(f[0], f[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", line, err, out)
+		}
+	}
+	t.Cleanup(func() {
+		exec.Command("ip", "link", "del", veth).Run() // a namespace takes its time
+		exec.Command("ip", "netns", "del", ns).Run()
+	})
+	cmd := exec.Command("sh", "-c", fmt.Sprintf("echo $$ > %s/cgroup.procs && exec ip netns exec %s sleep 120", dir, ns))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	eventually(t, "the container runs", func() bool {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid))
+		return string(b) == "sleep\n"
+	})
+	return id, ns, veth
+}
+
+// TestInterfaceCounters: the host's end of a container's veth carries the container and what ip(8) counts, and so does its own end.
+func TestInterfaceCounters(t *testing.T) {
+	id, ns, veth := container(t)
+	var st syscall.Stat_t
+	if err := syscall.Stat("/run/netns/"+ns, &st); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "octets are sent", func() bool {
+		exec.Command("bash", "-c", "for n in 1 2 3; do head -c 900 /dev/zero >/dev/udp/10.96.0.2/9; done").Run()
+		b, _ := os.ReadFile("/sys/class/net/" + veth + "/statistics/tx_bytes")
+		n, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+		return n > 2700
+	})
+	r := runExporter(t, "--metrics", "none", "--interface-interval", "200ms")
+	// Neighbour discovery still counts for a while: until what was printed is what ip tells.
+	var why string
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(why)
+		}
+	})
+	eventually(t, "the counters agree", func() bool {
+		var link []struct {
+			Index   uint32 `json:"ifindex"`
+			Stats64 struct {
+				RX, TX struct{ Bytes, Packets, Errors, Dropped uint64 }
+			}
+		}
+		out, err := exec.Command("ip", "-s", "-j", "link", "show", "dev", veth).Output()
+		if err != nil || json.Unmarshal(out, &link) != nil {
+			t.Fatalf("ip: %v %s", err, out)
+		}
+		var host, own *jsonInterface
+		for s := bufio.NewScanner(strings.NewReader(r.out.String())); s.Scan(); {
+			var i jsonInterface
+			if json.Unmarshal(s.Bytes(), &i); i.Name == veth {
+				host = &i
+			} else if i.Name == "eth0" && i.NetNS == uint32(st.Ino) {
+				own = &i
+			}
+		}
+		if host == nil || own == nil {
+			return false
+		}
+		for _, i := range []*jsonInterface{host, own} {
+			if i.Container == nil || i.Container.ID != id || i.Container.Runtime != "docker" || i.Kind != "veth" || i.Time == "" {
+				t.Fatalf("%+v %+v", i, i.Container)
+			}
+		}
+		rx, tx := link[0].Stats64.RX, link[0].Stats64.TX
+		why = fmt.Sprintf("%+v, ip %+v", host, link)
+		return host.Index == link[0].Index && host.In == jsonInterfaceCounters{rx.Bytes, rx.Packets, rx.Errors, rx.Dropped} &&
+			host.Out == jsonInterfaceCounters{tx.Bytes, tx.Packets, tx.Errors, tx.Dropped} &&
+			own.In.Octets == tx.Bytes && own.Out.Octets == rx.Bytes
+	})
+	r.stop()
+}
+
+// TestJSONNtop: the keys that ntop's parser reads, of both ends of a conversation, with what the programs counted.
+func TestJSONNtop(t *testing.T) {
+	needRoot(t)
+	id, _, veth := container(t)
+	r := runExporter(t, "--metrics", "none", "-c", "json:-?style=ntop", "--interface-interval", "200ms")
+	srv := start(t, "able-server", "", "server", "127.0.0.1", "77")
+	ports := srv.next()
+	cl := start(t, "baker-client", "", "client", "127.0.0.1", strconv.Itoa(ports.TCP), strconv.Itoa(ports.UDP), "2", "900")
+	cr, sr := cl.end(), srv.end()
+	eventually(t, "interfaces are told", func() bool { return strings.Contains(r.out.String(), `"ifName":"`+veth+`"`) })
+	time.Sleep(300 * time.Millisecond)
+	r.stop()
+	n := map[string]int{}
+	for s := bufio.NewScanner(strings.NewReader(r.out.String())); s.Scan(); {
+		line := s.Text()
+		for _, never := range []string{"INTERFACE_NAME", "REMOTE_PROCESS", "REMOTE_CONTAINER"} {
+			if strings.Contains(line, never) {
+				t.Errorf("%s in %s", never, line)
+			}
+		}
+		var o struct {
+			Timestamp    string `json:"timestamp"`
+			Name         string `json:"ifName"`
+			LocalPort    int    `json:"L4_LOCAL_PORT"`
+			RemotePort   int    `json:"L4_REMOTE_PORT"`
+			Protocol     int    `json:"PROTOCOL"`
+			TCPEvent     string `json:"TCP_EVENT_TYPE"`
+			UDPEvent     string `json:"UDP_EVENT_TYPE"`
+			LocalAddr    string `json:"IPV4_LOCAL_ADDR"`
+			LocalProcess struct {
+				PID, UID     int
+				PROCESS_PATH string
+			} `json:"LOCAL_PROCESS"`
+			FatherProcess struct{ PID int }   `json:"LOCAL_FATHER_PROCESS"`
+			Container     struct{ ID string } `json:"LOCAL_CONTAINER"`
+			TCP           *struct {
+				CONN_STATE              string
+				BYTES_RCVD, BYTES_ACKED uint64
+			}
+		}
+		if err := json.Unmarshal(s.Bytes(), &o); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		if o.Name == veth && o.Container.ID != id {
+			t.Errorf("%s", line)
+		}
+		for _, end := range []struct {
+			name string
+			*report
+			port  int
+			event string
+		}{{"client", cr, o.RemotePort, "SEND"}, {"server", sr, o.LocalPort, "SEND"}} {
+			if o.LocalProcess.PID != end.PID || o.Timestamp == "" {
+				continue
+			}
+			n[end.name+strconv.Itoa(o.Protocol)]++
+			if o.LocalProcess.PROCESS_PATH != end.Path || o.FatherProcess.PID != end.PPID || o.LocalAddr != "127.0.0.1" {
+				t.Errorf("%s: %s", end.name, line)
+			}
+			switch o.Protocol {
+			case 6:
+				var sent, received uint64
+				for _, f := range end.Flows {
+					if f.Proto == "tcp" && int(f.Local.Port()) == o.LocalPort && int(f.Remote.Port()) == o.RemotePort {
+						sent, received = f.Sent, f.Received
+					}
+				}
+				if end.port != ports.TCP || o.TCPEvent != "CLOSE" || o.TCP == nil || o.TCP.BYTES_ACKED != sent || o.TCP.BYTES_RCVD != received || o.UDPEvent != "" {
+					t.Errorf("%s: %s", end.name, line)
+				}
+			case 17:
+				if end.port != ports.UDP || o.UDPEvent != end.event || o.TCP != nil || o.TCPEvent != "" {
+					t.Errorf("%s: %s", end.name, line)
+				}
+			}
+		}
+	}
+	if want := map[string]int{"client6": 2, "server6": 2, "client17": 2, "server17": 2}; fmt.Sprint(n) != fmt.Sprint(want) {
+		t.Errorf("objects: %v, want %v\n%.2000s", n, want, r.out.String())
+	}
+	if out, err := exec.Command(buildExporter(t), "-c", "json:-?style=xml").CombinedOutput(); err == nil || !strings.Contains(string(out), "style=ntop") {
+		t.Errorf("%v %s", err, out)
+	}
+}
