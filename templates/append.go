@@ -19,8 +19,16 @@ func (s *Set) AppendCut(dst []byte, t *Template, r *flowcache.Record, limit int)
 	for i := range t.steps {
 		st := &t.steps[i]
 		switch st.op {
+		case opTexts:
+			dst = st.texts(dst, r, limit)
 		case opText:
 			dst = AppendString(dst, st.text(c, r), limit)
+		case opSame:
+			if len(st.same) <= limit {
+				dst = append(dst, st.same...)
+			} else {
+				dst = AppendString(dst, st.text(c, r), limit)
+			}
 		case opRun:
 			n := len(dst)
 			dst = slices.Grow(dst, st.octets)[:n+st.octets]

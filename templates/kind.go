@@ -1,6 +1,10 @@
 package templates
 
-import "github.com/sockflow/sockflow/flowcache"
+import (
+	"encoding/binary"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
 
 // kind is what a template is chosen by, so that a field that a record cannot have costs nothing:
 //
@@ -49,10 +53,19 @@ func (k kind) dest() int   { return int(k >> 6 & 7) }
 func (k kind) nat() bool   { return k&(1<<9) != 0 }
 
 func kindOf(r *flowcache.Record) kind {
-	v6 := !r.Key.Is4()
+	v6 := !is4(&r.Key.Src) || !is4(&r.Key.Dst)
 	post := &r.Post
-	nat := *post != flowcache.Translation{} && (post.Src.Is4() && post.Dst.Is4()) != v6
+	nat := !isZero(&post.Src) && (is4(&post.Src) && is4(&post.Dst)) != v6
 	return makeKind(v6, classOf(r.Key.Proto, v6), knowledge(&r.Source), knowledge(&r.Dest), nat)
+}
+
+// is4 is Addr.Is4 without a copy.
+func is4(a *flowcache.Addr) bool {
+	return binary.LittleEndian.Uint64(a[:]) == 0 && binary.LittleEndian.Uint32(a[8:]) == 0xffff0000
+}
+
+func isZero(a *flowcache.Addr) bool {
+	return binary.LittleEndian.Uint64(a[:])|binary.LittleEndian.Uint64(a[8:]) == 0
 }
 
 func classOf(proto uint8, v6 bool) int {

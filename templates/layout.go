@@ -21,6 +21,7 @@ type field struct {
 	number  func(*context, *flowcache.Record) uint64
 	text    func(*context, *flowcache.Record) string
 	address func(*flowcache.Record) *flowcache.Addr
+	node    func(kind) bool // in these kinds text is always this node's name
 }
 
 // presence says when a field is in the templates that it fits.
@@ -154,7 +155,7 @@ func flowFields() []field {
 		field{name: "userName", in: func(k kind) bool { return max(k.source(), k.dest()) >= endHost }, on: ianaOnly, text: func(_ *context, r *flowcache.Record) string { return who(localEnd(r)).UserName }},
 		field{name: "virtualStationName", in: func(k kind) bool { return max(k.source(), k.dest()) >= endContainer }, on: ianaOnly, text: func(_ *context, r *flowcache.Record) string { return station(workload(localEnd(r))) }},
 		field{name: "applicationName", in: hasPorts, on: ianaOnly, text: func(_ *context, r *flowcache.Record) string { return ServiceName(r.Key.DstPort) }},
-		field{name: "observationDomainName", in: anyKind, on: ianaOnly, text: func(c *context, _ *flowcache.Record) string { return c.node }},
+		field{name: "observationDomainName", in: anyKind, on: ianaOnly, node: anyKind, text: func(c *context, _ *flowcache.Record) string { return c.node }},
 	)
 }
 
@@ -216,6 +217,7 @@ func endNumbers(dest bool) []field {
 
 func endTexts(dest bool) []field {
 	prefix, state, of := end(dest)
+	socket := func(k kind) bool { return state(k) >= endKernel }
 	process := func(k kind) bool { return state(k) >= endHost }
 	container := func(k kind) bool { return state(k) >= endContainer }
 	pod := func(k kind) bool { return state(k) == endPod || state(k) == endElsewhere }
@@ -243,7 +245,7 @@ func endTexts(dest bool) []field {
 				return e.Node
 			}
 			return c.node
-		}},
+		}, node: socket},
 	}
 }
 

@@ -2,16 +2,19 @@ package templates
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// run is a sequence of fields of fixed length that are written at once, by hand: several times faster than one by one. A template
-// uses it where it has just these fields in this order, and their own functions otherwise; a test holds the two equal.
+// run is a sequence of fields that are written at once, by hand: several times faster than one by one. A template uses it where it
+// has just these fields in this order, and their own functions otherwise; a test holds the two equal. Its fields are of fixed
+// length (put), or strings of variable length (text).
 type run struct {
 	names  []string
 	octets int
 	put    func(c *context, b []byte, r *flowcache.Record)
+	text   func(dst []byte, r *flowcache.Record, limit int) []byte
 }
 
 // flowRuns lists the runs, a longer one before one that it begins with.
@@ -20,32 +23,43 @@ func flowRuns() []run {
 	key6 := append([]string{"sourceIPv6Address", "destinationIPv6Address"}, key4[2:]...)
 	counters := []string{"octetDeltaCount", "packetDeltaCount", "transportOctetDeltaCount", "flowStartMilliseconds", "flowEndMilliseconds"}
 	reverse := []string{"reverseOctetDeltaCount", "reversePacketDeltaCount", "reverseTransportOctetDeltaCount"}
+	process := []string{"NetworkNamespace", "SocketCookie", "ControlGroupId", "ProcessId", "UserId", "GroupId", "ProcessStartTime", "ParentProcessId", "ParentUserId"}
+	processTexts := []string{"ProcessPath", "ProcessName", "UserName", "ParentProcessPath"}
+	containerTexts := []string{"ContainerId", "ContainerName", "ContainerImage", "ContainerRuntime"}
+	podTexts := []string{"PodName", "PodNamespace", "PodUid", "PodLabels", "ServiceName"}
 	return []run{
-		{key4, 15, putKey4},
-		{key6, 39, putKey6},
-		{append(counters[:len(counters):len(counters)], reverse...), 64, putBiflow},
-		{counters, 40, putUniflow},
-		{[]string{
+		{names: key4, octets: 15, put: putKey4},
+		{names: key6, octets: 39, put: putKey6},
+		{names: slices.Concat(counters, reverse), octets: 64, put: putBiflow},
+		{names: counters, octets: 40, put: putUniflow},
+		{octets: 25, put: putTCP, names: []string{
 			"observationSource", "tcpControlBits", "tcpState", "connectionError", "tcpConnectTimeMicroseconds",
 			"tcpSmoothedRoundTripTimeMicroseconds", "tcpMinimumRoundTripTimeMicroseconds", "retransmittedPacketDeltaCount",
-		}, 25, putTCP},
-		{[]string{
+		}},
+		{octets: 40, put: putTCPMore, names: []string{
 			"retransmittedOctetDeltaCount", "tcpRoundTripTimeVarianceMicroseconds", "tcpLostPackets", "tcpUnacknowledgedPackets",
 			"tcpCongestionWindow", "tcpDeliveryRate", "tcpPacingRate",
-		}, 40, putTCPMore},
-		{names(false, "NetworkNamespace", "SocketCookie", "ControlGroupId", "ProcessId", "UserId", "GroupId", "ProcessStartTime", "ParentProcessId", "ParentUserId"), 48,
-			func(_ *context, b []byte, r *flowcache.Record) { putProcess((*[48]byte)(b), &r.Source) }},
-		{names(true, "NetworkNamespace", "SocketCookie", "ControlGroupId", "ProcessId", "UserId", "GroupId", "ProcessStartTime", "ParentProcessId", "ParentUserId"), 48,
-			func(_ *context, b []byte, r *flowcache.Record) { putProcess((*[48]byte)(b), &r.Dest) }},
+		}},
+		{names: names(false, process), octets: 48, put: func(_ *context, b []byte, r *flowcache.Record) { putProcess(b, &r.Source) }},
+		{names: names(true, process), octets: 48, put: func(_ *context, b []byte, r *flowcache.Record) { putProcess(b, &r.Dest) }},
+		{names: names(false, append(processTexts, "ServiceUnit")), text: func(dst []byte, r *flowcache.Record, limit int) []byte { return appendUnit(dst, &r.Source, limit) }},
+		{names: names(true, append(processTexts, "ServiceUnit")), text: func(dst []byte, r *flowcache.Record, limit int) []byte { return appendUnit(dst, &r.Dest, limit) }},
+		{names: names(false, processTexts), text: func(dst []byte, r *flowcache.Record, limit int) []byte { return appendProcess(dst, &r.Source, limit) }},
+		{names: names(true, processTexts), text: func(dst []byte, r *flowcache.Record, limit int) []byte { return appendProcess(dst, &r.Dest, limit) }},
+		{names: names(false, containerTexts), text: func(dst []byte, r *flowcache.Record, limit int) []byte { return appendContainer(dst, &r.Source, limit) }},
+		{names: names(true, containerTexts), text: func(dst []byte, r *flowcache.Record, limit int) []byte { return appendContainer(dst, &r.Dest, limit) }},
+		{names: names(false, podTexts), text: func(dst []byte, r *flowcache.Record, limit int) []byte { return appendPod(dst, &r.Source, limit) }},
+		{names: names(true, podTexts), text: func(dst []byte, r *flowcache.Record, limit int) []byte { return appendPod(dst, &r.Dest, limit) }},
 	}
 }
 
-func names(dest bool, l ...string) []string {
+func names(dest bool, l []string) []string {
 	prefix, _, _ := end(dest)
+	full := make([]string, len(l))
 	for i := range l {
-		l[i] = prefix + l[i]
+		full[i] = prefix + l[i]
 	}
-	return l
+	return full
 }
 
 var be = binary.BigEndian
@@ -108,8 +122,8 @@ func putTCPMore(_ *context, b []byte, r *flowcache.Record) {
 	be.PutUint64(d[32:], t.PacingRate)
 }
 
-func putProcess(d *[48]byte, e *flowcache.End) {
-	p := who(e)
+func putProcess(b []byte, e *flowcache.End) {
+	d, p := (*[48]byte)(b), who(e)
 	be.PutUint32(d[0:], e.NetNS)
 	be.PutUint64(d[4:], e.Cookie)
 	be.PutUint64(d[12:], e.CGroup)
@@ -119,4 +133,33 @@ func putProcess(d *[48]byte, e *flowcache.End) {
 	be.PutUint64(d[32:], uint64(p.StartTime/1e6))
 	be.PutUint32(d[40:], p.ParentPID)
 	be.PutUint32(d[44:], p.ParentUID)
+}
+
+func appendProcess(dst []byte, e *flowcache.End, limit int) []byte {
+	p := who(e)
+	dst = AppendString(dst, p.Path, limit)
+	dst = AppendString(dst, p.Name, limit)
+	dst = AppendString(dst, p.UserName, limit)
+	return AppendString(dst, p.ParentPath, limit)
+}
+
+func appendUnit(dst []byte, e *flowcache.End, limit int) []byte {
+	return AppendString(appendProcess(dst, e, limit), workload(e).ServiceUnit, limit)
+}
+
+func appendContainer(dst []byte, e *flowcache.End, limit int) []byte {
+	w := workload(e)
+	dst = AppendString(dst, w.ContainerID, limit)
+	dst = AppendString(dst, w.ContainerName, limit)
+	dst = AppendString(dst, w.ContainerImage, limit)
+	return AppendString(dst, w.ContainerRuntime, limit)
+}
+
+func appendPod(dst []byte, e *flowcache.End, limit int) []byte {
+	w := workload(e)
+	dst = AppendString(dst, w.PodName, limit)
+	dst = AppendString(dst, w.PodNamespace, limit)
+	dst = AppendString(dst, w.PodUID, limit)
+	dst = AppendString(dst, w.PodLabels, limit)
+	return AppendString(dst, e.Service, limit)
 }

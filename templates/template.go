@@ -87,14 +87,18 @@ type step struct {
 	put     func(*context, []byte, *flowcache.Record)
 	number  func(*context, *flowcache.Record) uint64
 	text    func(*context, *flowcache.Record) string
+	texts   func([]byte, *flowcache.Record, int) []byte
+	same    []byte // encoded
 	address func(*flowcache.Record) *flowcache.Addr
 }
 
 type op uint8
 
 const (
-	opRun op = iota
+	opRun   op = iota // of fixed length
+	opTexts           // a run of strings
 	opText
+	opSame // a string that is the same in every record
 	opFixedText
 	opNumber
 	opIPv4
@@ -278,11 +282,19 @@ func (s *Set) compile(k kind) *Template {
 	}
 	for i := 0; i < len(l); {
 		if r := s.runAt(l[i:]); r != nil {
-			t.steps = append(t.steps, step{op: opRun, octets: r.octets, put: r.put})
+			st := step{op: opRun, octets: r.octets, put: r.put}
+			if r.text != nil {
+				st = step{op: opTexts, texts: r.text}
+			}
+			t.steps = append(t.steps, st)
 			i += len(r.names)
 			continue
 		}
-		t.steps = append(t.steps, single(l[i], t.Fields[i].Length))
+		st := single(l[i], t.Fields[i].Length)
+		if st.op == opText && l[i].node != nil && l[i].node(k) {
+			st.op, st.same = opSame, AppendString(nil, s.opt.Node, s.opt.MaxString)
+		}
+		t.steps = append(t.steps, st)
 		i++
 	}
 	return t
@@ -293,7 +305,7 @@ func (s *Set) runAt(l []*field) *run {
 next:
 	for i := range s.runs {
 		r := &s.runs[i]
-		if len(l) < len(r.names) {
+		if len(l) < len(r.names) || r.text != nil && s.opt.V9 {
 			continue
 		}
 		for j, name := range r.names {

@@ -9,22 +9,28 @@ import (
 // AppendString appends a string of variable length (RFC 7011, section 7): at most limit octets, well-formed UTF-8, no NUL. What
 // is ill-formed, paths may be any octets, becomes U+FFFD.
 func AppendString(dst []byte, s string, limit int) []byte {
-	if len(s) > limit {
-		s = Cut(s, limit)
+	at := len(dst)
+	if end := at + 1 + len(s); len(s) < 255 && len(s) <= limit && end <= cap(dst) {
+		out := dst[:end]
+		out[at] = byte(len(s))
+		if copyPlain(out[at+1:], []byte(s)) {
+			return out
+		}
 	}
-	begin, n := len(dst), len(s)
-	dst = slices.Grow(dst, 3+n)
-	if n < 255 {
+	return appendAny(dst, s, limit)
+}
+
+// appendAny is AppendString for what is long, or not plain ASCII, or needs more room.
+func appendAny(dst []byte, s string, limit int) []byte {
+	if s = Cut(s, limit); !clean(s) {
+		s = Cut(scrub(s), limit)
+	}
+	if n := len(s); n < 255 {
 		dst = append(dst, byte(n))
 	} else {
 		dst = append(dst, 255, byte(n>>8), byte(n))
 	}
-	at := len(dst)
-	dst = dst[:at+n]
-	if !copyPlain(dst[at:], []byte(s)) && !clean(s) {
-		return AppendString(dst[:begin], scrub(s), limit)
-	}
-	return dst
+	return append(dst, s...)
 }
 
 // AppendFixed appends a string of fixed length, filled up with NUL, as NetFlow v9 has it.
@@ -43,14 +49,21 @@ func AppendFixed(dst []byte, s string, length int) []byte {
 func copyPlain(dst, s []byte) bool {
 	// Of eight octets w, an octet of w or of w less one each has its highest bit set if that octet is not ASCII, or is NUL.
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
-	n := len(s)
-	dst = dst[:n]
 	var seen uint64
+	n := len(s)
 	switch {
 	case n >= 8:
-		for i := 0; i+8 <= n; i += 8 {
-			w := binary.LittleEndian.Uint64(s[i:])
-			binary.LittleEndian.PutUint64(dst[i:], w)
+		d, t := dst, s
+		for len(t) >= 16 && len(d) >= 16 {
+			v, w := binary.LittleEndian.Uint64(t), binary.LittleEndian.Uint64(t[8:])
+			binary.LittleEndian.PutUint64(d, v)
+			binary.LittleEndian.PutUint64(d[8:], w)
+			seen |= v | (v - ones) | w | (w - ones)
+			d, t = d[16:], t[16:]
+		}
+		if len(t) >= 8 {
+			w := binary.LittleEndian.Uint64(t)
+			binary.LittleEndian.PutUint64(d, w)
 			seen |= w | (w - ones)
 		}
 		w := binary.LittleEndian.Uint64(s[n-8:]) // the rest, with some of what was
