@@ -7,6 +7,8 @@ type context struct {
 	node   string
 	uptime int64 // Unix nanoseconds at which sysUptime was 0 (NetFlow v9)
 
+	opposite *flowcache.Record // the record of the other direction, if records are uniflows
+
 	congestion congestionNames
 }
 
@@ -105,7 +107,7 @@ func flowFields() []field {
 		number("icmpTypeCodeIPv6", func(k kind) bool { return k.class() == classICMP && k.v6() }, icmp).asKey(),
 		number("protocolIdentifier", anyKind, func(r *flowcache.Record) uint64 { return uint64(r.Key.Proto) }).asKey(),
 		number("flowEndReason", anyKind, func(r *flowcache.Record) uint64 { return uint64(r.EndReason) }),
-		number("biflowDirection", anyKind, direction),
+		{name: "biflowDirection", in: anyKind, number: (*context).direction},
 		number("octetDeltaCount", anyKind, func(r *flowcache.Record) uint64 { return forward(r).Octets }),
 		number("packetDeltaCount", anyKind, func(r *flowcache.Record) uint64 { return forward(r).Packets }),
 		number("transportOctetDeltaCount", anyKind, func(r *flowcache.Record) uint64 { return forward(r).Payload }),
@@ -146,7 +148,7 @@ func flowFields() []field {
 	}
 	l = append(l, endNumbers(false)...)
 	l = append(l, endNumbers(true)...)
-	l = append(l, number("applicationId", hasPorts, func(r *flowcache.Record) uint64 { return application(r.Key.DstPort) }).when(ianaOnly))
+	l = append(l, field{name: "applicationId", in: hasPorts, on: ianaOnly, number: func(c *context, r *flowcache.Record) uint64 { return application(c.responder(r)) }})
 	l = append(l, endTexts(false)...)
 	l = append(l, endTexts(true)...)
 	return append(l,
@@ -154,16 +156,28 @@ func flowFields() []field {
 		// Of the IANA registry, for where nothing of an enterprise is wanted.
 		field{name: "userName", in: func(k kind) bool { return max(k.source(), k.dest()) >= endHost }, on: ianaOnly, text: func(_ *context, r *flowcache.Record) string { return who(localEnd(r)).UserName }},
 		field{name: "virtualStationName", in: func(k kind) bool { return max(k.source(), k.dest()) >= endContainer }, on: ianaOnly, text: func(_ *context, r *flowcache.Record) string { return station(workload(localEnd(r))) }},
-		field{name: "applicationName", in: hasPorts, on: ianaOnly, text: func(_ *context, r *flowcache.Record) string { return ServiceName(r.Key.DstPort) }},
+		field{name: "applicationName", in: hasPorts, on: ianaOnly, text: func(c *context, r *flowcache.Record) string { return ServiceName(c.responder(r)) }},
 		field{name: "observationDomainName", in: anyKind, on: ianaOnly, node: anyKind, text: func(c *context, _ *flowcache.Record) string { return c.node }},
 	)
 }
 
-func direction(r *flowcache.Record) uint64 {
-	if r.Arbitrary {
+// direction is biflowDirection (RFC 5103, section 6.3): 1 the source is the initiator, 2 it is the responder, 0 nobody knows.
+func (c *context) direction(r *flowcache.Record) uint64 {
+	switch {
+	case r.Arbitrary:
 		return 0
+	case r == c.opposite:
+		return 2
 	}
 	return 1
+}
+
+// responder is the port of the end that was spoken to.
+func (c *context) responder(r *flowcache.Record) uint16 {
+	if r == c.opposite {
+		return r.Key.SrcPort
+	}
+	return r.Key.DstPort
 }
 
 func (c *context) sinceBoot(t int64) uint64 { return uint64(max(0, t-c.uptime) / 1e6) }

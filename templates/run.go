@@ -64,22 +64,22 @@ func names(dest bool, l []string) []string {
 
 var be = binary.BigEndian
 
-func putKey4(_ *context, b []byte, r *flowcache.Record) {
+func putKey4(c *context, b []byte, r *flowcache.Record) {
 	d := (*[15]byte)(b)
 	*(*[4]byte)(d[0:]) = [4]byte(r.Key.Src[12:])
 	*(*[4]byte)(d[4:]) = [4]byte(r.Key.Dst[12:])
 	be.PutUint16(d[8:], r.Key.SrcPort)
 	be.PutUint16(d[10:], r.Key.DstPort)
-	d[12], d[13], d[14] = r.Key.Proto, byte(r.EndReason), byte(direction(r))
+	d[12], d[13], d[14] = r.Key.Proto, byte(r.EndReason), byte(c.direction(r))
 }
 
-func putKey6(_ *context, b []byte, r *flowcache.Record) {
+func putKey6(c *context, b []byte, r *flowcache.Record) {
 	d := (*[39]byte)(b)
 	*(*[16]byte)(d[0:]) = r.Key.Src
 	*(*[16]byte)(d[16:]) = r.Key.Dst
 	be.PutUint16(d[32:], r.Key.SrcPort)
 	be.PutUint16(d[34:], r.Key.DstPort)
-	d[36], d[37], d[38] = r.Key.Proto, byte(r.EndReason), byte(direction(r))
+	d[36], d[37], d[38] = r.Key.Proto, byte(r.EndReason), byte(c.direction(r))
 }
 
 func putUniflow(_ *context, b []byte, r *flowcache.Record) {

@@ -374,6 +374,7 @@ func (s *Set) Opposite(r *flowcache.Record) *flowcache.Record {
 		return nil
 	}
 	w := &s.swapped
+	s.ctx.opposite = w
 	*w = *r
 	w.Key = r.Key.Reverse()
 	w.Forward, w.Reverse = r.Reverse, r.Forward

@@ -263,7 +263,7 @@ func (s *tcpSink) bytes() []byte {
 }
 
 var (
-	dumpField = regexp.MustCompile(`^\t\((?:(\d+)/)?(\d+)\)\s*(\S+) : (.*)$`)
+	dumpField = regexp.MustCompile(`^\t\((?:(\d+)/)?(\d+)\)\s*(?:\(S\)\s*)?(\S+) : (.*)$`)
 	dumpText  = regexp.MustCompile(`^\(?len: \d+\)?\s*(.*)$`)
 )
 
