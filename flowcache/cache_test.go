@@ -378,3 +378,25 @@ func BenchmarkLateness(b *testing.B) {
 		})
 	}
 }
+
+// TestWait: nothing is due before Wait is over, and something soon after it.
+func TestWait(t *testing.T) {
+	c := newCache(t, Config{ActiveTimeout: 3 * time.Second})
+	if got := c.Wait(1000*second, second); got != second {
+		t.Errorf("empty: %d", got)
+	}
+	c.Observe(nil, obs(tcpKey(1), 1, 1000*second, EventUpdate, 1, 1))
+	now := int64(1000 * second)
+	for now < 1003*second {
+		if recs, _ := c.Expire(nil, now, 10); len(recs) != 0 {
+			t.Fatalf("early by %d ns", 1003*second-now)
+		}
+		now += max(c.Wait(now, second), tick)
+	}
+	if late := now - 1003*second; late > 2*tick {
+		t.Errorf("late by %d ns", late)
+	}
+	if recs, _ := c.Expire(nil, now, 10); len(recs) != 1 {
+		t.Errorf("%d records", len(recs))
+	}
+}

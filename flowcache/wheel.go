@@ -68,6 +68,19 @@ func (c *Cache) due(now int64) uint32 {
 	}
 }
 
+// Wait returns how long nothing is due after now, in nanoseconds, most at most.
+func (c *Cache) Wait(now, most int64) int64 {
+	if c.used == 0 || c.wheel.cursor < 0 {
+		return most
+	}
+	for t := c.wheel.cursor; t*tick < now+most; t++ {
+		if c.wheel.heads[t&(wheelSlots-1)] != 0 { // perhaps of another turn
+			return max(0, (t+1)*tick-now)
+		}
+	}
+	return most
+}
+
 // soonest returns the entry whose timer comes next, or 0: what a full cache gives up first.
 func (c *Cache) soonest() uint32 {
 	for t := c.wheel.cursor; t < c.wheel.cursor+wheelSlots; t++ {

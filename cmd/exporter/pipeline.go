@@ -37,7 +37,8 @@ type pipelineStatus struct {
 }
 
 const (
-	expireInterval = 40 * time.Millisecond
+	expireInterval = 40 * time.Millisecond // least time between two looks at what is due
+	restInterval   = time.Second           // longest
 	sweepInterval  = 30 * time.Second
 	recordsAtOnce  = 1024 // handed over together
 	maxHeld        = 4096 // records that may wait for names
@@ -47,6 +48,18 @@ const (
 func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 	expire := time.NewTimer(expireInterval)
 	defer expire.Stop()
+	var wake time.Time // when expire fires
+	arm := func() {
+		now := time.Now()
+		wait := expireInterval
+		if len(p.held) == 0 {
+			wait = max(wait, time.Duration(p.cache.Wait(now.UnixNano(), int64(restInterval))))
+		}
+		if at := now.Add(wait); wake.IsZero() || at.Before(wake) {
+			wake = at
+			expire.Reset(wait)
+		}
+	}
 	sweep := time.NewTicker(sweepInterval)
 	defer sweep.Stop()
 	for {
@@ -55,13 +68,10 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 			if !ok {
 				return p.flush()
 			}
-			idle := p.cache.Live()+len(p.held) == 0
 			if err := p.take(b); err != nil {
 				return err
 			}
-			if idle && p.cache.Live()+len(p.held) > 0 {
-				expire.Reset(expireInterval)
-			}
+			arm()
 		case u := <-p.names:
 			p.enricher.CGroups.Apply(u)
 			if err := p.retry(); err != nil {
@@ -78,9 +88,8 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 					return err
 				}
 			}
-			if p.cache.Live()+len(p.held) > 0 {
-				expire.Reset(expireInterval)
-			}
+			wake = time.Time{}
+			arm()
 		case now := <-sweep.C:
 			p.processes.Sweep(now.UnixNano())
 			p.enricher.CGroups.Sweep(now.UnixNano())
