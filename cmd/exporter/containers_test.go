@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -45,34 +46,125 @@ func TestContainerd(t *testing.T) {
 	time.Sleep(1500 * time.Millisecond)
 	r.stop()
 	recs := r.json()
-	for _, tc := range []struct {
-		id                                       string
-		name, image, pod, namespace, uid, labels string
-		least                                    int
-	}{
-		{"older", "older", podImage, "", "", "", "app=web", 2},
-		{a.container, "main", podImage, "server", "tests", a.uid, "app=shop,tier=back", 6},
-		{b.container, "main", podImage, "client", "tests", b.uid, "app=shop", 2},
-		{h.container, "main", podImage, "onhost", "tests", h.uid, "", 2},
-		{"brief", "brief", podImage, "", "", "", "app=brief", 2},
-	} {
-		ends := within(recs, tc.id)
-		if len(ends) < tc.least {
-			t.Errorf("%s: %d ends of records, want at least %d", tc.name, len(ends), tc.least)
+	names(t, recs, 2, jsonContainer{"older", "older", podImage, "containerd", "", "", "", "app=web"})
+	names(t, recs, 6, jsonContainer{a.container, "main", podImage, "containerd", "server", "tests", a.uid, "app=shop,tier=back"})
+	names(t, recs, 2, jsonContainer{b.container, "main", podImage, "containerd", "client", "tests", b.uid, "app=shop"})
+	names(t, recs, 2, jsonContainer{h.container, "main", podImage, "containerd", "onhost", "tests", h.uid, ""})
+	names(t, recs, 2, jsonContainer{"brief", "brief", podImage, "containerd", "", "", "", "app=brief"})
+	show(t, r, recs)
+}
+
+// names compares every end in a container with what must be known of it.
+func names(t *testing.T, recs []jsonRecord, least int, want jsonContainer) {
+	t.Helper()
+	ends := within(recs, want.ID)
+	if len(ends) < least {
+		t.Errorf("%s%s: %d ends of records, want at least %d", want.Name, want.Pod, len(ends), least)
+	}
+	for _, e := range ends {
+		if *e.Container != want {
+			t.Errorf("%+v, want %+v", *e.Container, want)
 		}
-		want := jsonContainer{tc.id, tc.name, tc.image, "containerd", tc.pod, tc.namespace, tc.uid, tc.labels}
-		for _, e := range ends {
-			if *e.Container != want {
-				t.Errorf("%+v, want %+v", *e.Container, want)
+	}
+}
+
+// show logs the records that the program pod has to do with, if the test failed.
+func show(t *testing.T, r *running, recs []jsonRecord) {
+	t.Helper()
+	if !t.Failed() {
+		return
+	}
+	t.Log(r.errs.String())
+	end := func(e *jsonEnd) string {
+		if e == nil {
+			return "elsewhere"
+		}
+		return fmt.Sprintf("%s[%d] %+v", e.Name, e.PID, e.Container)
+	}
+	for _, j := range recs {
+		for _, e := range []*jsonEnd{j.SourceEnd, j.DestEnd} {
+			if e != nil && (e.Container != nil || e.Name == "pod") {
+				t.Logf("%s %v:%d > %v:%d %s; %s; %s", j.Protocol, j.Source, j.SourcePort, j.Dest, j.DestPort, j.Reason, end(j.SourceEnd), end(j.DestEnd))
+				break
 			}
 		}
 	}
-	if t.Failed() {
-		t.Log(r.errs.String())
-		for _, j := range recs {
-			if (j.SourceEnd != nil && strings.HasSuffix(j.SourceEnd.Path, "/pod")) || (j.DestEnd != nil && strings.HasSuffix(j.DestEnd.Path, "/pod")) {
-				t.Logf("%s %v:%d %v:%d %+v %+v", j.Protocol, j.Source, j.SourcePort, j.Dest, j.DestPort, j.SourceEnd, j.DestEnd)
+}
+
+// TestDocker: names, image and labels, and who is behind a published port: through NAT, through docker-proxy, and where nobody answers.
+func TestDocker(t *testing.T) {
+	n := newNode(t)
+	_, rootfs := image(t)
+	d := startDocker(n, 212, rootfs)
+	older := d.run("run", "-d", "--name", "older", "shop/web:2", "/bin/pod", "-serve", "7000", "-for", "1h")
+	r := runExporter(t, "--metrics", "none", "--active-timeout", "1s", "--docker", d.socket, "--containerd", "none", "--podman", "none", "--cri", "none",
+		"--labels", "com.docker.compose.service,app")
+	web := d.run("run", "-d", "--name", "web", "-l", "app=web", "-l", "com.docker.compose.service=front", "-p", "18080:7000", "-p", "18080:7000/udp", "shop/web:2", "/bin/pod", "-serve", "7000", "-for", "1h")
+	gone := d.run("run", "--name", "client", "shop/web:2", "/bin/pod", "10.212.0.1:18080")
+	brief := d.run("run", "-d", "--rm", "--name", "brief", "-l", "app=brief", "shop/web:2", "/bin/pod", "-for", "200ms", "10.212.0.2:7000")
+	d.run("run", "--rm", "--name", "refused", "shop/web:2", "/bin/pod", "10.212.0.2:7001")
+	d.run("exec", "older", "/bin/pod", "127.0.0.1:7000")
+	// On the loopback of the node the proxy answers.
+	n.inside("busybox", "nc", "-w", "1", "127.0.0.1", "18080")
+	time.Sleep(1500 * time.Millisecond)
+	client := strings.TrimSpace(d.run("inspect", "-f", "{{.Id}}", "client"))
+	d.run("rm", "client")
+	r.stop()
+	recs := r.json()
+	const img = "shop/web:2"
+	names(t, recs, 2, jsonContainer{ID: older, Name: "older", Image: img, Runtime: "docker"})
+	names(t, recs, 4, jsonContainer{ID: web, Name: "web", Image: img, Runtime: "docker", Labels: "com.docker.compose.service=front,app=web"})
+	names(t, recs, 2, jsonContainer{ID: client, Name: "client", Image: img, Runtime: "docker"})
+	names(t, recs, 2, jsonContainer{ID: brief, Name: "brief", Image: img, Runtime: "docker", Labels: "app=brief"})
+	_ = gone
+	seen := map[string]int{}
+	for _, j := range recs {
+		if j.SourceEnd == nil {
+			continue
+		}
+		switch {
+		case j.SourceEnd.Container != nil && j.SourceEnd.Container.ID == client:
+			if j.DestEnd == nil || j.DestEnd.Container == nil || j.DestEnd.Container.ID != web {
+				t.Errorf("%s to the published port: the other end is %+v", j.Protocol, j.DestEnd)
 			}
+			seen["published "+j.Protocol]++
+		case j.SourceEnd.Name == "busybox" && j.DestPort == 18080 && j.Dest.IsLoopback():
+			if j.DestEnd == nil || j.DestEnd.Name != "docker-proxy" || j.DestEnd.Container == nil || j.DestEnd.Container.ID != web {
+				t.Errorf("to the proxy: the other end is %+v", j.DestEnd)
+			}
+			seen["proxy"]++
+		case j.DestPort == 7001 && j.SourceEnd.Container != nil && j.SourceEnd.Container.Name == "refused":
+			if j.DestEnd == nil || j.DestEnd.Container == nil {
+				t.Errorf("%s to a port where nobody listens: the other end is %+v", j.Protocol, j.DestEnd)
+			}
+			seen["refused "+j.Protocol]++
 		}
 	}
+	for _, what := range []string{"published tcp", "published udp", "proxy", "refused tcp", "refused udp"} {
+		if seen[what] == 0 {
+			t.Errorf("no record of %s", what)
+		}
+	}
+	show(t, r, recs)
+}
+
+// TestPodman: its containers, and those of its pods.
+func TestPodman(t *testing.T) {
+	n := newNode(t)
+	_, rootfs := image(t)
+	p := startPodman(n, rootfs)
+	older := p.run("run", "-d", "--name", "older", "--network", "host", "localhost/shop:1", "/bin/pod", "-serve", "7000", "-for", "1h")
+	// The socket as a docker socket, which it often is: it says itself what it is.
+	r := runExporter(t, "--metrics", "none", "--active-timeout", "1s", "--docker", p.socket, "--podman", "none", "--containerd", "none", "--cri", "none", "--labels", "app")
+	brief := p.run("run", "-d", "--rm", "--name", "brief", "--network", "host", "-l", "app=brief", "localhost/shop:1", "/bin/pod", "-for", "200ms", "127.0.0.1:7000")
+	p.run("pod", "create", "--name", "group", "--infra=false")
+	member := p.run("run", "-d", "--pod", "group", "--name", "member", "--network", "host", "-l", "app=m", "localhost/shop:1", "/bin/pod", "-wait", "1s", "-for", "1h", "127.0.0.1:7000")
+	time.Sleep(2500 * time.Millisecond)
+	r.stop()
+	recs := r.json()
+	const img = "localhost/shop:1"
+	names(t, recs, 4, jsonContainer{ID: older, Name: "older", Image: img, Runtime: "podman"})
+	names(t, recs, 2, jsonContainer{ID: brief, Name: "brief", Image: img, Runtime: "podman", Labels: "app=brief"})
+	names(t, recs, 2, jsonContainer{ID: member, Name: "member", Image: img, Runtime: "podman", Pod: "group", Labels: "app=m"})
+	show(t, r, recs)
 }

@@ -358,3 +358,89 @@ func (c *containerdNode) runPod(ctx context.Context, name string, host bool, lab
 	}
 	return p, nil
 }
+
+// docker is a dockerd in a node.
+type docker struct {
+	*node
+	socket string
+	daemon *exec.Cmd
+}
+
+// startDocker starts a dockerd whose containers have addresses of 10.x.0.0/24.
+func startDocker(n *node, subnet int, rootfs string) *docker {
+	n.t.Helper()
+	d := &docker{node: n, socket: n.dir + "/d.sock"}
+	d.daemon = n.start(d.socket, nil, "dockerd", "--data-root", n.dir+"/docker", "--exec-root", n.dir+"/dx", "--pidfile", n.dir+"/d.pid",
+		"-H", "unix://"+d.socket, "--bip", fmt.Sprintf("10.%d.0.1/24", subnet))
+	eventually(n.t, "docker answers", func() bool { return exec.Command("docker", "-H", "unix://"+d.socket, "version").Run() == nil })
+	d.run("import", rootfs, "shop/web:2")
+	n.t.Cleanup(func() {
+		d.daemon.Process.Signal(syscall.SIGCONT)
+		ids, _ := exec.Command("docker", "-H", "unix://"+d.socket, "ps", "-aq").Output()
+		if list := strings.Fields(string(ids)); len(list) > 0 {
+			exec.Command("docker", append([]string{"-H", "unix://" + d.socket, "rm", "-f"}, list...)...).Run()
+		}
+	})
+	return d
+}
+
+func (d *docker) run(args ...string) string {
+	d.t.Helper()
+	return strings.TrimSpace(must(d.t, "docker", append([]string{"-H", "unix://" + d.socket}, args...)...))
+}
+
+// inside runs a command in the node.
+func (n *node) inside(argv ...string) string {
+	n.t.Helper()
+	return must(n.t, "nsenter", append([]string{"--net=/run/netns/" + n.name}, argv...)...)
+}
+
+// podman is a podman service in a node.
+type podman struct {
+	*node
+	socket string
+	env    []string
+}
+
+func startPodman(n *node, rootfs string) *podman {
+	n.t.Helper()
+	p := &podman{node: n, socket: n.dir + "/p.sock"}
+	// No journal, no systemd, and no right to raise limits.
+	files := map[string]string{
+		"containers.conf": fmt.Sprintf(`[engine]
+cgroup_manager="cgroupfs"
+events_logger="file"
+runtime="runc"
+tmp_dir="%[1]s/pt"
+[containers]
+default_ulimits=["nofile=1024:4096","nproc=1024:2048"]
+`, n.dir),
+		"storage.conf": fmt.Sprintf("[storage]\ndriver=\"overlay\"\nrunroot=\"%[1]s/pr\"\ngraphroot=\"%[1]s/pg\"\n", n.dir),
+	}
+	for name, content := range files {
+		if err := os.WriteFile(n.dir+"/"+name, []byte(content), 0o644); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	p.env = append(os.Environ(), "CONTAINERS_CONF="+n.dir+"/containers.conf", "CONTAINERS_STORAGE_CONF="+n.dir+"/storage.conf")
+	p.run("import", rootfs, "localhost/shop:1")
+	n.start(p.socket, p.env, "podman", "system", "service", "--time", "0", "unix://"+p.socket)
+	n.t.Cleanup(func() { p.try("rm", "-fa", "-t", "0"); p.try("pod", "rm", "-fa", "-t", "0") })
+	return p
+}
+
+func (p *podman) try(args ...string) (string, error) {
+	c := exec.Command("nsenter", append([]string{"--net=/run/netns/" + p.name, "podman"}, args...)...)
+	c.Env = p.env
+	out, err := c.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+func (p *podman) run(args ...string) string {
+	p.t.Helper()
+	out, err := p.try(args...)
+	if err != nil {
+		p.t.Fatalf("podman %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
