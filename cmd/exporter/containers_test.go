@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -20,19 +21,40 @@ func within(recs []jsonRecord, id string) (ends []*jsonEnd) {
 	return ends
 }
 
-// TestContainerd: plain containers, pods, and a pod on the host's network, with their names, images and labels.
+// TestContainerd: plain containers, pods, and a pod on the host's network, with their names, images and labels; by the system's containerd
+// (1.6) and by those of later Debian suites (1.7, 2.1), and one by CRI as well.
 func TestContainerd(t *testing.T) {
-	n := newNode(t)
+	needRoot(t)
 	oci, _ := image(t)
-	c := startContainerd(n, "", 211, oci)
+	for _, suite := range []string{"bookworm", "trixie", "sid"} {
+		t.Run(suite, func(t *testing.T) {
+			bin := ""
+			if suite != "bookworm" {
+				out, err := exec.Command("../../testdata/containerd/fetch.sh", suite).CombinedOutput()
+				if err != nil {
+					t.Skipf("no containerd of %s: %v\n%s", suite, err, out)
+				}
+				bin = strings.TrimSpace(string(out))
+			}
+			testContainerd(t, startContainerd(newNode(t), bin, 211, oci), "containerd")
+		})
+	}
+	t.Run("cri", func(t *testing.T) {
+		testContainerd(t, startContainerd(newNode(t), "", 211, oci), "cri")
+	})
+}
+
+// testContainerd reads the containers by containerd's own API, or by CRI, which does not know those of other clients.
+func testContainerd(t *testing.T, c *containerdNode, api string) {
 	c.run("shop", "run", "-d", "--label", "app=web", "--label", "team=a", podImage, "older", "/bin/pod", "-serve", "7000", "-for", "1h")
-	r := runExporter(t, "--metrics", "none", "--active-timeout", "1s", "--containerd", c.socket, "--docker", "none", "--podman", "none", "--cri", "none", "--labels", "app,tier")
+	r := runExporter(t, "--metrics", "none", "--active-timeout", "1s", "--docker", "none", "--podman", "none", "--labels", "app,tier",
+		"--"+api, c.socket, "--"+map[string]string{"containerd": "cri", "cri": "containerd"}[api], "none")
 	ctx := context.Background()
 	a, err := c.runPod(ctx, "server", false, map[string]string{"app": "shop", "tier": "back"}, "/bin/pod", "-serve", "7000", "-for", "1h")
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := c.runPod(ctx, "client", false, map[string]string{"app": "shop"}, "/bin/pod", "-for", "1h", a.ip+":7000")
+	b, err := c.runPod(ctx, "client", false, map[string]string{"app": "shop"}, "/bin/pod", "-for", "1h", a.ip+":7000", a.ip+":7001")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,11 +68,26 @@ func TestContainerd(t *testing.T) {
 	time.Sleep(1500 * time.Millisecond)
 	r.stop()
 	recs := r.json()
-	names(t, recs, 2, jsonContainer{"older", "older", podImage, "containerd", "", "", "", "app=web"})
+	if api == "containerd" {
+		names(t, recs, 2, jsonContainer{"older", "older", podImage, "containerd", "", "", "", "app=web"})
+		names(t, recs, 2, jsonContainer{"brief", "brief", podImage, "containerd", "", "", "", "app=brief"})
+	}
 	names(t, recs, 6, jsonContainer{a.container, "main", podImage, "containerd", "server", "tests", a.uid, "app=shop,tier=back"})
 	names(t, recs, 2, jsonContainer{b.container, "main", podImage, "containerd", "client", "tests", b.uid, "app=shop"})
 	names(t, recs, 2, jsonContainer{h.container, "main", podImage, "containerd", "onhost", "tests", h.uid, ""})
-	names(t, recs, 2, jsonContainer{"brief", "brief", podImage, "containerd", "", "", "", "app=brief"})
+	// Nobody listens at 7001: no socket tells whose address it is.
+	refused := 0
+	for _, j := range recs {
+		if j.DestPort == 7001 && j.SourceEnd != nil {
+			refused++
+			if e := j.DestEnd; e == nil || e.Container == nil || e.Container.Pod != "server" || e.Container.ID != "" || e.Container.Labels != "app=shop,tier=back" {
+				t.Errorf("%s refused by a pod: the other end is %+v", j.Protocol, j.DestEnd)
+			}
+		}
+	}
+	if refused == 0 {
+		t.Error("no record of what was refused")
+	}
 	show(t, r, recs)
 }
 
