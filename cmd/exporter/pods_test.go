@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// size returns a number from the environment, by which `make test-pods` runs these tests in full.
+func size(name string, otherwise int) int {
+	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
+		return n
+	}
+	return otherwise
+}
+
+// used returns the processor time and the resident memory of a process.
+func used(t *testing.T, pid int) (cpu time.Duration, octets int64) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+2:]))
+	ticks := func(i int) int64 { n, _ := strconv.ParseInt(f[i-3], 10, 64); return n }
+	return time.Duration(ticks(14)+ticks(15)) * 10 * time.Millisecond, ticks(24) * int64(os.Getpagesize())
+}
+
+// TestPods: pods come and go five a second, each talks TCP and UDP at once to others, to the host and to a published port of a container of
+// Docker. Every end of every record has the container and the pod whose address it is.
+func TestPods(t *testing.T) {
+	count := size("SOCKFLOW_PODS", 15)
+	n := newNode(t)
+	oci, rootfs := image(t)
+	c := startContainerd(n, "", 213, oci)
+	d := startDocker(n, 214, rootfs)
+	web := d.run("run", "-d", "--name", "web", "-p", "18080:7000", "-p", "18080:7000/udp", "shop/web:2", "/bin/pod", "-serve", "7000", "-for", "1h")
+	// The first pod makes the bridge, whose address the host's server has.
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	first, err := c.runPod(ctx, "pod0", false, map[string]string{"app": "load"}, "/bin/pod", "-serve", "7000", "-for", "1h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const gateway = "10.213.0.1"
+	program := filepath.Join(filepath.Dir(oci), "pod")
+	host := exec.Command("nsenter", "--net=/run/netns/"+n.name, program, "-serve", "7100", "-for", "1h")
+	if err := host.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { host.Process.Kill(); host.Wait() })
+	n.inside("sysctl", "-qw", "net.ipv4.ip_forward=1")
+	n.inside("iptables", "-P", "FORWARD", "ACCEPT")
+	args := []string{"--metrics", "none", "--active-timeout", "10s", "--idle-timeout", "2s", "--podman", "none", "--cri", "none", "--labels", "app"}
+	if os.Getenv("SOCKFLOW_NAMES") == "none" { // what naming costs: the difference
+		args = append(args, "--containerd", "none", "--docker", "none")
+	} else {
+		args = append(args, "--containerd", c.socket, "--docker", d.socket)
+	}
+	r := runExporter(t, args...)
+	before, _ := used(t, r.cmd.Process.Pid)
+
+	var mu sync.Mutex
+	pods := map[string]*pod{first.ip: first}
+	alive := []*pod{first}
+	var wg sync.WaitGroup
+	began := time.Now()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for i := 1; i <= count; i++ {
+		wg.Add(1)
+		go func() { // ends with the pod
+			defer wg.Done()
+			mu.Lock()
+			talk := []string{gateway + ":7100", gateway + ":18080"}
+			for _, p := range alive[max(0, len(alive)-3):] {
+				talk = append(talk, p.ip+":7000")
+			}
+			mu.Unlock()
+			p, err := c.runPod(ctx, fmt.Sprintf("pod%d", i), false, map[string]string{"app": "load"},
+				append([]string{"/bin/pod", "-serve", "7000", "-for", "3s"}, talk...)...)
+			if err != nil {
+				t.Errorf("pod %d: %v", i, err)
+				return
+			}
+			mu.Lock()
+			pods[p.ip] = p
+			alive = append(alive, p)
+			mu.Unlock()
+			time.Sleep(3 * time.Second)
+			mu.Lock()
+			for j := range alive {
+				if alive[j] == p {
+					alive = append(alive[:j:j], alive[j+1:]...)
+					break
+				}
+			}
+			mu.Unlock()
+			time.Sleep(300 * time.Millisecond)
+			c.removePod(ctx, p.sandbox)
+		}()
+		<-tick.C
+	}
+	t.Logf("%d pods in %.1f s", count, time.Since(began).Seconds())
+	wg.Wait()
+	t.Logf("and gone after %.1f s", time.Since(began).Seconds())
+	time.Sleep(3 * time.Second)
+	after, memory := used(t, r.cmd.Process.Pid)
+	r.cmd.Process.Signal(syscall.SIGUSR1)
+	time.Sleep(200 * time.Millisecond)
+	r.stop()
+	t.Logf("exporter: %v of processor time, %d KiB", after-before, memory>>10)
+	if i := strings.Index(r.errs.String(), "containers.Named"); i > 0 {
+		t.Log(r.errs.String()[i:min(len(r.errs.String()), i+600)])
+	} else {
+		t.Log(r.errs.String())
+	}
+	if os.Getenv("SOCKFLOW_NAMES") == "none" {
+		return
+	}
+
+	subnet := netip.MustParsePrefix("10.213.0.0/16")
+	right, missing, wrong, toHost, published := 0, 0, 0, 0, 0
+	for _, j := range r.json() {
+		for _, end := range []struct {
+			addr netip.Addr
+			port uint16
+			e    *jsonEnd
+		}{{j.Source, j.SourcePort, j.SourceEnd}, {j.Dest, j.DestPort, j.DestEnd}} {
+			if !subnet.Contains(end.addr) || end.e == nil {
+				continue
+			}
+			var got jsonContainer
+			if end.e.Container != nil {
+				got = *end.e.Container
+			}
+			p := pods[end.addr.String()]
+			var want jsonContainer
+			switch {
+			case end.addr.String() == gateway && end.port == 18080:
+				want = jsonContainer{ID: web, Name: "web", Image: "shop/web:2", Runtime: "docker"}
+				published++
+			case p != nil && end.e.PID == 0 && end.e.Cookie == 0: // no socket: known by the address
+				want = jsonContainer{Pod: p.name, Namespace: p.namespace, PodUID: p.uid, Labels: "app=load"}
+			case p != nil:
+				want = jsonContainer{p.container, "main", podImage, "containerd", p.name, p.namespace, p.uid, "app=load"}
+			case end.addr.String() == gateway:
+				toHost++
+			default:
+				t.Errorf("whose address is %v? %+v", end.addr, end.e)
+				continue
+			}
+			switch {
+			case got == want:
+				right++
+			case got.ID == want.ID && got.Pod == "" && got.Name == "" || got == jsonContainer{}:
+				missing++
+				t.Logf("no names: %s %v:%d %+v, want %+v", j.Protocol, end.addr, end.port, end.e.Container, want)
+			default:
+				wrong++
+				t.Errorf("wrong: %s %v:%d %+v, want %+v", j.Protocol, end.addr, end.port, got, want)
+			}
+		}
+	}
+	t.Logf("%d ends of records right, %d without names, %d wrong; %d of the host's server, %d of the published port", right, missing, wrong, toHost, published)
+	if missing*1000 > right || right < 10*count || toHost < 2*count || published < 2*count {
+		t.Error("too few")
+	}
+}
