@@ -9,8 +9,8 @@ type Enricher struct {
 	Nudge     func() // if set, told of a container that no runtime has told of; must not wait
 }
 
-// Enrich fills Who and Container of each end that is local, and Container of one that is not where its address is a container's of this
-// host. Nothing is allocated for what is known.
+// Enrich fills Who and Container of each end that is local, and Container of one that is not, or is the kernel itself, where its address
+// is a container's or a pod's of this host. Nothing is allocated for what is known.
 func (e *Enricher) Enrich(r *flowcache.Record) { e.enrich(r, false) }
 
 // EnrichOrWait is Enrich, but reports false, and that the record should be brought again, if it is the last of its flow and is of a
@@ -46,15 +46,15 @@ func (e *Enricher) enrich(r *flowcache.Record, mayWait bool) bool {
 			r.Dest.Container = w
 		}
 	}
-	// Of an end of which no socket was seen its own address tells, which is behind a translation if there is one.
-	if !r.Source.Local && r.Source.Container == nil {
+	// Of an end of which no process's socket was seen its own address tells, which is behind a translation if there is one.
+	if r.Source.Container == nil && (!r.Source.Local || r.Source.Kernel) {
 		addr := r.Key.Src
 		if r.Pre != (flowcache.Translation{}) {
 			addr = r.Pre.Src
 		}
 		r.Source.Container = c.peer(addr, r.Start)
 	}
-	if !r.Dest.Local && r.Dest.Container == nil {
+	if r.Dest.Container == nil && (!r.Dest.Local || r.Dest.Kernel) {
 		addr := r.Key.Dst
 		if r.Post != (flowcache.Translation{}) {
 			addr = r.Post.Dst

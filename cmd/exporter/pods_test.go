@@ -149,7 +149,7 @@ func TestPods(t *testing.T) {
 			case end.addr.String() == gateway && end.port == 18080:
 				want = jsonContainer{ID: web, Name: "web", Image: "shop/web:2", Runtime: "docker"}
 				published++
-			case p != nil && end.e.PID == 0 && end.e.Cookie == 0: // no socket: known by the address
+			case p != nil && end.e.PID == 0 && (end.e.Kernel || end.e.Cookie == 0): // no process: known by the address
 				want = jsonContainer{Pod: p.name, Namespace: p.namespace, PodUID: p.uid, Labels: "app=load"}
 			case p != nil:
 				want = jsonContainer{p.container, "main", podImage, "containerd", p.name, p.namespace, p.uid, "app=load"}
@@ -175,4 +175,76 @@ func TestPods(t *testing.T) {
 	if missing*1000 > right || right < 10*count || toHost < 2*count || published < 2*count {
 		t.Error("too few")
 	}
+}
+
+// TestHungRuntime: containerd is stopped while flows go on. Nothing is lost, names that were known stay, the last records of new containers are
+// not kept back for long, memory does not grow, one line tells of it; and names of new containers come by themselves when it goes on.
+func TestHungRuntime(t *testing.T) {
+	hang := time.Duration(size("SOCKFLOW_HANG", 6)) * time.Second
+	n := newNode(t)
+	oci, rootfs := image(t)
+	c := startContainerd(n, "", 215, oci)
+	d := startDocker(n, 216, rootfs)
+	ctx, cancel := context.WithTimeout(context.Background(), hang+2*time.Minute)
+	defer cancel()
+	server, err := c.runPod(ctx, "server", false, map[string]string{"app": "load"}, "/bin/pod", "-serve", "7000", "-for", "1h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.inside("iptables", "-P", "FORWARD", "ACCEPT")
+	r := runExporter(t, "--metrics", "none", "--active-timeout", "1s", "--podman", "none", "--cri", "none", "--containerd", c.socket, "--docker", d.socket)
+	_, memory := used(t, r.cmd.Process.Pid)
+	c.daemon.Process.Signal(syscall.SIGSTOP)
+	stopped := time.Now()
+	clients := 0
+	for time.Since(stopped) < hang {
+		// Docker's containers go on being made and named.
+		d.run("run", "--rm", "--name", fmt.Sprintf("client%d", clients), "--network", "host", "shop/web:2", "/bin/pod", server.ip+":7000")
+		clients++
+	}
+	_, later := used(t, r.cmd.Process.Pid)
+	c.daemon.Process.Signal(syscall.SIGCONT)
+	var recovered *pod
+	eventually(t, "new pods are named again", func() bool {
+		if recovered == nil {
+			recovered, err = c.runPod(ctx, "recovered", false, map[string]string{"app": "load"}, "/bin/sh", "-c", "while pod "+server.ip+":7000; do sleep 1; done")
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		return strings.Contains(r.out.String(), `"pod":"recovered"`)
+	})
+	took := time.Since(stopped) - hang
+	r.stop()
+	recs := r.json()
+	named, others := 0, 0
+	for _, j := range recs {
+		if j.Dest.String() != server.ip || j.DestPort != 7000 || j.DestEnd == nil {
+			continue
+		}
+		if j.DestEnd.Container == nil || j.DestEnd.Container.Pod != "server" {
+			t.Errorf("the server's end: %+v", j.DestEnd.Container)
+		}
+		if j.SourceEnd == nil || j.SourceEnd.Container == nil {
+			t.Errorf("the client's end: %+v", j.SourceEnd)
+		} else if strings.HasPrefix(j.SourceEnd.Container.Name, "client") {
+			named++
+			if j.Protocol == "tcp" && (j.Forward.Payload != 5 || j.Reverse.Payload != 12) {
+				t.Errorf("%d and %d octets, want 5 and 12", j.Forward.Payload, j.Reverse.Payload)
+			}
+		} else {
+			others++
+		}
+	}
+	if named != 2*clients || others == 0 {
+		t.Errorf("%d records of %d clients that each made two, %d of pods", named, clients, others)
+	}
+	if times := strings.Count(r.errs.String(), "containerd at"); hang > 10*time.Second && times != 3 {
+		t.Errorf("%d lines tell of containerd, want that it answers, that it does not, and that it does:\n%s", times, r.errs.String())
+	}
+	if later > memory+16<<20 {
+		t.Errorf("memory grew from %d to %d KiB", memory>>10, later>>10)
+	}
+	t.Logf("%d clients in %s; %d KiB before, %d after; a new pod was named %s after containerd went on", clients, hang, memory>>10, later>>10, took.Round(time.Millisecond))
+	show(t, r, recs)
 }
