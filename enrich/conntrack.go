@@ -63,6 +63,7 @@ type Conntrack struct {
 // tracker is the connection tracking of a namespace.
 type tracker struct {
 	inode   uint32
+	path    string // where it was found last; empty for the own
 	conn    *netlink.Conn
 	fd      int // of conn, and valid as long
 	entries uint32
@@ -210,15 +211,29 @@ func (c *Conntrack) follow() {
 		}
 	}
 	for inode, path := range found {
-		if c.open[inode] != nil {
-			continue
+		t := c.open[inode]
+		if t == nil {
+			var err error
+			if t, err = dialNetfilter(path); err != nil {
+				continue // gone, or not ours to enter
+			}
+			t.inode = inode
+			c.open[inode] = t
 		}
-		t, err := dialNetfilter(path)
-		if err != nil {
-			continue // gone, or not ours to enter
+		t.path = path
+	}
+}
+
+// LetGo closes the namespaces that everybody else has left: an open one lives on, and the devices in it. It is to be called about every
+// second, and looks only whether each is where it was found.
+func (c *Conntrack) LetGo() {
+	for inode, t := range c.open {
+		var st unix.Stat_t
+		if t.path != "" && (unix.Stat(t.path, &st) != nil || uint32(st.Ino) != inode) {
+			c.follow()
+			c.listed, c.counted = time.Now(), time.Time{}
+			return
 		}
-		t.inode = inode
-		c.open[inode] = t
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 // namespace is an open network namespace. Its sockets pin it: it is closed when nobody else refers to it any more.
 type namespace struct {
 	inode uint32
+	path  string // where it was found last; empty for the own
 	dump  *netlink.Conn
 	dead  *netlink.Conn // destroy groups; nil where they are not allowed
 }
@@ -95,7 +96,7 @@ func openNamespace(inode uint32, path string) (*namespace, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial sock_diag: %w", err)
 	}
-	ns := &namespace{inode: inode, dump: dump}
+	ns := &namespace{inode: inode, path: path, dump: dump}
 	dump.SetReadBuffer(1 << 20) // best effort
 	return ns, nil
 }

@@ -38,7 +38,6 @@ type Stats struct {
 type Source struct {
 	cfg      Config
 	open     map[uint32]*namespace
-	first    map[uint32]bool // namespaces of the first pass
 	said     map[string]bool
 	buf      []byte // of a dump
 	watchers sync.WaitGroup
@@ -77,6 +76,8 @@ func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
 	}()
 	tick := time.NewTicker(s.cfg.Interval)
 	defer tick.Stop()
+	look := time.NewTicker(lookInterval)
+	defer look.Stop()
 	for last := false; ; {
 		if err := s.follow(out); err != nil {
 			return err
@@ -85,12 +86,40 @@ func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
 		if last {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
-			last = true
-		case <-tick.C:
+		if s.cfg.Audit {
+			s.Close() // until the next one
+			look.Stop()
+		}
+		for due := false; !due; {
+			select {
+			case <-ctx.Done():
+				last, due = true, true
+			case <-tick.C:
+				due = true
+			case <-look.C:
+				if !s.gone() {
+					continue
+				}
+				if err := s.follow(out); err != nil {
+					return err
+				}
+			}
 		}
 	}
+}
+
+// An open namespace lives on, with the devices in it, when everybody else has left it: it is let go of soon.
+const lookInterval = time.Second
+
+// gone reports whether an open namespace is no longer where it was found.
+func (s *Source) gone() bool {
+	for inode, ns := range s.open {
+		var st syscall.Stat_t
+		if ns.path != "" && (syscall.Stat(ns.path, &st) != nil || uint32(st.Ino) != inode) {
+			return true
+		}
+	}
+	return false
 }
 
 // Close lets go of all namespaces.
@@ -127,7 +156,8 @@ func (s *Source) follow(out chan<- *flowcache.Batch) error {
 		}
 	}
 	for inode, path := range found {
-		if s.open[inode] != nil {
+		if ns := s.open[inode]; ns != nil {
+			ns.path = path
 			continue
 		}
 		ns, err := openNamespace(inode, path)
@@ -150,12 +180,6 @@ func (s *Source) follow(out chan<- *flowcache.Batch) error {
 		}
 		s.watchers.Add(1)
 		go s.watch(ns, out) // ends when the namespace is closed
-	}
-	if s.first == nil {
-		s.first = map[uint32]bool{}
-		for inode := range s.open {
-			s.first[inode] = true
-		}
 	}
 	s.count.Store(int64(len(s.open)))
 	return nil

@@ -40,6 +40,7 @@ const (
 	expireInterval = 40 * time.Millisecond // least time between two looks at what is due
 	restInterval   = time.Second           // longest
 	sweepInterval  = 30 * time.Second
+	letGoInterval  = time.Second
 	recordsAtOnce  = 1024 // handed over together
 	maxHeld        = 4096 // records that may wait for names
 )
@@ -62,6 +63,8 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 	}
 	sweep := time.NewTicker(sweepInterval)
 	defer sweep.Stop()
+	letGo := time.NewTicker(letGoInterval)
+	defer letGo.Stop()
 	for {
 		select {
 		case b, ok := <-in:
@@ -97,6 +100,8 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 			if err := p.tell(r); err != nil {
 				return err
 			}
+		case <-letGo.C:
+			p.conntrack.LetGo()
 		case f := <-p.status:
 			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats(), p.enricher.CGroups.Stats(), p.heldTotal})
 		}
