@@ -17,6 +17,7 @@ const (
 	kindExec
 	kindFork
 	kindExit
+	kindMove
 )
 
 const (
@@ -115,6 +116,8 @@ func decodeProcess(b []byte, clk *clock) (flowcache.ProcessEvent, error) {
 		ev.Kind = flowcache.ProcessFork
 	case kindExit:
 		ev.Kind = flowcache.ProcessExit
+	case kindMove:
+		ev.Kind = flowcache.ProcessMove
 	default:
 		return ev, fmt.Errorf("decode process: kind %d is not one", kindOf(b))
 	}
@@ -132,7 +135,10 @@ func decodeProcess(b []byte, clk *clock) (flowcache.ProcessEvent, error) {
 		ParentUID: flowcache.NoID,
 		Name:      cString(b[56:72]),
 	}
-	if ev.Kind == flowcache.ProcessExec {
+	switch ev.Kind {
+	case flowcache.ProcessMove:
+		ev.Process.CGroupPath = joinNames(names[:cgroupLen])
+	case flowcache.ProcessExec:
 		ev.Process.Path = joinNames(names[:pathLen])
 		ev.Process.CGroupPath = joinNames(names[pathLen : pathLen+cgroupLen])
 	}
@@ -214,7 +220,12 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk *clock, snapshot bo
 	if !snapshot {
 		o.Event = flowcache.EventEnd
 		state = r.oldState
-		o.PeerOpen = state == flowcache.TCPFinWait2 && r.flags&flagFINReceived == 0
+		switch {
+		case state == flowcache.TCPFinWait2 && r.flags&flagFINReceived == 0:
+			o.Peer = flowcache.PeerOpen
+		case state == flowcache.TCPLastAck || r.err == econnreset || r.err == epipe:
+			o.Peer = flowcache.PeerGone
+		}
 	}
 	t := flowcache.TCPTotals{
 		BytesSent:     r.bytesSent,
@@ -262,6 +273,8 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk *clock, snapshot bo
 }
 
 const (
+	epipe        = 32
+	econnreset   = 104
 	etimedout    = 110
 	econnrefused = 111
 )

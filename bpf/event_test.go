@@ -106,7 +106,7 @@ int main(void) {
 
 // FuzzEvent: whatever comes out of the ring buffer, nothing panics, and short records are refused.
 func FuzzEvent(f *testing.F) {
-	for _, kind := range []byte{kindSocket, kindDatagram, kindRelease, kindExec, kindFork, kindExit, 0} {
+	for _, kind := range []byte{kindSocket, kindDatagram, kindRelease, kindExec, kindFork, kindExit, kindMove, 0} {
 		b := make([]byte, 256)
 		b[0] = kind
 		f.Add(b)

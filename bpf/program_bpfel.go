@@ -102,6 +102,7 @@ const (
 	programProgProcessExec   = "process_exec"
 	programProgProcessExit   = "process_exit"
 	programProgProcessFork   = "process_fork"
+	programProgProcessMove   = "process_move"
 	programProgReceive4      = "receive4"
 	programProgReceive6      = "receive6"
 	programProgRecvLength    = "recv_length"
@@ -160,6 +161,7 @@ type programProgramSpecs struct {
 	ProcessExec  *ebpf.ProgramSpec `ebpf:"process_exec"`
 	ProcessExit  *ebpf.ProgramSpec `ebpf:"process_exit"`
 	ProcessFork  *ebpf.ProgramSpec `ebpf:"process_fork"`
+	ProcessMove  *ebpf.ProgramSpec `ebpf:"process_move"`
 	Receive4     *ebpf.ProgramSpec `ebpf:"receive4"`
 	Receive6     *ebpf.ProgramSpec `ebpf:"receive6"`
 	RecvLength   *ebpf.ProgramSpec `ebpf:"recv_length"`
@@ -255,6 +257,7 @@ type programPrograms struct {
 	ProcessExec  *ebpf.Program `ebpf:"process_exec"`
 	ProcessExit  *ebpf.Program `ebpf:"process_exit"`
 	ProcessFork  *ebpf.Program `ebpf:"process_fork"`
+	ProcessMove  *ebpf.Program `ebpf:"process_move"`
 	Receive4     *ebpf.Program `ebpf:"receive4"`
 	Receive6     *ebpf.Program `ebpf:"receive6"`
 	RecvLength   *ebpf.Program `ebpf:"recv_length"`
@@ -273,6 +276,7 @@ func (p *programPrograms) Close() error {
 		p.ProcessExec,
 		p.ProcessExit,
 		p.ProcessFork,
+		p.ProcessMove,
 		p.Receive4,
 		p.Receive6,
 		p.RecvLength,

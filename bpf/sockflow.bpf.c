@@ -28,6 +28,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86DD
 #define SOCK_DONE 1
+#define SHUTDOWN_MASK 3
 
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
@@ -286,14 +287,26 @@ static __always_inline void put_state(struct socket_record *r, struct sock_state
 	r->flags |= st->flags;
 }
 
+/* Octets of payload that left, each once: by sequence numbers, less SYN and FIN. bytes_sent less bytes_retrans would be too many where
+ * something below refused a segment (a packet filter, a full queue): the kernel has counted it then, and sends it again as new. */
+static __always_inline __u64 payload_sent(struct tcp_sock *tp, __u8 role, __u32 fin)
+{
+	__u64 most = tp->bytes_sent - tp->bytes_retrans;
+	__u64 sent = tp->bytes_acked + (tp->snd_nxt - tp->snd_una) - (role == ROLE_INITIATOR) - fin;
+
+	return role == ROLE_UNKNOWN || sent > most ? most : sent; /* was there a SYN? With TCP_REPAIR there was none */
+}
+
 /* state is the socket's, before CLOSE if it has ended. */
-static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp, __u8 state)
+static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp, __u8 state, __u8 role)
 {
 	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
 	const struct tcp_congestion_ops *ca = tp->inet_conn.icsk_ca_ops;
 	unsigned long flags = sk->__sk_common.skc_flags;
+	__u32 fin = (state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_LAST_ACK || state == TCP_CLOSING || state == TCP_TIME_WAIT) && tp->snd_nxt == tp->write_seq;
+	__u64 sent = payload_sent(tp, role, fin);
 
-	r->bytes_sent = tp->bytes_sent;
+	r->bytes_sent = sent + tp->bytes_retrans;
 	r->bytes_retrans = tp->bytes_retrans;
 	r->bytes_received = tp->bytes_received;
 	r->pacing_rate = sk->sk_pacing_rate;
@@ -312,11 +325,7 @@ static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp
 	r->header_len = tp->tcp_header_len;
 	/* Where both ends began to count, whatever they see of each other: their sequence numbers now, less what went by. */
 	if (tp->rcv_nxt) {
-		__u32 sent = (__u32)r->bytes_sent - (__u32)r->bytes_retrans;
-
-		if ((state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_LAST_ACK || state == TCP_CLOSING || state == TCP_TIME_WAIT) && tp->snd_nxt == tp->write_seq)
-			sent++; /* the FIN */
-		r->seq = tp->snd_nxt - sent;
+		r->seq = tp->snd_nxt - (__u32)sent - fin;
 		r->peer_seq = tp->rcv_nxt - (__u32)r->bytes_received;
 	}
 	/* At the end of a connection the port is no longer in skc_num (inet_put_port), but still here. */
@@ -340,6 +349,16 @@ static __always_inline void put_common(struct socket_record *r, struct sock *sk)
 	r->proto = sk->sk_protocol;
 	r->uid = -1;
 	r->gid = -1;
+}
+
+/* A socket that nobody has sent or received through (or only by splice(2), which no hook sees) belongs to the process that closes it,
+ * rather than to the one that listened. */
+static __always_inline void end_use(struct sock_state *st, struct sock *sk)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	if (!(task->flags & PF_KTHREAD))
+		own(st, sk, task);
 }
 
 /* Give a socket that no process used through its storage the user that is known otherwise. */
@@ -381,6 +400,7 @@ SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 {
 	struct sock_state *st = NULL;
+	struct task_struct *task;
 	struct socket_record *r;
 	struct slot *slot;
 	struct tcp_sock *tp;
@@ -393,9 +413,12 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 	case TCP_SYN_SENT: /* connect(): the caller's context */
 		st = begin(sk);
 		if (st) {
-			own(st, sk, bpf_get_current_task_btf());
-			st->flags |= SOCK_TOUCHED;
 			st->role = ROLE_INITIATOR;
+			task = bpf_get_current_task_btf();
+			if (task->flags & PF_KTHREAD && is_subflow(sk))
+				return 0; /* the kernel adds a path to a connection: see adopt() */
+			own(st, sk, task);
+			st->flags |= SOCK_TOUCHED;
 		}
 		return 0;
 	case TCP_LISTEN: /* listen(): the caller's context */
@@ -418,6 +441,12 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 		st = find(sk);
 		if (st && st->start)
 			st->connect_us = (bpf_ktime_get_ns() - st->start) / 1000;
+		return 0;
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK: /* close() or shutdown(): the caller's context */
+		st = find(sk);
+		if (st && !(st->flags & SOCK_TOUCHED))
+			end_use(st, sk);
 		return 0;
 	case TCP_CLOSE:
 		break;
@@ -442,10 +471,13 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 	r->time = bpf_ktime_get_ns();
 	put_common(r, sk);
 	put_addresses(r, sk);
-	put_tcp(r, tp, old_state);
 	st = find(sk);
-	if (st && !(st->flags & SOCK_TOUCHED))
+	put_tcp(r, tp, old_state, st ? st->role : ROLE_UNKNOWN);
+	if (st && !(st->flags & SOCK_TOUCHED)) {
+		if ((old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT) && sk->sk_shutdown == SHUTDOWN_MASK)
+			end_use(st, sk); /* close() that resets: shut down already, and so not by the peer */
 		adopt(st, sk, tp);
+	}
 	if (st)
 		put_state(r, st);
 	if (old_state == TCP_SYN_RECV) { /* never established: nobody knew it before */
@@ -866,34 +898,36 @@ int walk(struct bpf_iter__task_file *ctx)
 		tp = bpf_skc_to_tcp_sock(sk);
 		if (!tp)
 			return 0;
-		put_tcp(&r, tp, r.state);
+		put_tcp(&r, tp, r.state, st->role);
 	}
 	put_state(&r, st);
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 	return 0;
 }
 
-/* Names from the leaf to the root of a path, as the process sees it. Returns the length. */
+/* Names from the leaf to the root of a path, as the process sees it; of one with more names than the loop takes, "..." is the last. Returns
+ * the length. */
 static __always_inline __u32 put_path(char *to, struct file *file, struct task_struct *task)
 {
 	struct dentry *root = BPF_CORE_READ(task, fs, root.dentry);
 	struct vfsmount *root_mnt = BPF_CORE_READ(task, fs, root.mnt);
 	struct dentry *d = BPF_CORE_READ(file, f_path.dentry);
 	struct vfsmount *vfs = BPF_CORE_READ(file, f_path.mnt);
+	const char more[4] = "...";
 	__u32 len = 0;
 
-	for (int i = 0; i < 48; i++) {
+	for (int i = 0; i < 64; i++) {
 		struct dentry *up;
 		long n;
 
 		if (d == root && vfs == root_mnt)
-			break;
+			return len;
 		if (d == BPF_CORE_READ(vfs, mnt_root)) {
 			struct mount *m = (void *)vfs - bpf_core_field_offset(struct mount, mnt);
 			struct mount *parent = BPF_CORE_READ(m, mnt_parent);
 
 			if (m == parent)
-				break;
+				return len;
 			d = BPF_CORE_READ(m, mnt_mountpoint);
 			vfs = (void *)parent + bpf_core_field_offset(struct mount, mnt);
 			continue;
@@ -905,9 +939,11 @@ static __always_inline __u32 put_path(char *to, struct file *file, struct task_s
 		if (n > 0)
 			len += n & (2 * NAME_OCTETS - 1);
 		if (up == d)
-			break; /* a file of no mounted tree: memfd, say */
+			return len; /* a file of no mounted tree: memfd, say */
 		d = up;
 	}
+	if (len <= PATH_OCTETS && !bpf_probe_read_kernel(to + len, sizeof(more), more))
+		len += sizeof(more);
 	return len;
 }
 
@@ -976,6 +1012,28 @@ int BPF_PROG(process_exec, struct task_struct *task, int old_pid, struct linux_b
 	BOUND(cgroup);
 	b->event.cgroup_len = cgroup;
 	if (bpf_ringbuf_output(&events, b, sizeof(b->event) + path + cgroup, 0))
+		lost(LOSS_RING_PROCESS);
+	return 0;
+}
+
+/* A running process was put into another control group. */
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(process_move, struct cgroup *to, const char *path, struct task_struct *task, bool threadgroup)
+{
+	struct process_buffer *b;
+	__u32 zero = 0, cgroup;
+
+	if (task->pid != task->tgid && !threadgroup)
+		return 0; /* a thread */
+	b = bpf_map_lookup_elem(&process_buffers, &zero);
+	if (!b)
+		return 0;
+	put_process(&b->event, task, KIND_MOVE);
+	put_relatives(&b->event, task);
+	cgroup = put_cgroup(b->data, BPF_CORE_READ(task, cgroups, dfl_cgrp, kn));
+	BOUND(cgroup);
+	b->event.cgroup_len = cgroup;
+	if (bpf_ringbuf_output(&events, b, sizeof(b->event) + cgroup, 0))
 		lost(LOSS_RING_PROCESS);
 	return 0;
 }

@@ -96,6 +96,7 @@ var hookUses = []Hook{
 	{Name: "process_exec", Target: "tp_btf/sched_process_exec", Use: "names of short-lived processes"},
 	{Name: "process_fork", Target: "tp_btf/sched_process_fork", Use: "names of short-lived processes"},
 	{Name: "process_exit", Target: "tp_btf/sched_process_exit", Use: "timely forgetting of processes"},
+	{Name: "process_move", Target: "tp_btf/cgroup_attach_task", Use: "the control groups of processes that are moved"},
 	{Name: "walk", Target: "iter/task_file", Use: "passes over all sockets"},
 }
 
@@ -413,7 +414,7 @@ func (s *Source) event(b []byte) {
 			s.malformed.Add(1)
 			return
 		}
-		if len(s.batch.Observations) > 0 && ev.Kind == flowcache.ProcessExec {
+		if len(s.batch.Observations) > 0 && (ev.Kind == flowcache.ProcessExec || ev.Kind == flowcache.ProcessMove) {
 			s.send() // what came before belongs to the program that ran before
 		}
 		s.batch.Processes = append(s.batch.Processes, ev)

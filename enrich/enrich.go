@@ -84,8 +84,11 @@ func (e *Enricher) end(end *flowcache.End) (r *resolved, open bool, first int64)
 			end.UID, end.GID = p.UID, p.GID
 		}
 		path, since = p.CGroupPath, p.StartTime
+		if p.CGroup != 0 {
+			end.CGroup = p.CGroup
+		}
 	}
-	// The socket's control group is that of whoever made it; it is what remains where the process is not known.
+	// The socket's own control group is that of whoever made it, a service manager perhaps: it is for where the process is not known.
 	if path == "" {
 		path = e.CGroups.Path(end.CGroup)
 	}

@@ -207,3 +207,27 @@ func TestUsers(t *testing.T) {
 		}
 	}
 }
+
+// TestMove: a running process in another control group; and an executable deeper than the kernel side looks.
+func TestMove(t *testing.T) {
+	dir := t.TempDir()
+	deep := "/a/b/c/d"
+	os.MkdirAll(filepath.Join(dir, "7"), 0o755)
+	if err := os.Symlink(deep, filepath.Join(dir, "7", "exe")); err != nil {
+		t.Fatal(err)
+	}
+	groups := NewCGroups(dir)
+	p := NewProcesses(ProcConfig{Proc: dir}, groups)
+	id := flowcache.ProcessID{PID: 7, Start: 1}
+	p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExec, Process: flowcache.Process{ID: id, Path: "/.../c/d", CGroup: 4, CGroupPath: "/old"}})
+	was := p.Get(id)
+	p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessMove, Process: flowcache.Process{ID: id, CGroup: 5, CGroupPath: "/docker/" + id64}})
+	r := flowcache.Record{Source: flowcache.End{Local: true, Process: id, CGroup: 3}}
+	(&Enricher{Processes: p, CGroups: groups}).Enrich(&r)
+	if r.Source.Who.Path != deep || r.Source.CGroup != 5 || r.Source.Container == nil || r.Source.Container.ContainerID != id64 {
+		t.Errorf("%+v in %+v", r.Source.Who, r.Source)
+	}
+	if was.CGroup != 4 {
+		t.Error("facts that records share were changed")
+	}
+}

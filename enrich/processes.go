@@ -1,6 +1,7 @@
 package enrich
 
 import (
+	"strings"
 	"time"
 
 	"github.com/sockflow/sockflow/flowcache"
@@ -97,8 +98,21 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 		}
 		f.UserName = p.users.name(f.UID)
 		p.put(&f)
+	case flowcache.ProcessMove:
+		p.cgroups.Learn(ev.Process.CGroup, ev.Process.CGroupPath)
+		if e := p.table[ev.Process.ID]; e != nil {
+			f := *e.facts
+			f.CGroup, f.CGroupPath = ev.Process.CGroup, ev.Process.CGroupPath
+			p.put(&f)
+		}
 	case flowcache.ProcessExec:
 		f := ev.Process
+		if rest, cut := strings.CutPrefix(f.Path, "/..."); cut {
+			// The kernel side does not follow so many names.
+			if exe := p.proc.exe(f.ID.PID); strings.HasSuffix(exe, rest) {
+				f.Path = exe
+			}
+		}
 		// The parent that started it may be gone, and init in its place: what the fork told stays.
 		if old := p.table[f.ID]; old != nil && old.facts.ParentPID != 0 {
 			f.ParentPID, f.ParentPath, f.ParentUID = old.facts.ParentPID, old.facts.ParentPath, old.facts.ParentUID

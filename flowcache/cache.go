@@ -15,8 +15,8 @@ type Config struct {
 	// Merge makes one record of the two sockets of a conversation that has both its ends on this host.
 	Merge bool
 	// PeerWait is how long a connection that has ended waits for the end of its other socket, where nothing is known of that yet;
-	// default 50 ms. PeerMemory is how long it is remembered after that, for a peer that had not closed; default 15 s, and should be
-	// more than the time between two passes over all sockets.
+	// default 50 ms. PeerMemory is how long it is remembered after that, for a peer that had not closed, and half as long for one
+	// that may not know yet that it is to end; default 15 s, and should be more than the time between two passes over all sockets.
 	PeerWait, PeerMemory time.Duration
 	// Translate, if set, tells how the addresses of a flow are translated (NAT) between its ends: Key is what the end here sees, and begin
 	// when it began. It is asked once for a flow, and must be quick: at its begin where the source knows no Conversation, and else at its
@@ -172,12 +172,12 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 		}
 		c.merge(i, o)
 		if e := c.at(i); o.Conversation != 0 && e.conv != o.Conversation && e.peer == 0 && c.cfg.Merge {
-			c.meet(i, o.Conversation) // another source made the flow, and did not know
+			c.meet(i, o.Conversation, true) // another source made the flow, and did not know
 		}
 		if o.Event == EventEnd {
 			e := c.at(i)
 			e.last = max(e.last, o.Time)
-			e.peerOpen = o.PeerOpen
+			e.other = o.Peer
 			c.end(o)
 			return c.finish(dst, i)
 		}
@@ -222,9 +222,9 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 		c.wheel.cursor = o.Time / tick
 	}
 	if o.Event == EventEnd {
-		e.peerOpen = o.PeerOpen
+		e.other = o.Peer
 		c.end(o)
-		c.meet(i, conv)
+		c.meet(i, conv, o.Conversation != 0)
 		return c.finish(dst, i)
 	}
 	if e.owner.PID != 0 {
@@ -240,7 +240,7 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 		// Sockets of the first pass all begin now: spread their records over the timeout.
 		e.activeAt = o.Time + int64(o.Cookie*0x9E3779B97F4A7C15>>1)%int64(c.cfg.ActiveTimeout)
 	}
-	c.meet(i, conv)
+	c.meet(i, conv, o.Conversation != 0)
 	if !e.follows {
 		c.cancel(i)
 		c.set(i, c.next(e))
@@ -358,7 +358,7 @@ func (c *Cache) Sweep(dst []Record, began int64) []Record {
 		if e.origin == OriginNetlink {
 			conv = 0
 		}
-		e.peerOpen = false
+		e.other = PeerUnknown
 		c.end(&Observation{Cookie: e.id.cookie, Conversation: conv})
 		dst = c.finish(dst, i)
 	}

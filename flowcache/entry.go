@@ -36,7 +36,7 @@ type entry struct {
 	holds    bool // its owner's name is kept for it
 	follows  bool // it has a peer whose timer is that of both
 	ended    bool // the socket is gone
-	peerOpen bool // but the other end was not
+	other    Peer // and what it knew of the other end
 	told     bool // an end without a peer: its last record has left
 	synTold  bool // a record has carried the SYN
 	exported bool // a record has left
@@ -174,6 +174,11 @@ func (e *entry) record(r *Record, peer *entry, reason EndReason, final bool) {
 			r.Post = far
 		}
 		peer.tell(r.End)
+	}
+	if peer == nil && e.id.key == e.id.key.Reverse() {
+		// A socket that talks to itself is both ends, and hears what it says.
+		r.Reverse, r.ReverseTotal = Counters{}, Counters{}
+		r.Source, r.Dest = e.end(), e.end()
 	}
 	e.tell(r.End)
 }

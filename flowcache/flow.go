@@ -175,6 +175,16 @@ const (
 	EventOwner               // the datagram socket Cookie belongs to Process: told after its first counters
 )
 
+// Peer is what an end of a connection knows, when it ends, of the other end's socket.
+type Peer uint8
+
+// The other end's socket.
+const (
+	PeerUnknown Peer = iota // ends soon, or has: it may wait for an acknowledgement that is lost, or does not know of a reset
+	PeerGone                // ended before this one, and its source has told so if it is on this host
+	PeerOpen                // had not closed
+)
+
 // Observation is one view of one socket (or of a packet's flow), by one source. It is pointer-free.
 type Observation struct {
 	Key    Key    // Src is the local end
@@ -191,7 +201,7 @@ type Observation struct {
 	Delta       bool  // counters count since the source's previous observation of the flow; else since the socket's birth
 	Preexisting bool  // the socket is older than the metering: its first counters are the baseline and not counted
 	Snapshot    bool  // read in a pass over all sockets, and so perhaps older than an event that came before
-	PeerOpen    bool  // of an EventEnd: the other end had not closed
+	Peer        Peer  // of an EventEnd: what this end knows of the other
 	Audit       bool  // read to check another source: a flow that it makes was missed by that
 	Control     uint8 // tcpControlBits that the socket's life proves
 
@@ -317,7 +327,7 @@ type Interface struct {
 // ProcessEvent is a step in the life of a process, in the order the kernel told it.
 type ProcessEvent struct {
 	Kind    ProcessKind
-	Process Process   // Path and CGroupPath only with ProcessExec
+	Process Process   // Path only with ProcessExec, CGroupPath with that and ProcessMove
 	Parent  ProcessID // of ProcessFork and ProcessExec
 	Time    int64
 }
@@ -330,6 +340,7 @@ const (
 	ProcessExec ProcessKind = iota // the process runs a (new) executable: all facts
 	ProcessFork                    // a new process with its parent's executable: ID, Parent, CGroup
 	ProcessExit                    // the process is gone: ID
+	ProcessMove                    // the process was put into another control group: ID, CGroup, CGroupPath
 )
 
 // Batch is what a source hands over at once: process events, which come before the observations that need them.

@@ -53,8 +53,9 @@ func oneToMany(k Key) bool {
 	return k.Src.IsMulticast() || k.Dst.IsMulticast() || k.Src.IsUnspecified() || k.Dst.IsUnspecified()
 }
 
-// meet looks for the peer of flow i. Without one the flow can be found itself.
-func (c *Cache) meet(i uint32, conv uint64) {
+// meet looks for the peer of flow i. Without one the flow can be found itself. What is not sure is by addresses, which two conversations
+// in separate networks may have in common: there the roles must fit.
+func (c *Cache) meet(i uint32, conv uint64, sure bool) {
 	e := c.at(i)
 	if conv == 0 {
 		return
@@ -67,7 +68,7 @@ func (c *Cache) meet(i uint32, conv uint64) {
 		e.listed = true
 		return
 	}
-	if lead := c.at(p); lead.id.cookie == e.id.cookie || lead.id.key.Proto != e.id.key.Proto || lead.role == e.role && e.role != RoleUnknown {
+	if lead := c.at(p); lead.id.cookie == e.id.cookie || lead.id.key.Proto != e.id.key.Proto || !sure && lead.role == e.role && e.role != RoleUnknown {
 		return // not its peer: a raw socket that hears itself, say
 	}
 	lead := c.at(p)
@@ -113,7 +114,7 @@ func (c *Cache) finish(dst []Record, i uint32) []Record {
 		if e.follows {
 			i = e.peer
 		}
-	case e.conv != 0:
+	case e.conv != 0 && e.other != PeerGone:
 		c.cancel(i)
 		c.set(i, max(e.last, e.seen)+int64(c.cfg.PeerWait))
 		return dst
@@ -131,11 +132,11 @@ func (c *Cache) lone(dst []Record, i uint32, now int64) ([]Record, bool) {
 		return dst, false
 	}
 	dst = c.emit(dst, e, nil, EndDetected, true)
-	if !e.peerOpen {
-		c.remove(i)
-		return dst, true
-	}
 	e.told = true
-	c.set(i, now+int64(c.cfg.PeerMemory))
+	memory := c.cfg.PeerMemory
+	if e.other != PeerOpen {
+		memory /= 2
+	}
+	c.set(i, now+int64(memory))
 	return dst, true
 }

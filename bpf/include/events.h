@@ -13,6 +13,7 @@ enum event_kind {
 	KIND_EXEC = 4,     /* struct process_event */
 	KIND_FORK = 5,
 	KIND_EXIT = 6,
+	KIND_MOVE = 7, /* to another control group */
 };
 
 enum {
@@ -38,7 +39,7 @@ struct socket_record {
 	__u64 start;      /* birth, CLOCK_MONOTONIC, ns; 0 unknown */
 	__u64 task_start; /* owner's start, CLOCK_BOOTTIME, ns */
 	__u64 cgroup;
-	__u64 bytes_sent;
+	__u64 bytes_sent; /* less what something below the socket refused */
 	__u64 bytes_retrans;
 	__u64 bytes_received;
 	__u64 pacing_rate;

@@ -236,6 +236,7 @@ struct sock {
 	__u16 sk_protocol;
 	__u16 sk_type;
 	__u8 sk_kern_sock : 1;
+	__u8 sk_shutdown;
 	int sk_err;
 	unsigned long sk_pacing_rate;
 	unsigned long sk_ino;
@@ -278,8 +279,10 @@ struct tcp_sock {
 	__u32 segs_in;
 	__u32 rcv_nxt;
 	__u32 snd_nxt;
+	__u32 snd_una;
 	__u32 write_seq;
 	__u64 bytes_received;
+	__u64 bytes_acked;
 	__u32 segs_out;
 	__u64 bytes_sent;
 	__u64 bytes_retrans;

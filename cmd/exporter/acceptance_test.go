@@ -98,7 +98,7 @@ func TestAcceptance(t *testing.T) {
 						t.Errorf("who answers is not the kernel: %+v", j.DestEnd)
 					}
 				}
-			case "connections", "ipv6", "mapped", "aborted", "fastopen", "mptcp":
+			case "connections", "ipv6", "mapped", "aborted", "fastopen", "mptcp", "unused":
 				if got := merged["tcp"]; got != len(rep.Flows)/2 {
 					t.Errorf("%d records with both ends of %d connections", got, len(rep.Flows)/2)
 				}

@@ -29,6 +29,8 @@ var kinds = map[string]func(r *report) error{
 	"aborted":     aborted,
 	"refused":     refused,
 	"passed":      passed,
+	"unused":      unused,
+	"self":        self,
 	"zero": func(r *report) error {
 		return datagrams(r, unix.IPPROTO_UDP, []int{0, 0, 5, 0}, 0, [4]byte{127, 0, 0, 1})
 	},

@@ -87,6 +87,10 @@ func traffic(mode string, args []string) error {
 		return kind(args[0])
 	case "heir":
 		return heir()
+	case "idler":
+		return idler(args[0])
+	case "mover":
+		return mover(args[0], args[1])
 	case "burst":
 		return burst(args[0], args[1], args[2], args[3])
 	case "hold":
