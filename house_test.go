@@ -24,6 +24,7 @@ var may = map[string][]string{
 	"replay":          {"flowcache"},
 	"enrich":          {"flowcache"},
 	"enrich/runtimes": {"flowcache", "enrich"},
+	"enrich/kube":     {"flowcache"},
 	"templates":       {"flowcache"},
 	"ipfix":           {"flowcache", "templates"},
 	"collector":       {"flowcache", "templates", "ipfix"},
@@ -34,7 +35,7 @@ var may = map[string][]string{
 	"bench/sink":      {},
 	"bench/sockets":   {},
 	"bench/walk":      {"flowcache", "bpf"},
-	"cmd/exporter":    {"flowcache", "bpf", "sockdiag", "replay", "enrich", "enrich/runtimes", "templates", "ipfix", "collector"},
+	"cmd/exporter":    {"flowcache", "bpf", "sockdiag", "replay", "enrich", "enrich/runtimes", "enrich/kube", "templates", "ipfix", "collector"},
 }
 
 // only says where a library may appear outside tests.
@@ -47,7 +48,7 @@ var only = map[string][]string{
 	"github.com/containerd/":       {"enrich/runtimes"},
 	"google.golang.org/grpc":       {"enrich/runtimes"},
 	"k8s.io/cri-api":               {"enrich/runtimes"},
-	"net":                          {"ipfix", "enrich/runtimes", "collector", "cmd/exporter", "bench/load", "bench/pingpong", "bench/sink", "bench/sockets"},
+	"net":                          {"ipfix", "enrich/runtimes", "enrich/kube", "collector", "cmd/exporter", "bench/load", "bench/pingpong", "bench/sink", "bench/sockets"},
 	"log":                          {"cmd/exporter"},
 	"log/slog":                     {"cmd/exporter"},
 }

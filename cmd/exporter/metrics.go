@@ -180,6 +180,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	put(containerLate, n.Late)
 	put(containerFull, n.Overflow)
 	put(containerHeld, st.held)
+	m.p.cluster.collect(put, st.kube)
 	put(translations, st.conntrack.Translated, "translated")
 	put(translations, st.conntrack.Lookups-st.conntrack.Translated, "not_translated")
 	put(translations, st.conntrack.Errors, "error")

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/sockflow/sockflow/enrich"
+	"github.com/sockflow/sockflow/enrich/kube"
 	"github.com/sockflow/sockflow/flowcache"
 	"github.com/sockflow/sockflow/sockdiag"
 )
@@ -15,6 +16,7 @@ type pipeline struct {
 	processes *enrich.Processes
 	enricher  *enrich.Enricher
 	conntrack *enrich.Conntrack
+	cluster   *cluster       // nil without Kubernetes
 	owners    *enrich.Owners // netlink mode: who holds a socket inode; else nil
 	exporters []exporter
 	printer   printer // nil with collectors only
@@ -34,6 +36,7 @@ type pipelineStatus struct {
 	conntrack  enrich.ConntrackStats
 	containers enrich.ContainerStats
 	held       uint64
+	kube       kube.IndexStats
 }
 
 const (
@@ -75,6 +78,8 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 				return err
 			}
 			arm()
+		case changes := <-p.cluster.told():
+			p.cluster.index.Apply(changes)
 		case u := <-p.names:
 			p.enricher.CGroups.Apply(u)
 			if err := p.retry(); err != nil {
@@ -103,7 +108,7 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 		case <-letGo.C:
 			p.conntrack.LetGo()
 		case f := <-p.status:
-			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats(), p.enricher.CGroups.Stats(), p.heldTotal})
+			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats(), p.enricher.CGroups.Stats(), p.heldTotal, p.cluster.stats()})
 		}
 	}
 }
@@ -188,6 +193,11 @@ func (p *pipeline) retry() error {
 func (p *pipeline) hand(recs []flowcache.Record) error {
 	if len(recs) == 0 {
 		return nil
+	}
+	if p.cluster != nil {
+		for i := range recs {
+			p.cluster.index.Name(&recs[i])
+		}
 	}
 	if p.printer != nil {
 		if err := p.printer.print(recs); err != nil {

@@ -42,6 +42,10 @@ func run(s *settings, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	cluster, err := s.kube.open(s.nodeName, log)
+	if err != nil {
+		return err
+	}
 	cgroups := enrich.NewCGroups(s.proc)
 	processes := enrich.NewProcesses(enrich.ProcConfig{Proc: s.proc, CommandLine: s.cmdline}, cgroups)
 	conntrack := enrich.NewConntrack(func() map[uint32]string { return sockdiag.Namespaces(s.proc) })
@@ -57,7 +61,7 @@ func run(s *settings, stdout, stderr io.Writer) error {
 	p := &pipeline{
 		cache: cache, processes: processes,
 		enricher:  &enrich.Enricher{Processes: processes, CGroups: cgroups, Nudge: namer.Nudge},
-		conntrack: conntrack,
+		conntrack: conntrack, cluster: cluster,
 		exporters: exporters, printer: printer,
 		batches: make(flowcache.Batches, 64), pool: make(flowcache.RecordPool, 64),
 		status: make(chan func(pipelineStatus)),
@@ -112,6 +116,7 @@ func run(s *settings, stdout, stderr io.Writer) error {
 		defer observing.Done()
 		namer.Run(srcCtx, names)
 	}()
+	go cluster.follow(srcCtx) // ends with srcCtx
 	interfaces, err := s.interfaces.open(s.proc)
 	if err != nil {
 		stopSources(err)
@@ -157,13 +162,7 @@ func run(s *settings, stdout, stderr io.Writer) error {
 // newNamer watches the container runtimes of the flags.
 func newNamer(s *settings, log *slog.Logger) (*runtimes.Watcher, error) {
 	cfg := s.runtimes
-	cfg.Notify = func(ok bool, line string) {
-		if ok {
-			log.Info(line)
-		} else {
-			log.Warn(line)
-		}
-	}
+	cfg.Notify = notifier(log)
 	w, err := runtimes.New(cfg)
 	if err != nil {
 		return nil, usageError{err}
@@ -193,13 +192,7 @@ func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, 
 		},
 		Domain: s.domain, MTU: s.mtu, TemplateRefresh: s.templateRefresh, Version: version, Kernel: kernelRelease(),
 		ReconnectMin: s.reconnectMin, ReconnectMax: s.reconnectMax,
-		Notify: func(ok bool, line string) {
-			if ok {
-				log.Info(line)
-			} else {
-				log.Warn(line)
-			}
-		},
+		Notify: notifier(log),
 	}
 	var exporters []exporter
 	var out printer
@@ -329,6 +322,12 @@ func reportStatus(ctx context.Context, m *metrics, log *slog.Logger) {
 		}
 		for _, r := range m.namer.Stats() {
 			args = append(args, slog.Any(r.Kind, r))
+		}
+		if cluster := m.p.cluster; cluster != nil {
+			args = append(args, slog.Any("kube", cluster.source.Stats()), slog.Any("kube_index", st.kube))
+		}
+		if m.interfaces != nil {
+			args = append(args, slog.Any("interfaces", m.interfaces.Stats()))
 		}
 		if m.ebpf != nil {
 			args = append(args, slog.Any("ebpf", m.ebpf.Stats()))

@@ -37,6 +37,7 @@ type settings struct {
 	reconnectMax     time.Duration
 	runtimes         runtimes.Config
 	interfaces       interfaceSettings
+	kube             kubeSettings
 	nodeName         string
 	cmdline          bool
 	proc             string
@@ -68,6 +69,7 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&s.reconnectMin, "reconnect-min", time.Second, "first wait before a stream collector is tried again")
 	f.DurationVar(&s.reconnectMax, "reconnect-max", time.Minute, "longest wait")
 	s.interfaces.addFlags(f)
+	s.kube.addFlags(f)
 	f.StringVar(&s.nodeName, "node-name", "", "name of this host in records (default the host name)")
 	f.BoolVar(&s.cmdline, "cmdline", false, "export command lines, which may hold secrets")
 	f.StringVar(&s.proc, "proc", "/proc", "where proc is mounted")
@@ -202,6 +204,9 @@ func (s *settings) check() error {
 		}
 	}
 	if err := s.interfaces.check(); err != nil {
+		return err
+	}
+	if err := s.kube.check(); err != nil {
 		return err
 	}
 	if s.reconnectMax < s.reconnectMin {

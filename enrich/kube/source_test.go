@@ -1,0 +1,384 @@
+package kube
+
+import (
+	"context"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// cluster is a Source of a fake server with the Index that it fills.
+type cluster struct {
+	t *testing.T
+	*fake
+	token string // path
+	src   *Source
+	mu    sync.Mutex
+	index *Index
+	lines []string
+}
+
+func (c *cluster) told(ok bool, line string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lines = append(c.lines, fmt.Sprint(ok, " ", line))
+}
+
+// said returns how many lines have both words.
+func (c *cluster) said(a, b string) (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.lines {
+		if strings.Contains(l, a) && strings.Contains(l, b) {
+			n++
+		}
+	}
+	return n
+}
+
+// follow starts a Source of f, with quick retries.
+func follow(t *testing.T, f *fake, change func(*Config)) *cluster {
+	dir := t.TempDir()
+	ca, token := filepath.Join(dir, "ca.crt"), filepath.Join(dir, "token")
+	os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: f.Certificate().Raw}), 0o600)
+	os.WriteFile(token, []byte("secret\n"), 0o600)
+	c := &cluster{t: t, fake: f, token: token, index: NewIndex(0, nil)}
+	cfg := Config{
+		Server: f.URL, CAFile: ca, TokenFile: token, Notify: c.told,
+		BackoffMin: 5 * time.Millisecond, BackoffMax: 20 * time.Millisecond, WatchTime: 10 * time.Second,
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	src, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.src = src
+	out := make(chan []Change)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Add(2)
+	go func() { // ends with ctx
+		defer wg.Done()
+		src.Run(ctx, out)
+		close(out)
+	}()
+	go func() { // ends with the source
+		defer wg.Done()
+		for changes := range out {
+			c.mu.Lock()
+			c.index.Apply(changes)
+			c.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		ended := make(chan struct{})
+		go func() { wg.Wait(); close(ended) }() // ends with the source
+		select {
+		case <-ended:
+		case <-time.After(5 * time.Second):
+			t.Error("the source does not end")
+		}
+	})
+	return c
+}
+
+// name is what the index says of an address.
+func (c *cluster) name(ip string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := flowcache.Record{Key: flowcache.Key{Dst: addr(ip), DstPort: 80, Proto: 6}, Source: flowcache.End{Local: true}}
+	c.index.Name(&r)
+	s := ""
+	if w := r.Dest.Container; w != nil {
+		s = w.PodNamespace + "/" + w.PodName
+	}
+	return s + "@" + r.Dest.Node + " " + r.Dest.Service
+}
+
+func (c *cluster) eventually(what string, f func() bool) {
+	c.t.Helper()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		if f() {
+			return
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t.Fatalf("not within 10 s: %s\n%+v\n%+v\n%q", what, c.src.Stats(), c.index.Stats(), c.lines)
+}
+
+func (c *cluster) becomes(ip, want string) {
+	c.t.Helper()
+	c.eventually(ip+" is "+want, func() bool { return c.name(ip) == want })
+}
+
+func TestFollow(t *testing.T) {
+	f := newFake(t)
+	for i := range 1203 { // three pages
+		f.put("pods", pod(fmt.Sprintf("p%d", i), "n1", fmt.Sprintf("10.1.%d.%d", i/250, i%250)))
+	}
+	f.put("services", object{
+		"metadata": object{"name": "web", "namespace": "shop", "uid": "s1"},
+		"spec":     object{"clusterIP": "10.96.0.10", "clusterIPs": []any{"10.96.0.10", "fd00::a"}, "ports": []any{object{"port": 80, "targetPort": "http"}}},
+	})
+	f.put("nodes", object{
+		"metadata": object{"name": "n1", "uid": "node1"},
+		"status":   object{"addresses": []any{object{"type": "InternalIP", "address": "192.168.0.1"}, object{"type": "Hostname", "address": "n1"}}},
+	})
+	c := follow(t, f, nil)
+	c.becomes("10.1.4.202", "shop/p1202@n1 ")
+	c.becomes("10.1.0.0", "shop/p0@n1 ")
+	c.becomes("10.96.0.10", "@ shop/web")
+	c.becomes("fd00::a", "@ shop/web")
+	c.becomes("192.168.0.1", "@n1 ")
+	// What changes is told by the watch.
+	f.put("pods", pod("late", "n2"))
+	f.put("pods", pod("late", "n2", "10.2.0.1", "fd00:2::1"))
+	c.becomes("10.2.0.1", "shop/late@n2 ")
+	c.becomes("fd00:2::1", "shop/late@n2 ")
+	// Its address is free when it has ended, and somebody else's after that.
+	ended := pod("late", "n2", "10.2.0.1")
+	ended["status"].(object)["phase"] = "Succeeded"
+	f.put("pods", ended)
+	c.becomes("10.2.0.1", "@ ")
+	f.put("pods", pod("next", "n3", "10.2.0.1"))
+	c.becomes("10.2.0.1", "shop/next@n3 ")
+	f.remove("pods", "uid-of-late")
+	f.put("pods", pod("mark", "n3", "10.2.0.9"))
+	c.becomes("10.2.0.9", "shop/mark@n3 ")
+	c.becomes("10.2.0.1", "shop/next@n3 ")
+	f.remove("pods", "uid-of-next")
+	c.becomes("10.2.0.1", "@ ")
+	// A pod in its node's network has no address of its own.
+	host := pod("proxy", "n1", "192.168.0.1")
+	host["spec"].(object)["hostNetwork"] = true
+	f.put("pods", host)
+	f.put("pods", pod("mark", "n4", "10.2.0.9"))
+	c.becomes("10.2.0.9", "shop/mark@n4 ")
+	c.becomes("192.168.0.1", "@n1 ")
+	if st := c.src.Stats(); st.Lists != [kinds]uint64{1, 1, 1} || st.Failed != [kinds]uint64{} || c.said("", "") != 0 {
+		t.Errorf("%+v %q", st, c.lines)
+	}
+}
+
+func TestNodeScope(t *testing.T) {
+	f := newFake(t)
+	f.put("pods", pod("here", "n1", "10.1.0.1"))
+	f.put("pods", pod("there", "n2", "10.1.0.2"))
+	c := follow(t, f, func(cfg *Config) { cfg.Node = "n1" })
+	c.becomes("10.1.0.1", "shop/here@n1 ")
+	f.put("pods", pod("there too", "n2", "10.1.0.3"))
+	f.put("pods", pod("here too", "n1", "10.1.0.4"))
+	c.becomes("10.1.0.4", "shop/here too@n1 ")
+	if c.name("10.1.0.2") != "@ " || c.name("10.1.0.3") != "@ " {
+		t.Error("pods of other nodes are known")
+	}
+}
+
+// TestGone: events that nobody told, in a time that the server does not remember, are found by a new list.
+func TestGone(t *testing.T) {
+	f := newFake(t)
+	f.put("pods", pod("a", "n1", "10.1.0.1"))
+	c := follow(t, f, nil)
+	c.becomes("10.1.0.1", "shop/a@n1 ")
+	f.mu.Lock()
+	f.before = func(w http.ResponseWriter, r *http.Request) bool { http.Error(w, "", 503); return true }
+	f.mu.Unlock()
+	f.cut()
+	f.remove("pods", "uid-of-a")
+	f.put("pods", pod("b", "n1", "10.1.0.2"))
+	f.forget()
+	c.eventually("it fails", func() bool { return c.said("false kubernetes pods", "cannot be read") == 1 })
+	time.Sleep(50 * time.Millisecond) // and fails again, untold
+	if c.name("10.1.0.1") != "shop/a@n1 " {
+		t.Error("names are forgotten while the server is away")
+	}
+	f.mu.Lock()
+	f.before = nil
+	f.mu.Unlock()
+	c.becomes("10.1.0.2", "shop/b@n1 ")
+	c.becomes("10.1.0.1", "@ ")
+	c.eventually("it says so", func() bool { return c.said("true kubernetes pods", "again") == 1 })
+	if n := c.said("false kubernetes pods", ""); n != 1 {
+		t.Errorf("told %d times", n)
+	}
+	if st := c.src.Stats(); st.Gone[Pod] == 0 || st.Lists[Pod] != 2 || st.Failed[Pod] < 2 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestGoneInList: a list of several pages whose next page is too old begins anew.
+func TestGoneInList(t *testing.T) {
+	f := newFake(t)
+	for i := range 700 {
+		f.put("pods", pod(fmt.Sprintf("p%d", i), "n1", fmt.Sprintf("10.1.%d.%d", i/250, i%250)))
+	}
+	n := 0
+	f.before = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Query().Get("continue") != "" {
+			if n++; n == 1 {
+				f.forget()
+			}
+		}
+		return false
+	}
+	c := follow(t, f, nil)
+	c.becomes("10.1.2.199", "shop/p699@n1 ")
+	if st := c.src.Stats(); st.Gone[Pod] != 1 || st.Lists[Pod] != 2 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestBookmark: a watch goes on from where the server said that nothing was missed, not from the last event.
+func TestBookmark(t *testing.T) {
+	f := newFake(t)
+	f.bookmark = true
+	c := follow(t, f, nil)
+	c.eventually("it watches", func() bool { return c.src.Stats().Watches[Pod] > 0 })
+	f.put("pods", pod("a", "n1", "10.1.0.1"))
+	c.becomes("10.1.0.1", "shop/a@n1 ")
+	c.eventually("the bookmark is read", func() bool { return c.src.Stats().Bookmarks[Pod] > 0 })
+	f.mu.Lock()
+	version := f.version
+	f.mu.Unlock()
+	f.forget()
+	f.mu.Lock()
+	f.oldest["pods"] = version // just remembered
+	f.mu.Unlock()
+	before := c.src.Stats().Watches[Pod]
+	f.cut()
+	c.eventually("it watches again", func() bool { return c.src.Stats().Watches[Pod] > before })
+	f.put("pods", pod("b", "n1", "10.1.0.2"))
+	c.becomes("10.1.0.2", "shop/b@n1 ")
+	if st := c.src.Stats(); st.Lists[Pod] != 1 || st.Gone[Pod] != 0 {
+		t.Errorf("listed again: %+v", st)
+	}
+}
+
+// TestRefused: without the right to read one kind the others work; it is said once, and works when the right is given.
+func TestRefused(t *testing.T) {
+	f := newFake(t)
+	f.token = "other"
+	c := follow(t, f, nil)
+	c.eventually("401 is told", func() bool { return c.said("false kubernetes pods", "Unauthorized") == 1 && c.said("false", "") == 3 })
+	f.put("pods", pod("a", "n1", "10.1.0.1"))
+	f.put("nodes", object{"metadata": object{"name": "n1", "uid": "1"}, "status": object{"addresses": []any{object{"address": "192.168.0.1"}}}})
+	f.mu.Lock()
+	f.token = "new"
+	f.refuse["list pods"] = true
+	f.mu.Unlock()
+	os.WriteFile(c.token, []byte("new"), 0o600) // rotated
+	c.becomes("192.168.0.1", "@n1 ")
+	c.eventually("403 is counted", func() bool { return c.src.Stats().Refused[Pod] > 3 })
+	if c.said("false kubernetes pods", "") != 1 || c.said("", "list and watch") != 3 || c.name("10.1.0.1") != "@ " {
+		t.Errorf("%q", c.lines)
+	}
+	f.mu.Lock()
+	f.refuse["list pods"], f.refuse["watch pods"] = false, true
+	f.mu.Unlock()
+	c.becomes("10.1.0.1", "shop/a@n1 ") // the list is better than nothing
+	c.eventually("the watch is refused", func() bool { return c.said("false kubernetes pods", "cannot watch") == 1 })
+	f.mu.Lock()
+	f.refuse["watch pods"] = false
+	f.mu.Unlock()
+	f.put("pods", pod("b", "n1", "10.1.0.2"))
+	c.becomes("10.1.0.2", "shop/b@n1 ")
+	if st := c.src.Stats(); st.Lists[Node] == 0 || st.Refused[Pod] == 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestGarbage: what is not as it should be costs that object, or a new attempt, and nothing else.
+func TestGarbage(t *testing.T) {
+	f := newFake(t)
+	f.put("pods", pod("a", "n1", "10.1.0.1"))
+	wrong := pod("wrong", "n1", "10.1.0.9")
+	wrong["spec"] = "a string"
+	f.put("pods", wrong)
+	nameless := pod("nameless", "n1", "10.1.0.8")
+	delete(nameless["metadata"].(object), "name")
+	f.put("pods", nameless)
+	f.put("services", object{"metadata": object{"name": "s", "namespace": "shop", "uid": "1"}, "spec": object{"clusterIP": "None", "ports": []any{object{"port": 70000}}}})
+	answers := []string{
+		`{"type":"ADDED","object":{"metadata":{"na`,
+		`nonsense`, `[]`, `{"type":5}`, `{"type":"ADDED","object":[]}`, `{"type":"NEW","object":{}}`, "\x00\xff",
+		`{"type":"ERROR","object":{"code":500,"message":"etcdserver: leader changed"}}`,
+		`{"type":"ADDED","object":"` + strings.Repeat("x", 2*maxObject) + `"}`,
+		``,
+	}
+	n := 0
+	f.before = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Query().Get("watch") == "" || !strings.HasSuffix(r.URL.Path, "pods") {
+			return false
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if n++; n > len(answers) {
+			return false
+		}
+		w.Write([]byte(answers[n-1]))
+		return true
+	}
+	c := follow(t, f, nil)
+	c.becomes("10.1.0.1", "shop/a@n1 ")
+	f.put("pods", pod("b", "n1", "10.1.0.2"))
+	c.becomes("10.1.0.2", "shop/b@n1 ")
+	if st := c.src.Stats(); st.Malformed[Pod] < 4 || st.Malformed[Service] != 1 || st.Lists[Pod] != 1 || st.Failed[Pod] < 6 {
+		t.Errorf("%+v", st)
+	}
+	if n := c.said("false kubernetes pods", ""); n > 4 {
+		t.Errorf("told %d times: %q", n, c.lines)
+	}
+	for _, l := range c.lines {
+		if len(l) > 500 || strings.ContainsAny(l, "\n\x00") {
+			t.Errorf("%q", l)
+		}
+	}
+}
+
+// TestHangs: a server that does not answer is left when the program ends (which follow checks), and a list that never ends too.
+func TestHangs(t *testing.T) {
+	f := newFake(t)
+	release := make(chan struct{})
+	t.Cleanup(func() { close(release) })
+	f.before = func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, "services") {
+			w.Write([]byte(`{"kind":"List","metadata":{"resourceVersion":"5"},"items":[`))
+			w.(http.Flusher).Flush()
+		}
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+		return true
+	}
+	c := follow(t, f, nil)
+	c.eventually("it asks", func() bool { return len(f.requests()) >= 3 })
+}
+
+// TestRetryAfter: too many requests are not answered by more.
+func TestRetryAfter(t *testing.T) {
+	f := newFake(t)
+	f.before = func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Retry-After", "3600")
+		problem(w, 429, "TooManyRequests", "too many requests")
+		return true
+	}
+	c := follow(t, f, func(cfg *Config) { cfg.BackoffMax = time.Hour })
+	c.eventually("it is told", func() bool { return c.said("too many requests", "") == 3 })
+	time.Sleep(100 * time.Millisecond)
+	if n := len(f.requests()); n != 3 {
+		t.Errorf("%d requests", n)
+	}
+}
