@@ -19,37 +19,34 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sockflow/sockflow/enrich"
+	"github.com/sockflow/sockflow/enrich/runtimes"
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// runtimeSockets are where runtimes listen.
-var runtimeSockets = []struct{ name, path string }{
-	{"containerd", "/run/containerd/containerd.sock"},
-	{"containerd (k3s)", "/run/k3s/containerd/containerd.sock"},
-	{"Docker", "/run/docker.sock"},
-	{"CRI-O", "/run/crio/crio.sock"},
-	{"podman", "/run/podman/podman.sock"},
-}
-
+// runtimes speaks to every runtime as run does.
 func (d *doctor) runtimes() {
-	found := false
-	for _, r := range runtimeSockets {
-		c, err := net.DialTimeout("unix", r.path, time.Second)
+	cfg := d.settings.runtimes
+	lines := &lastLine{}
+	cfg.Notify = func(ok bool, line string) { slog.New(lines).Info(line) }
+	w, err := runtimes.New(cfg)
+	if err != nil {
+		d.say(bad, "sockets", err.Error(), "see --containerd, --docker, --cri and --podman in run --help")
+		return
+	}
+	settle(w, func(*enrich.ContainerUpdate) {})
+	for _, st := range w.Stats() {
+		name := st.Kind + " " + st.Socket
 		switch {
-		case err == nil:
-			c.Close()
-			found = true
-			d.say(good, r.name, r.path+" answers")
-		case errors.Is(err, os.ErrNotExist):
-		case errors.Is(err, os.ErrPermission):
-			found = true
-			d.say(bad, r.name, r.path+": permission denied, so containers have ids only", "run as root, or in the group of the socket: ls -l "+r.path)
+		case st.Connects > 0:
+			d.say(good, name, fmt.Sprintf("answers: %d containers", st.Containers))
+		case errors.Is(unix.Access(st.Socket, unix.R_OK|unix.W_OK), os.ErrPermission):
+			d.say(bad, name, "permission denied, so containers have ids only", "run as root, or in the group of the socket: ls -l "+st.Socket)
 		default:
-			found = true
-			d.say(reduced, r.name, fmt.Sprintf("%s: %s", r.path, errnoOf(err)), "start it, or remove the socket that it left behind")
+			d.say(bad, name, "does not answer: "+lines.String(), "start it, or name another socket with --"+st.Kind+"; none: do not ask")
 		}
 	}
-	if !found {
+	if len(w.Stats()) == 0 {
 		d.say(note, "none", "no runtime's socket is where runtimes have it; containers are told by their ids")
 	}
 }

@@ -1,11 +1,11 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
-	"sort"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,45 +16,84 @@ import (
 	"github.com/sockflow/sockflow/sockdiag"
 )
 
+// listed is a socket and who holds it, and who holds the other end if that is on this host.
+type listed struct {
+	o    flowcache.Observation
+	end  *flowcache.End
+	peer *flowcache.End
+}
+
+// listens tells a socket without a peer: one that listens, or a datagram socket that is not connected.
+func (l *listed) listens() bool { return l.o.Key.DstPort == 0 }
+
+// counted tells a socket of which the kernel keeps counters.
+func (l *listed) counted() bool { return l.o.Key.Proto == flowcache.ProtoTCP && !l.listens() }
+
+func (l *listed) state() string {
+	switch {
+	case l.o.Key.Proto == flowcache.ProtoTCP:
+		return stateName(l.o.TCP.State)
+	case l.listens():
+		return "UNCONN"
+	}
+	return "ESTAB"
+}
+
 func newListCommand(stdout, stderr io.Writer) *cobra.Command {
-	var proc string
-	var listening, all bool
+	var proc, output string
+	var f listFilter
 	var where runtimes.Config
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "sockets now, with process and container",
-		Long: `Lists the TCP and UDP sockets of every network namespace that may be seen, once, with the process and the container
-that hold them. Without privileges: of this namespace, with the processes of this user.`,
+		Short: "sockets now, with process, container and pod",
+		Long: `Lists the TCP and UDP sockets of every network namespace that may be seen, once, with state, counters, round-trip time and
+the process and container that hold them; where the other end is on this host, that one's too. Without privileges: of this namespace,
+with the processes of this user.
+
+Filters are all to be met; of one that is given several times or with commas, one.`,
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error { return list(proc, where, listening, all, stdout, stderr) },
+		RunE: func(*cobra.Command, []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			print, ok := listOutputs[output]
+			if !ok {
+				return usagef("--output %q: must be table, wide, json or csv", output)
+			}
+			socks, err := listSockets(proc, where, stderr)
+			if err != nil {
+				return err
+			}
+			return print(stdout, slices.DeleteFunc(socks, func(l listed) bool { return !f.match(&l) }))
+		},
 	}
+	cmd.Flags().SortFlags = false
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table, wide (every column), json (lines) or csv")
+	f.addFlags(cmd.Flags())
 	cmd.Flags().StringVar(&proc, "proc", "/proc", "where proc is mounted")
-	cmd.Flags().BoolVarP(&listening, "listening", "l", false, "only listening sockets, and UDP sockets that are not connected")
-	cmd.Flags().BoolVarP(&all, "all", "a", false, "both kinds")
 	addRuntimeFlags(cmd.Flags(), &where)
 	return cmd
 }
 
-const listFormat = "%-5s %-10s %-28s %-28s %9s %9s %8s %s\n"
-
-func list(proc string, where runtimes.Config, listening, all bool, stdout, stderr io.Writer) error {
+// listSockets reads all sockets and finds out whose they are. Notes go to stderr.
+func listSockets(proc string, where runtimes.Config, stderr io.Writer) ([]listed, error) {
 	src, err := sockdiag.New(sockdiag.Config{Proc: proc, Notify: func(line string) { fmt.Fprintln(stderr, "note: "+line) }})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var socks []flowcache.Observation
-	if err := src.Each(func(o *flowcache.Observation) { socks = append(socks, *o) }); err != nil {
-		return err
+	var socks []listed
+	if err := src.Each(func(o *flowcache.Observation) { socks = append(socks, listed{o: *o}) }); err != nil {
+		return nil, err
 	}
-	sort.SliceStable(socks, func(i, j int) bool {
-		a, b := &socks[i].Key, &socks[j].Key
-		if a.NetNS != b.NetNS {
-			return a.NetNS < b.NetNS
+	slices.SortStableFunc(socks, func(a, b listed) int {
+		x, y := &a.o.Key, &b.o.Key
+		switch {
+		case x.NetNS != y.NetNS:
+			return int(int64(x.NetNS) - int64(y.NetNS))
+		case x.Proto != y.Proto:
+			return int(x.Proto) - int(y.Proto)
 		}
-		if a.Proto != b.Proto {
-			return a.Proto < b.Proto
-		}
-		return a.SrcPort < b.SrcPort
+		return int(x.SrcPort) - int(y.SrcPort)
 	})
 	cgroups := enrich.NewCGroups(proc)
 	where.Notify = func(ok bool, line string) {
@@ -63,39 +102,129 @@ func list(proc string, where runtimes.Config, listening, all bool, stdout, stder
 		}
 	}
 	if err := askRuntimes(where, cgroups); err != nil {
-		return err
+		return nil, err
 	}
-	processes := enrich.NewProcesses(enrich.ProcConfig{Proc: proc}, cgroups)
-	enricher := enrich.Enricher{Processes: processes, CGroups: cgroups}
+	enricher := enrich.Enricher{Processes: enrich.NewProcesses(enrich.ProcConfig{Proc: proc}, cgroups), CGroups: cgroups}
 	owners := enrich.NewOwners(proc)
-	w := bufio.NewWriter(stdout)
-	fmt.Fprintf(w, listFormat, "PROTO", "STATE", "LOCAL", "REMOTE", "SENT", "RECEIVED", "RTT-MS", "WHO")
+	byKey := make(map[flowcache.Key]int, len(socks))
 	for i := range socks {
-		o := &socks[i]
-		if passive := o.Key.DstPort == 0; !all && passive != listening {
-			continue
-		}
-		rec := flowcache.Record{Key: o.Key, Source: flowcache.End{
-			Local: true, Process: owners.Lookup(o.Inode), UID: o.UID, GID: flowcache.NoID, CGroup: o.CGroup, NetNS: o.Key.NetNS,
+		l := &socks[i]
+		rec := &flowcache.Record{Key: l.o.Key, Source: flowcache.End{
+			Local: true, Process: owners.Lookup(l.o.Inode), UID: l.o.UID, GID: flowcache.NoID, CGroup: l.o.CGroup, NetNS: l.o.Key.NetNS, Cookie: l.o.Cookie,
 		}}
-		enricher.Enrich(&rec)
-		state, rtt, sent, received := "UNCONN", "-", "-", "-"
-		if o.Key.Proto == flowcache.ProtoTCP {
-			state = stateName(o.TCP.State)
-		} else if o.Key.DstPort != 0 {
-			state = "ESTAB"
-		}
-		if o.Key.Proto == flowcache.ProtoTCP && o.TCP.State != flowcache.TCPListen {
-			rtt = fmt.Sprintf("%.3f", float64(o.TCP.SRTT)/1000)
-			sent, received = octets(o.Out.Payload), octets(o.In.Payload)
-		}
-		remote := "*"
-		if o.Key.DstPort != 0 {
-			remote = endpoint(o.Key.Dst, o.Key.DstPort)
-		}
-		fmt.Fprintf(w, listFormat, protocol(o.Key.Proto), state, endpoint(o.Key.Src, o.Key.SrcPort), remote, sent, received, rtt, whoIs(&rec.Source))
+		enricher.Enrich(rec)
+		l.end = &rec.Source
+		byKey[pairKey(l.o.Key)] = i
 	}
-	return w.Flush()
+	for i := range socks {
+		if j, ok := byKey[pairKey(socks[i].o.Key.Reverse())]; ok && j != i && !socks[i].listens() {
+			socks[i].peer = socks[j].end
+		}
+	}
+	return socks, nil
+}
+
+// pairKey is the key by which the two sockets of a conversation find each other: loopback addresses are those of a namespace, others
+// of the host. Translated addresses are not followed here.
+func pairKey(k flowcache.Key) flowcache.Key {
+	if !k.Src.IsLoopback() && !k.Dst.IsLoopback() {
+		k.NetNS = 0
+	}
+	return k
+}
+
+// column is a column of the list.
+type column struct {
+	name  string
+	wide  bool // not in the narrow table
+	value func(l *listed) string
+	short func(l *listed) string // in the narrow table; nil: as elsewhere
+}
+
+// ifCounted shows what only the kernel's counters of a connection tell.
+func ifCounted(f func(l *listed) string) func(l *listed) string {
+	return func(l *listed) string {
+		if !l.counted() {
+			return ""
+		}
+		return f(l)
+	}
+}
+
+func decimal(n uint64) string { return strconv.FormatUint(n, 10) }
+
+func milliseconds(us uint32) string { return strconv.FormatFloat(float64(us)/1000, 'f', 3, 64) }
+
+var columns = []column{
+	{name: "PROTO", value: func(l *listed) string { return protocol(l.o.Key.Proto) }},
+	{name: "STATE", value: (*listed).state},
+	{name: "LOCAL", value: func(l *listed) string { return endpoint(l.o.Key.Src, l.o.Key.SrcPort) }},
+	{name: "REMOTE", value: func(l *listed) string {
+		if l.listens() {
+			return "*"
+		}
+		return endpoint(l.o.Key.Dst, l.o.Key.DstPort)
+	}},
+	{name: "SENT", value: ifCounted(func(l *listed) string { return decimal(l.o.Out.Payload) }), short: ifCounted(func(l *listed) string { return octets(l.o.Out.Payload) })},
+	{name: "RECEIVED", value: ifCounted(func(l *listed) string { return decimal(l.o.In.Payload) }), short: ifCounted(func(l *listed) string { return octets(l.o.In.Payload) })},
+	{name: "RTT-MS", value: ifCounted(func(l *listed) string { return milliseconds(l.o.TCP.SRTT) })},
+	{name: "RTTVAR-MS", wide: true, value: ifCounted(func(l *listed) string { return milliseconds(l.o.TCP.RTTVar) })},
+	{name: "MINRTT-MS", wide: true, value: ifCounted(func(l *listed) string { return milliseconds(l.o.TCP.MinRTT) })},
+	{name: "RETRANS", value: ifCounted(func(l *listed) string { return decimal(l.o.Out.RetransPackets) })},
+	{name: "LOST", wide: true, value: ifCounted(func(l *listed) string { return decimal(uint64(l.o.TCP.Lost)) })},
+	{name: "UNACKED", wide: true, value: ifCounted(func(l *listed) string { return decimal(uint64(l.o.TCP.Unacked)) })},
+	{name: "CWND", wide: true, value: ifCounted(func(l *listed) string { return decimal(uint64(l.o.TCP.CongestionWindow)) })},
+	{name: "PID", wide: true, value: func(l *listed) string {
+		if l.end.Process.PID == 0 {
+			return ""
+		}
+		return decimal(uint64(l.end.Process.PID))
+	}},
+	{name: "USER", wide: true, value: func(l *listed) string { return userOf(l.end) }},
+	{name: "PARENT", wide: true, value: func(l *listed) string {
+		if p := l.end.Who; p != nil && p.ParentPID != 0 {
+			return p.ParentPath + "[" + decimal(uint64(p.ParentPID)) + "]"
+		}
+		return ""
+	}},
+	{name: "CONTAINER", wide: true, value: func(l *listed) string { return containerOf(l.end.Container) }},
+	{name: "POD", wide: true, value: func(l *listed) string {
+		if w := l.end.Container; w != nil && w.PodName != "" {
+			return w.PodNamespace + "/" + w.PodName
+		}
+		return ""
+	}},
+	{name: "NETNS", wide: true, value: func(l *listed) string { return decimal(uint64(l.o.Key.NetNS)) }},
+	{name: "WHO", value: func(l *listed) string {
+		s := whoIs(l.end)
+		if l.peer != nil {
+			s += " → " + whoIs(l.peer)
+		}
+		return s
+	}},
+}
+
+func userOf(e *flowcache.End) string {
+	if p := e.Who; p != nil && p.UserName != "" {
+		return p.UserName
+	}
+	if e.UID == flowcache.NoID {
+		return ""
+	}
+	return decimal(uint64(e.UID))
+}
+
+// containerOf is a container's name, or what of its id is unique enough; of a service, its unit.
+func containerOf(w *flowcache.Workload) string {
+	switch {
+	case w == nil:
+		return ""
+	case w.ContainerName != "":
+		return w.ContainerName
+	case w.ContainerID != "":
+		return w.ContainerID[:min(12, len(w.ContainerID))]
+	}
+	return w.ServiceUnit
 }
 
 // askRuntimes lets cgroups learn the containers that there are now. A runtime that takes longer than two seconds is not waited for.
@@ -104,6 +233,12 @@ func askRuntimes(where runtimes.Config, cgroups *enrich.CGroups) error {
 	if err != nil {
 		return usageError{err}
 	}
+	settle(w, cgroups.Apply)
+	return nil
+}
+
+// settle runs w until it has told all there is, for at most two seconds.
+func settle(w *runtimes.Watcher, apply func(*enrich.ContainerUpdate)) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	updates := make(chan *enrich.ContainerUpdate)
@@ -117,9 +252,9 @@ func askRuntimes(where runtimes.Config, cgroups *enrich.CGroups) error {
 		select {
 		case u, ok := <-updates:
 			if !ok {
-				return nil
+				return
 			}
-			cgroups.Apply(u)
+			apply(u)
 		case <-look.C:
 			if w.Settled() {
 				cancel()
