@@ -1,18 +1,45 @@
 package enrich
 
-import "github.com/sockflow/sockflow/flowcache"
+import (
+	"strings"
 
-// ProcCGroup returns the path of a process's control group, as /proc/PID/cgroup below proc has it; empty if the process is gone. Safe for
-// concurrent use.
-func ProcCGroup(proc string, pid uint32) string { return procFS(proc).cgroup(pid) }
+	"github.com/sockflow/sockflow/flowcache"
+)
 
-// Interface fills in the container of an interface: the first among the control groups of processes in the namespace that it leads to. A
-// process of the host that is in it, to configure it say, is none.
-func (e *Enricher) Interface(i *flowcache.Interface, cgroups []string) {
-	for _, path := range cgroups {
-		if w := e.CGroups.Workload(path); w != nil && (w.ContainerID != "" || w.PodUID != "") {
-			i.Container = w
-			return
+// OldestCGroups returns the control group of the oldest process of each network namespace, by which it is a container's or not: others, of the host
+// or of containers that share it, enter it later. members are process ids by namespace, proc is where proc is mounted. Safe for concurrent use.
+func OldestCGroups(proc string, members map[uint32][]uint32) map[uint32]string {
+	paths := make(map[uint32]string, len(members))
+	for inode, pids := range members {
+		oldest, first := uint32(0), procStat{}
+		for _, pid := range pids {
+			if st, ok := procFS(proc).stat(pid); ok && (oldest == 0 || st.start < first.start || st.start == first.start && pid < oldest) {
+				oldest, first = pid, st
+			}
+		}
+		if path := procFS(proc).cgroup(oldest); oldest != 0 && path != "" {
+			paths[inode] = path
 		}
 	}
+	return paths
+}
+
+// Interface fills in the container of an interface: the one whose namespace it is in, or that at the other end of a veth. Of two, one inside the
+// other, it is the inner one. own and peer are the control groups of the two namespaces, empty if unknown.
+func (e *Enricher) Interface(i *flowcache.Interface, own, peer string) {
+	i.Container = e.container(own)
+	if i.Container == nil || strings.HasPrefix(peer, own+"/") {
+		if w := e.container(peer); w != nil {
+			i.Container = w
+		}
+	}
+}
+
+// container is what a control group stands for, if it is a container or a pod.
+func (e *Enricher) container(cgroup string) *flowcache.Workload {
+	w := e.CGroups.Workload(cgroup)
+	if w == nil || w.ContainerID == "" && w.PodUID == "" {
+		return nil
+	}
+	return w
 }

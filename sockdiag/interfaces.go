@@ -1,6 +1,7 @@
 package sockdiag
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -20,8 +20,6 @@ import (
 type InterfacesConfig struct {
 	Proc     string        // where proc is mounted; default /proc
 	Interval time.Duration // between readings; default 30 s
-	// CGroup, if set, returns the path of a process's control group; empty if it is gone.
-	CGroup func(pid uint32) string
 }
 
 // InterfacesStats counts what was read.
@@ -34,10 +32,10 @@ type InterfacesStats struct {
 // Reading is the interfaces of all namespaces at one time, with what leads to the container behind each.
 type Reading struct {
 	List []flowcache.Interface
-	// Behind is, for each of List, the namespace that it leads to: for a veth that of its other end, else its own. 0 if that is not known, or is the host's.
-	Behind []uint32
-	// CGroups are the control groups of some processes in each such namespace: of its oldest, but for a wrap of process ids.
-	CGroups map[uint32][]string
+	// Peers is, for each of List, the namespace of the other end of a veth; 0 if there is none, or it is not known.
+	Peers []uint32
+	// Members are the processes of each namespace but that of init, whose interfaces belong to no container.
+	Members map[uint32][]uint32
 }
 
 // Interfaces reads the counters of every network interface of every namespace (rtnetlink).
@@ -59,9 +57,6 @@ func NewInterfaces(cfg InterfacesConfig) (*Interfaces, error) {
 	if cfg.Interval < 0 {
 		return nil, errors.New("the interval must be positive")
 	}
-	if cfg.CGroup == nil {
-		cfg.CGroup = func(uint32) string { return "" }
-	}
 	return &Interfaces{cfg: cfg, buf: make([]byte, 64<<10)}, nil
 }
 
@@ -70,8 +65,8 @@ func (r *Interfaces) Stats() InterfacesStats {
 	return InterfacesStats{r.readings.Load(), r.interfaces.Load(), r.errs.Load()}
 }
 
-// Run hands out a reading each interval, the first after one, until ctx ends.
-func (r *Interfaces) Run(ctx context.Context, out chan<- *Reading) error {
+// Run calls tell with a reading each interval, the first after one, until ctx ends.
+func (r *Interfaces) Run(ctx context.Context, tell func(*Reading)) error {
 	tick := time.NewTicker(r.cfg.Interval)
 	defer tick.Stop()
 	for {
@@ -79,11 +74,7 @@ func (r *Interfaces) Run(ctx context.Context, out chan<- *Reading) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-		}
-		select {
-		case out <- r.Read():
-		case <-ctx.Done():
-			return nil
+			tell(r.Read())
 		}
 	}
 }
@@ -93,47 +84,39 @@ type netNamespace struct {
 	inode uint32
 	path  string // empty: the caller's
 	links []link
-	nsids map[int32]uint32 // what it calls others; only where a link leads elsewhere
+	nsids map[int32]uint32 // what it calls others
+	leads int              // links with the other end elsewhere
 }
 
 // Read takes one reading. Namespaces that cannot be entered are counted.
 func (r *Interfaces) Read() *Reading {
 	found := Namespaces(r.cfg.Proc)
-	members := r.members()
-	host := r.host()
 	spaces := make([]*netNamespace, 0, len(found))
-	for inode, path := range found {
-		spaces = append(spaces, &netNamespace{inode: inode, path: path})
-	}
-	slices.SortFunc(spaces, func(a, b *netNamespace) int { return int(a.inode) - int(b.inode) })
 	n := 0
-	for _, ns := range spaces {
-		// In a container's own namespace every interface is the container's: where they lead need not be known.
-		if err := ns.read(r.buf, spaces, ns.inode == host || members[ns.inode] == nil); err != nil {
+	for inode, path := range found {
+		ns := &netNamespace{inode: inode, path: path}
+		spaces = append(spaces, ns)
+		if err := ns.open(func(conn *netlink.Conn) error { return ns.dump(conn, r.buf) }); err != nil {
 			r.errs.Add(1)
 		}
 		n += len(ns.links)
 	}
-	reading := &Reading{List: make([]flowcache.Interface, 0, n), Behind: make([]uint32, 0, n), CGroups: map[uint32][]string{}}
+	// Most lead to where most lead from: a container to its host.
+	slices.SortFunc(spaces, func(a, b *netNamespace) int { return cmp.Or(b.leads-a.leads, cmp.Compare(a.inode, b.inode)) })
+	reading := &Reading{List: make([]flowcache.Interface, 0, n), Peers: make([]uint32, 0, n), Members: r.members()}
 	for _, ns := range spaces {
+		if ns.leads > 0 {
+			ns.open(func(conn *netlink.Conn) error { ns.name(conn, r.buf, spaces); return nil }) // it could be opened a moment ago
+		}
 		for i := range ns.links {
 			l := &ns.links[i]
 			l.NetNS = ns.inode
-			behind := ns.inode
-			if ns.nsids != nil {
-				behind = 0
-				if l.Kind == "veth" && l.elsewhere {
-					behind = ns.nsids[l.nsid]
-				}
-			}
-			if behind == host {
-				behind = 0
+			peer := uint32(0)
+			if l.elsewhere {
+				peer = ns.nsids[l.nsid]
 			}
 			reading.List = append(reading.List, l.Interface)
-			reading.Behind = append(reading.Behind, behind)
-			if _, have := reading.CGroups[behind]; !have && behind != 0 {
-				reading.CGroups[behind] = r.cgroups(members[behind])
-			}
+			reading.Peers = append(reading.Peers, peer)
 		}
 	}
 	r.readings.Add(1)
@@ -141,19 +124,7 @@ func (r *Interfaces) Read() *Reading {
 	return reading
 }
 
-// host is the namespace of init, whose interfaces belong to no container; the caller's own if init's is hidden.
-func (r *Interfaces) host() uint32 {
-	var st syscall.Stat_t
-	if syscall.Stat(r.cfg.Proc+"/1/ns/net", &st) != nil {
-		syscall.Stat(r.cfg.Proc+"/self/ns/net", &st) // best effort
-	}
-	return uint32(st.Ino)
-}
-
-// maxMembers is how many processes of a namespace are told: the first may be one that entered it to configure it.
-const maxMembers = 4
-
-// members lists processes by namespace, those with the lowest ids.
+// members lists processes by namespace, but for that of init.
 func (r *Interfaces) members() map[uint32][]uint32 {
 	members := map[uint32][]uint32{}
 	d, err := os.Open(r.cfg.Proc)
@@ -162,38 +133,25 @@ func (r *Interfaces) members() map[uint32][]uint32 {
 	}
 	names, _ := d.Readdirnames(-1)
 	d.Close()
-	pids := make([]uint32, 0, len(names))
+	host, _ := os.Readlink(r.cfg.Proc + "/1/ns/net") // may be hidden
 	for _, n := range names {
-		if pid, err := strconv.ParseUint(n, 10, 32); err == nil {
-			pids = append(pids, uint32(pid))
-		}
-	}
-	slices.Sort(pids)
-	for _, pid := range pids {
-		link, err := os.Readlink(r.cfg.Proc + "/" + strconv.FormatUint(uint64(pid), 10) + "/ns/net")
+		pid, err := strconv.ParseUint(n, 10, 32)
 		if err != nil {
+			continue
+		}
+		link, err := os.Readlink(r.cfg.Proc + "/" + n + "/ns/net")
+		if err != nil || link == host {
 			continue // gone, or not ours to see
 		}
-		if inode, ok := namespaceInode(link); ok && len(members[inode]) < maxMembers {
-			members[inode] = append(members[inode], pid)
+		if inode, ok := namespaceInode(link); ok {
+			members[inode] = append(members[inode], uint32(pid))
 		}
 	}
 	return members
 }
 
-// cgroups are the control groups of processes, each once.
-func (r *Interfaces) cgroups(pids []uint32) []string {
-	var paths []string
-	for _, pid := range pids {
-		if path := r.cfg.CGroup(pid); path != "" && !slices.Contains(paths, path) {
-			paths = append(paths, path)
-		}
-	}
-	return paths
-}
-
-// read fills in links, and with leads also what the namespace calls the others.
-func (ns *netNamespace) read(buf []byte, others []*netNamespace, leads bool) error {
+// open calls f with a connection to the namespace's rtnetlink.
+func (ns *netNamespace) open(f func(*netlink.Conn) error) error {
 	cfg := &netlink.Config{}
 	if ns.path != "" {
 		f, err := os.Open(ns.path)
@@ -208,19 +166,31 @@ func (ns *netNamespace) read(buf []byte, others []*netNamespace, leads bool) err
 		return fmt.Errorf("dial rtnetlink: %w", err)
 	}
 	defer conn.Close()
-	if err := ns.dump(conn, buf); err != nil || !leads {
-		return err
-	}
+	return f(conn)
+}
+
+// name finds out what the namespace calls those that its links lead to, and asks no further when all are known.
+func (ns *netNamespace) name(conn *netlink.Conn, buf []byte, others []*netNamespace) {
 	ns.nsids = map[int32]uint32{}
-	if !slices.ContainsFunc(ns.links, func(l link) bool { return l.elsewhere }) {
-		return nil
-	}
-	for _, other := range others {
-		if id, ok := nsid(conn, buf, other.path); ok && other != ns {
-			ns.nsids[id] = other.inode
+	for i := range ns.links {
+		if l := &ns.links[i]; l.elsewhere {
+			ns.nsids[l.nsid] = 0
 		}
 	}
-	return nil
+	unknown := len(ns.nsids)
+	for _, other := range others {
+		if unknown == 0 {
+			return
+		}
+		if other == ns {
+			continue
+		}
+		id, ok := nsid(conn, buf, other.path)
+		if inode, wanted := ns.nsids[id]; ok && wanted && inode == 0 {
+			ns.nsids[id] = other.inode
+			unknown--
+		}
+	}
 }
 
 // dump asks for all interfaces.
@@ -246,6 +216,10 @@ func (ns *netNamespace) dump(conn *netlink.Conn, buf []byte) error {
 				return err
 			}
 			l.Time = now
+			l.elsewhere = l.elsewhere && l.Kind == "veth"
+			if l.elsewhere {
+				ns.leads++
+			}
 			ns.links = append(ns.links, l)
 			return nil
 		})

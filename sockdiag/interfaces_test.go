@@ -78,7 +78,7 @@ func TestInterfaces(t *testing.T) {
 	for i := range 2 { // and what is dropped: nobody takes the address
 		exec.Command("ip", "netns", "exec", names["host"], "bash", "-c", fmt.Sprintf("for n in 1 2 3 4 5; do head -c 700 /dev/zero >/dev/udp/10.97.%d.2/9; done", i)).Run()
 	}
-	r, err := NewInterfaces(InterfacesConfig{CGroup: func(p uint32) string { return fmt.Sprint("/of/", p) }})
+	r, err := NewInterfaces(InterfacesConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,13 +110,9 @@ func TestInterfaces(t *testing.T) {
 				if i.Index != l.Index || i.MTU != l.MTU || i.Kind != l.Info.Kind || i.Time == 0 || !l.Stats.RX.same(i.In) || !l.Stats.TX.same(i.Out) {
 					wrong = append(wrong, fmt.Sprintf("%s %s: %+v, ip says %+v", n, l.Name, i, l))
 				}
-				want := map[string]uint32{"host va": inode["a"], "host vb": inode["b"], "host lo": 0, "host br0": 0}
-				behind, known := want[n+" "+l.Name]
-				if !known {
-					behind = inode[n]
-				}
-				if reading.Behind[at] != behind {
-					t.Errorf("%s %s leads to %d, want %d", n, l.Name, reading.Behind[at], behind)
+				want := map[string]uint32{"host va": inode["a"], "host vb": inode["b"], "a eth0": inode["host"], "b eth0": inode["host"]}
+				if peer := reading.Peers[at]; peer != want[n+" "+l.Name] {
+					t.Errorf("%s %s leads to %d, want %d", n, l.Name, peer, want[n+" "+l.Name])
 				}
 			}
 		}
@@ -124,8 +120,8 @@ func TestInterfaces(t *testing.T) {
 			t.Errorf("ip does not know %v", found)
 		}
 		for k, n := range []string{"a", "b"} {
-			if got := fmt.Sprint(reading.CGroups[inode[n]]); got != fmt.Sprintf("[/of/%d]", members[k].Process.Pid) {
-				t.Errorf("%s: control groups %s", n, got)
+			if got := fmt.Sprint(reading.Members[inode[n]]); got != fmt.Sprintf("[%d]", members[k].Process.Pid) {
+				t.Errorf("%s: members %s", n, got)
 			}
 		}
 		for at, i := range reading.List {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -30,8 +31,22 @@ func (s *interfaceSettings) open(proc string) (*sockdiag.Interfaces, error) {
 	if s.interval == 0 {
 		return nil, nil
 	}
-	return sockdiag.NewInterfaces(sockdiag.InterfacesConfig{
-		Proc: proc, Interval: s.interval, CGroup: func(pid uint32) string { return enrich.ProcCGroup(proc, pid) },
+	return sockdiag.NewInterfaces(sockdiag.InterfacesConfig{Proc: proc, Interval: s.interval})
+}
+
+// interfaceReading is a reading with the control group that each namespace belongs to.
+type interfaceReading struct {
+	*sockdiag.Reading
+	cgroups map[uint32]string
+}
+
+// readInterfaces tells the cache loop of readings until ctx ends.
+func (p *pipeline) readInterfaces(ctx context.Context, r *sockdiag.Interfaces, proc string) {
+	r.Run(ctx, func(reading *sockdiag.Reading) {
+		select {
+		case p.readings <- interfaceReading{reading, enrich.OldestCGroups(proc, reading.Members)}:
+		case <-ctx.Done():
+		}
 	})
 }
 
@@ -39,9 +54,9 @@ func (s *interfaceSettings) open(proc string) (*sockdiag.Interfaces, error) {
 const interfacesAtOnce = 256
 
 // tell names the containers behind interfaces and hands them to every exporter, and to a printer.
-func (p *pipeline) tell(r *sockdiag.Reading) error {
+func (p *pipeline) tell(r interfaceReading) error {
 	for i := range r.List {
-		p.enricher.Interface(&r.List[i], r.CGroups[r.Behind[i]])
+		p.enricher.Interface(&r.List[i], r.cgroups[r.List[i].NetNS], r.cgroups[r.Peers[i]])
 	}
 	for list := r.List; len(list) > 0; {
 		n := min(len(list), interfacesAtOnce)

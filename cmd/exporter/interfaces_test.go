@@ -2,11 +2,13 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"syscall"
@@ -207,5 +209,112 @@ func TestJSONNtop(t *testing.T) {
 	}
 	if out, err := exec.Command(buildExporter(t), "-c", "json:-?style=xml").CombinedOutput(); err == nil || !strings.Contains(string(out), "style=ntop") {
 		t.Errorf("%v %s", err, out)
+	}
+}
+
+// printed returns the last line about each interface that r printed, by namespace and index.
+func printed(r *running) map[[2]uint32]jsonInterface {
+	got := map[[2]uint32]jsonInterface{}
+	for s := bufio.NewScanner(strings.NewReader(r.out.String())); s.Scan(); {
+		var i jsonInterface
+		if json.Unmarshal(s.Bytes(), &i); i.Name != "" {
+			got[[2]uint32{i.NetNS, i.Index}] = i
+		}
+	}
+	return got
+}
+
+// veth returns where the two ends of a container's eth0 are, by what ip(8) says in its namespace.
+func (n *node) veth(pid string) (own, host [2]uint32) {
+	n.t.Helper()
+	var link []struct {
+		Index uint32 `json:"ifindex"`
+		Link  uint32 `json:"link_index"`
+	}
+	if err := json.Unmarshal([]byte(must(n.t, "nsenter", "-t", pid, "-n", "ip", "-j", "link", "show", "dev", "eth0")), &link); err != nil {
+		n.t.Fatal(err)
+	}
+	inode := func(path string) uint32 {
+		var st syscall.Stat_t
+		if err := syscall.Stat(path, &st); err != nil {
+			n.t.Fatal(err)
+		}
+		return uint32(st.Ino)
+	}
+	return [2]uint32{inode("/proc/" + pid + "/ns/net"), link[0].Index}, [2]uint32{inode("/run/netns/" + n.name), link[0].Link}
+}
+
+// TestContainerInterfaces: both ends of the veths of Docker's containers and of pods, named; what belongs to the node is nobody's, though a
+// container shares its namespace. And where a published port leads.
+func TestContainerInterfaces(t *testing.T) {
+	needRoot(t)
+	oci, rootfs := image(t)
+	d := startDocker(newNode(t), 213, rootfs)
+	c := startContainerd(newNode(t), "", 214, oci)
+	d.run("run", "-d", "--name", "hostly", "--network", "host", "shop/web:2", "/bin/pod", "-for", "1h")
+	web := d.run("run", "-d", "--name", "web", "-p", "18080:7000", "shop/web:2", "/bin/pod", "-serve", "7000", "-for", "1h")
+	r := runExporter(t, "--metrics", "none", "--interface-interval", "300ms", "--docker", d.socket, "--containerd", c.socket, "--podman", "none", "--cri", "none")
+	ctx := context.Background()
+	host, err := c.runPod(ctx, "hostly", true, nil, "/bin/pod", "-for", "1h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := c.runPod(ctx, "shop-1", false, map[string]string{"app": "shop"}, "/bin/pod", "-serve", "7000", "-for", "1h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.removePod(ctx, host.sandbox)
+	defer c.removePod(ctx, p.sandbox)
+	client := d.run("run", "-d", "--name", "client", "shop/web:2", "/bin/pod", "-for", "1h")
+	pidOf := func(id string) string { return d.run("inspect", "-f", "{{.State.Pid}}", id) }
+	var pod string
+	for line := range strings.Lines(must(t, c.ctr, "-a", c.socket, "-n", "k8s.io", "task", "ls")) {
+		if f := strings.Fields(line); f[0] == p.container {
+			pod = f[1]
+		}
+	}
+	webOwn, webHost := d.veth(pidOf(web))
+	clientOwn, clientHost := d.veth(pidOf(client))
+	podOwn, podHost := c.veth(pod)
+	want := map[[2]uint32]string{webOwn: "web", webHost: "web", clientOwn: "client", clientHost: "client", podOwn: "tests/shop-1", podHost: "tests/shop-1"}
+	names := func() map[[2]uint32]string {
+		got := map[[2]uint32]string{}
+		for at, i := range printed(r) {
+			if at[0] != webOwn[0] && at[0] != webHost[0] && at[0] != clientOwn[0] && at[0] != podOwn[0] && at[0] != podHost[0] || i.Name == "lo" && i.Container != nil && at[0] != webHost[0] && at[0] != podHost[0] {
+				continue // of others, and the loopback of containers
+			}
+			switch w := i.Container; {
+			case w == nil:
+			case w.Pod != "":
+				got[at] = w.Namespace + "/" + w.Pod
+			default:
+				got[at] = w.Name
+			}
+		}
+		return got
+	}
+	eventually(t, "all are named", func() bool { return reflect.DeepEqual(names(), want) || t.Failed() })
+	// From the node itself Docker translates; from its own bridge its proxy answers.
+	d.inside("busybox", "nc", "-w", "1", "10.213.0.1", "18080")
+	time.Sleep(time.Second)
+	if got := names(); !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	r.stop()
+	published := 0
+	for _, j := range r.json() {
+		if j.SourceEnd == nil || j.SourceEnd.Name != "busybox" || j.DestPort != 18080 {
+			continue
+		}
+		published++
+		if e := j.DestEnd; e == nil || e.Container == nil || e.Container.ID != web {
+			t.Errorf("the published port's other end is %+v", e)
+		}
+		if j.PostNAT == nil || j.PostNAT.DestPort != 7000 || !strings.HasPrefix(j.PostNAT.Dest.String(), "10.213.0.") {
+			t.Errorf("%s to the published port became %+v", j.Protocol, j.PostNAT)
+		}
+	}
+	if published == 0 {
+		t.Error("no record of the published port")
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"github.com/sockflow/sockflow/enrich"
 	"github.com/sockflow/sockflow/enrich/kube"
 	"github.com/sockflow/sockflow/flowcache"
-	"github.com/sockflow/sockflow/sockdiag"
 )
 
 // pipeline is the cache loop: it alone owns the cache and the tables of enrich, and takes what sources tell until they are done.
@@ -23,7 +22,7 @@ type pipeline struct {
 	batches   flowcache.Batches
 	pool      flowcache.RecordPool
 	scratch   []flowcache.Record
-	readings  chan *sockdiag.Reading // of interfaces
+	readings  chan interfaceReading
 	status    chan func(pipelineStatus)
 	names     <-chan *enrich.ContainerUpdate // what runtimes tell
 	held      []flowcache.Record             // that wait for names

@@ -122,8 +122,8 @@ func run(s *settings, stdout, stderr io.Writer) error {
 		stopSources(err)
 	}
 	if interfaces != nil {
-		p.readings = make(chan *sockdiag.Reading)
-		go interfaces.Run(srcCtx, p.readings) // ends with srcCtx
+		p.readings = make(chan interfaceReading)
+		go p.readInterfaces(srcCtx, interfaces, s.proc) // ends with srcCtx
 	}
 	m := &metrics{p: p, ebpf: ebpf, interfaces: interfaces, namer: namer, exporters: exporters, done: srcCtx}
 	for _, src := range srcs {
