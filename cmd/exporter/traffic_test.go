@@ -333,12 +333,14 @@ func start(t *testing.T, name, netns, mode string, args ...string) *program {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), name)
-	b, err := os.ReadFile(self)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, b, 0o755); err != nil {
-		t.Fatal(err)
+	if err := os.Link(self, path); err != nil { // on another file system
+		b, err := os.ReadFile(self)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, b, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	os.Chmod(filepath.Dir(path), 0o755)
 	argv := append([]string{path}, args...)
