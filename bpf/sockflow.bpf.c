@@ -916,7 +916,7 @@ static __always_inline __u32 put_path(char *to, struct file *file, struct task_s
 	const char more[4] = "...";
 	__u32 len = 0;
 
-	for (int i = 0; i < 64; i++) {
+	for (int i = 0; i < 48; i++) {
 		struct dentry *up;
 		long n;
 

@@ -496,6 +496,29 @@ func (c *Cache) closeSocket(dst []Record, o *Observation) []Record {
 		if o.Process.PID != 0 && e.owner.PID == 0 {
 			c.merge(i, o)
 		}
+		if e.peer == 0 && e.conv != 0 && !e.listed {
+			// Another socket with its port was in the way.
+			c.meet(i, e.conv, false)
+			var claimed bool
+			if e.peer == 0 {
+				dst, claimed = c.claim(dst, i)
+			}
+			if claimed {
+				continue
+			}
+		}
+		switch p := e.peer; {
+		case p == 0 && e.parted:
+			c.leave(i, o.Time)
+			continue
+		case p == 0:
+		case c.beyond(p, i):
+			dst = c.part(dst, i, p)
+			continue
+		case c.beyond(i, p):
+			dst = c.part(dst, p, i)
+			continue
+		}
 		lead := i
 		if e.follows {
 			lead = e.peer
@@ -559,21 +582,28 @@ func (c *Cache) remove(i uint32) {
 	if e.translated != 0 {
 		c.untranslated = append(c.untranslated, e.translated)
 	}
-	if e.datagram && e.id.cookie != 0 {
-		if e.elder != 0 {
-			c.at(e.elder).sibling = e.sibling
-		} else if e.sibling != 0 {
-			c.sockets[e.id.cookie] = e.sibling
-		} else {
-			delete(c.sockets, e.id.cookie)
-		}
-		if e.sibling != 0 {
-			c.at(e.sibling).elder = e.elder
-		}
-	}
+	c.disown(e)
 	*e = entry{next: c.unused}
 	c.unused = i
 	c.used--
+}
+
+// disown takes a flow from its datagram socket.
+func (c *Cache) disown(e *entry) {
+	if !e.adopted {
+		return
+	}
+	if e.elder != 0 {
+		c.at(e.elder).sibling = e.sibling
+	} else if e.sibling != 0 {
+		c.sockets[e.id.cookie] = e.sibling
+	} else {
+		delete(c.sockets, e.id.cookie)
+	}
+	if e.sibling != 0 {
+		c.at(e.sibling).elder = e.elder
+	}
+	e.adopted = false
 }
 
 // adopt links entry i to the other flows of its socket.
@@ -585,4 +615,5 @@ func (c *Cache) adopt(i uint32) {
 		c.at(first).elder = i
 	}
 	c.sockets[e.id.cookie] = i
+	e.adopted = true
 }

@@ -1,6 +1,8 @@
 package flowcache
 
 import (
+	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -68,5 +70,51 @@ func TestSelf(t *testing.T) {
 	recs := c.Observe(nil, endOf(k, 1, 1000*second, 10, 10, RoleInitiator, PeerGone))
 	if len(recs) != 1 || recs[0].Forward.Payload != 10 || recs[0].Reverse != (Counters{}) || recs[0].ReverseTotal != (Counters{}) || recs[0].Dest.Cookie != 1 || recs[0].Source.Cookie != 1 {
 		t.Fatalf("%+v", recs)
+	}
+}
+
+// TestPortAgain: several sockets that have the same port one after the other speak with one server, between two looks at the counters. The server's
+// one flow with that port is shared out among them, in whatever order all of them are seen.
+func TestPortAgain(t *testing.T) {
+	k := tcpKey(5)
+	k.Proto = ProtoUDP
+	seen := func(cookie, out, in uint64) *Observation {
+		o := obs(k, cookie, 1000*second, EventUpdate, out, in)
+		o.Delta, o.Role = true, RoleInitiator
+		if cookie == 9 {
+			o.Key, o.Role = k.Reverse(), RoleResponder
+		}
+		return o
+	}
+	gone := func(cookie uint64) *Observation {
+		return &Observation{Event: EventClose, Cookie: cookie, Time: 1000 * second, UID: NoID, GID: NoID}
+	}
+	for seed := range uint64(400) {
+		rnd := rand.New(rand.NewPCG(seed, 3))
+		c := newCache(t, Config{Merge: true})
+		all := []*Observation{seen(1, 50, 100), seen(2, 30, 70), seen(3, 10, 0), seen(9, 180, 90)} // 10 that the server sent were lost
+		rnd.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		ends := []uint64{1, 2, 3, 9}
+		rnd.Shuffle(len(ends), func(i, j int) { ends[i], ends[j] = ends[j], ends[i] })
+		if seed%2 == 0 { // most often the server stays
+			ends = slices.DeleteFunc(ends, func(n uint64) bool { return n == 9 })
+		}
+		var recs []Record
+		for _, o := range all {
+			recs = c.Observe(recs, o)
+		}
+		for _, cookie := range ends {
+			recs = c.Observe(recs, gone(cookie))
+		}
+		for _, at := range []int64{1001, 1100, 1200} {
+			recs, _ = c.Expire(recs, at*second, 99)
+		}
+		var there, back uint64
+		for _, r := range recs {
+			there, back = there+r.Forward.Payload, back+r.Reverse.Payload
+		}
+		if there != 90 || back != 180 || c.Live() != 0 || len(c.unpaired) != 0 {
+			t.Fatalf("seed %d: %d octets there, %d back, %d live, %d unpaired", seed, there, back, c.Live(), len(c.unpaired))
+		}
 	}
 }
