@@ -338,6 +338,9 @@ func single(f *field, length uint16) step {
 // Templates returns the templates of the kinds of records met so far, in that order.
 func (s *Set) Templates() []*Template { return s.list }
 
+// GiveWay lists the fields that are left out of templates with more than MaxFields, first to last.
+func GiveWay() []string { return slices.Clone(giveWay) }
+
 // Options returns what the set was made of, with the defaults filled in.
 func (s *Set) Options() Options { return s.opt }
 

@@ -35,6 +35,7 @@ func sessionRecords() []flowcache.Record {
 	l := make([]flowcache.Record, 7)
 	for i := range l {
 		l[i] = base
+		l[i].Key.SrcPort += uint16(i) // collectors may add up what has equal keys
 	}
 	l[1].Key.Proto, l[1].HasTCP = 17, false
 	l[2].Key.Src, l[2].Key.Dst = flowcache.Addr{0: 0x20, 1: 1, 15: 1}, flowcache.Addr{0: 0x20, 1: 1, 15: 2}

@@ -1,0 +1,441 @@
+package main
+
+import (
+	"bytes"
+	"encoding/csv"
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/sockflow/sockflow/templates"
+)
+
+// number is PEN:id, or the id alone of IANA's.
+func (r *elementRow) number() string {
+	if r.ipfix.PEN == templates.PENIANA {
+		return strconv.Itoa(int(r.ipfix.ID))
+	}
+	return fmt.Sprintf("%d:%d", r.ipfix.PEN, r.ipfix.ID)
+}
+
+func (r *elementRow) v9Text() string {
+	if r.v9 == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(r.v9))
+}
+
+// unitsText is empty for elements without units.
+func (r *elementRow) unitsText() string {
+	if r.Units == 0 {
+		return ""
+	}
+	return r.Units.String()
+}
+
+func (l *elementList) table(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NAME\tIPFIX\tNETFLOW V9\tTYPE\tUNITS\tDESCRIPTION")
+	for _, r := range l.rows {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Name, r.number(), r.v9Text(), r.Type, r.unitsText(), r.Description)
+	}
+	return t.Flush()
+}
+
+// markdown is docs/elements.md, which a test keeps equal.
+func (l *elementList) markdown(w io.Writer) error {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, `# Information Elements
+
+Made by `+"`exporter elements --format markdown`"+`, which also prints configurations by which collectors name these elements: see its `+"`--help`"+`.
+
+Numbers are IPFIX's: IANA's alone, others as enterprise:number. 29305 are reverse elements (RFC 5103), 35632 is ntop's enterprise and 56506
+Antrea's, whose numbers collectors know (`+"`--dialect known`"+`, the default). 32473 stands for the native elements until `+"`--pen`"+` says otherwise; with
+`+"`--dialect native`"+` they all have native numbers, and with `+"`--dialect iana`"+` only those with a number of IANA's are sent. NetFlow v9 has field types
+instead: ntop's from 57472, native ones from `+"`--v9-base`"+`. The source is the end that began.
+
+A record has the fields that its kind can tell, at most %d, in a template of its own: address family; TCP, other ports, ICMP or neither; what is
+known of each end (nothing, its pod or node elsewhere, a socket of the kernel, a process, a container, a pod); whether addresses were translated.
+`+"`?fields=+name,-name`"+` in a collector's URL adds and removes; a name without source or destination stands for both. Where a record would have more
+fields, these are left out, first to last, unless added by name: %s.
+
+| name | number | native | NetFlow v9 | type | units | |
+|---|---|---|---|---|---|---|
+`, templates.MaxFields, strings.Join(templates.GiveWay(), ", "))
+	for _, r := range l.rows {
+		native := ""
+		if r.Native != 0 {
+			native = strconv.Itoa(int(r.Native))
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", r.Name, r.number(), native, r.v9Text(), r.Type, r.unitsText(), r.Description)
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+func (l *elementList) csv(w io.Writer) error {
+	c := csv.NewWriter(w)
+	c.Write([]string{"name", "type", "semantics", "units", "enterprise", "number", "netflow9", "description"})
+	for _, r := range l.rows {
+		c.Write([]string{r.Name, r.Type.String(), r.Semantics.String(), r.Units.String(), strconv.Itoa(int(r.ipfix.PEN)), strconv.Itoa(int(r.ipfix.ID)), r.v9Text(), r.Description})
+	}
+	c.Flush()
+	return c.Error()
+}
+
+// jsonElement is an element as --format json has it.
+type jsonElement struct {
+	Name        string `json:"name"`
+	Type        string `json:"type"`
+	Semantics   string `json:"semantics"`
+	Units       string `json:"units"`
+	Enterprise  uint32 `json:"enterprise"`
+	Number      uint16 `json:"number"`
+	NetFlow9    uint16 `json:"netflow9,omitempty"`
+	Description string `json:"description"`
+}
+
+func (l *elementList) json(w io.Writer) error {
+	var list []jsonElement
+	for _, r := range l.rows {
+		list = append(list, jsonElement{r.Name, r.Type.String(), r.Semantics.String(), r.Units.String(), r.ipfix.PEN, r.ipfix.ID, r.v9, r.Description})
+	}
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(list)
+}
+
+// The form of IANA's ipfix.xml, with CERT's enterpriseId, which libfixbuf reads.
+type xmlRegistry struct {
+	XMLName xml.Name    `xml:"registry"`
+	NS      string      `xml:"xmlns,attr"`
+	Cert    string      `xml:"xmlns:cert,attr"`
+	ID      string      `xml:"id,attr"`
+	Title   string      `xml:"title"`
+	Inner   xmlElements `xml:"registry"`
+}
+
+type xmlElements struct {
+	ID      string      `xml:"id,attr"`
+	Title   string      `xml:"title"`
+	Records []xmlRecord `xml:"record"`
+}
+
+type xmlRecord struct {
+	Name        string `xml:"name"`
+	Type        string `xml:"dataType"`
+	Semantics   string `xml:"dataTypeSemantics,omitempty"`
+	Enterprise  uint32 `xml:"cert:enterpriseId,omitempty"`
+	ID          uint16 `xml:"elementId"`
+	Units       string `xml:"units,omitempty"`
+	Status      string `xml:"status"`
+	Description string `xml:"description>paragraph"`
+}
+
+func (l *elementList) xml(w io.Writer) error {
+	x := xmlRegistry{NS: "http://www.iana.org/assignments", Cert: "http://www.cert.org/ipfix", ID: "sockflow", Title: "Information Elements of sockflow",
+		Inner: xmlElements{ID: "sockflow-information-elements", Title: "Enterprise elements of flow and options records"}}
+	for _, r := range l.rows {
+		if r.ipfix.PEN == templates.PENIANA || r.ipfix.PEN == templates.PENReverse {
+			continue // libfixbuf has its own
+		}
+		x.Inner.Records = append(x.Inner.Records, xmlRecord{r.Name, r.Type.String(), r.Semantics.String(), r.ipfix.PEN, r.ipfix.ID, r.unitsText(), "current", r.Description})
+	}
+	return writeXML(w, x)
+}
+
+func writeXML(w io.Writer, v any) error {
+	b, err := xml.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%s%s\n", xml.Header, b)
+	return err
+}
+
+// goflow2 reads these itself.
+var goflow2Knows = map[uint16]bool{1: true, 2: true, 4: true, 6: true, 7: true, 8: true, 10: true, 11: true, 12: true, 21: true, 22: true, 27: true, 28: true, 32: true, 139: true, 152: true, 153: true}
+
+func (l *elementList) goflow2(w io.Writer) error {
+	var fields, protobuf, render, ipfix, v9 []string
+	for _, r := range l.rows {
+		if r.reporting() || !r.stranger() && goflow2Knows[r.IANA] {
+			continue
+		}
+		name := r.snake()
+		fields = append(fields, name)
+		kind := "varint"
+		switch r.Type {
+		case templates.String:
+			kind = "string"
+			render = append(render, fmt.Sprintf("    %s: string", name))
+		case templates.IPv4Address, templates.IPv6Address:
+			kind = "string"
+			render = append(render, fmt.Sprintf("    %s: ip", name))
+		}
+		protobuf = append(protobuf, fmt.Sprintf("    - {name: %s, index: %d, type: %s}", name, r.protobufIndex(), kind))
+		if r.stranger() {
+			ipfix = append(ipfix, fmt.Sprintf("    - {penprovided: true, pen: %d, field: %d, destination: %s}", r.ipfix.PEN, r.ipfix.ID, name))
+		} else {
+			ipfix = append(ipfix, fmt.Sprintf("    - {field: %d, destination: %s}", r.ipfix.ID, name))
+		}
+		// goflow2 takes 23 and 24 of NetFlow v9 for octets and packets: send it --direction uniflow. Its JSON is broken by the NULs
+		// that fill strings of fixed length.
+		if r.v9 != 0 && !r.Reverse && r.Type != templates.String {
+			v9 = append(v9, fmt.Sprintf("    - {field: %d, destination: %s}", r.v9, name))
+		}
+	}
+	_, err := fmt.Fprintf(w, `# goflow2 -mapping FILE
+# NetFlow v9: numbers only, and send it --direction uniflow. IPFIX tells more.
+formatter:
+  fields:
+    - type
+    - sequence_num
+    - sampler_address
+    - observation_domain_id
+    - time_flow_start_ns
+    - time_flow_end_ns
+    - bytes
+    - packets
+    - src_addr
+    - dst_addr
+    - proto
+    - src_port
+    - dst_port
+    - tcp_flags
+    - icmp_type
+    - icmp_code
+    - %s
+  protobuf:
+%s
+  render:
+%s
+ipfix:
+  mapping:
+%s
+netflowv9:
+  mapping:
+%s
+`, strings.Join(fields, "\n    - "), strings.Join(protobuf, "\n"), strings.Join(render, "\n"), strings.Join(ipfix, "\n"), strings.Join(v9, "\n"))
+	return err
+}
+
+// protobufIndex is a field number that stays: goflow2 has those below 1000.
+func (r *elementRow) protobufIndex() int {
+	switch {
+	case r.Native != 0:
+		return 1000 + int(r.Native)
+	case r.Reverse:
+		return 3000 + int(r.IANA)
+	}
+	return 2000 + int(r.IANA)
+}
+
+// nfacctd has primitives for these.
+var pmacctKnows = map[uint16]bool{1: true, 2: true, 4: true, 6: true, 7: true, 8: true, 10: true, 11: true, 12: true, 21: true, 22: true, 27: true, 28: true, 152: true, 153: true, 95: true, 225: true, 226: true, 227: true, 228: true}
+
+// maxPrimitives is what nfacctd 1.7.7 keeps apart: with more it shows the text of one under the name of another, and from 65 on it
+// crashes.
+const maxPrimitives = 50
+
+// pmacctLeaves is left out of primitives where there are too many, first to last.
+var pmacctLeaves = []string{
+	"sourceProcessCommandLine", "destinationProcessCommandLine", "tcpPacingRate", "tcpUnacknowledgedPackets", "tcpRoundTripTimeVarianceMicroseconds", "tcpCongestionControl",
+	"tcpCongestionWindow", "tcpDeliveryRate", "tcpLostPackets", "reverseRetransmittedOctetDeltaCount", "retransmittedOctetDeltaCount", "reverseRetransmittedPacketDeltaCount",
+	"sourceContainerRuntime", "destinationContainerRuntime", "sourceParentUserId", "destinationParentUserId", "sourcePodUid", "destinationPodUid",
+	"sourceControlGroupId", "destinationControlGroupId", "sourceSocketCookie", "destinationSocketCookie", "sourceParentProcessId", "destinationParentProcessId",
+	"sourceNodeName", "destinationNodeName", "tcpConnectTimeMicroseconds", "tcpState", "icmpTypeCodeIPv6", "postNATSourceIPv6Address", "postNATDestinationIPv6Address",
+}
+
+func (l *elementList) pmacct(w io.Writer) error {
+	var rows []elementRow
+	for _, r := range l.rows {
+		// nfacctd leaves IANA's strings empty in primitives.
+		if !r.reporting() && (r.stranger() || !pmacctKnows[r.IANA] && r.Type != templates.String) && (!l.netflow9 || r.v9 != 0) {
+			rows = append(rows, r)
+		}
+	}
+	var left []string
+	for _, name := range pmacctLeaves {
+		if len(rows) > maxPrimitives {
+			rows = slices.DeleteFunc(rows, func(r elementRow) bool { return r.Name == name })
+			left = append(left, name)
+		}
+	}
+	var b bytes.Buffer
+	fmt.Fprintln(&b, "! nfacctd: aggregate_primitives: FILE; name in aggregate those that are wanted.")
+	for _, name := range left {
+		fmt.Fprintf(&b, "! left out, nfacctd takes %d: %s\n", maxPrimitives, name)
+	}
+	for _, r := range rows {
+		semantics, length := "u_int", strconv.Itoa(r.fixed())
+		switch r.Type {
+		case templates.String:
+			semantics, length = "str", "vlen"
+			if l.netflow9 {
+				length = strconv.Itoa(int(r.v9Len))
+			}
+		case templates.IPv4Address, templates.IPv6Address:
+			semantics = "ip"
+		}
+		number := r.number()
+		if l.netflow9 {
+			number = r.v9Text()
+		}
+		fmt.Fprintf(&b, "name=%s field_type=%s len=%s semantics=%s\n", r.snake(), number, length, semantics)
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// rubyType is the type of BinData that Logstash and Filebeat name.
+func (r *elementRow) rubyType() string {
+	switch r.Type {
+	case templates.String:
+		return ":string"
+	case templates.IPv4Address:
+		return ":ip4_addr"
+	case templates.IPv6Address:
+		return ":ip6_addr"
+	}
+	return ":uint" + strconv.Itoa(8*r.fixed())
+}
+
+// definitions prints the YAML of Logstash's codec, which Filebeat reads too. Names are as the elements'.
+func (l *elementList) definitions(w io.Writer, comment string) error {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "# %s\n---\n", comment)
+	if l.netflow9 {
+		for _, r := range l.rows {
+			if r.v9 > 500 {
+				fmt.Fprintf(&b, "%d:\n- %s\n- :%s\n", r.v9, r.rubyType(), r.Name)
+			}
+		}
+	} else {
+		for _, pen := range l.enterprises() {
+			fmt.Fprintf(&b, "%d:\n", pen)
+			for _, r := range l.rows {
+				if r.ipfix.PEN == pen {
+					fmt.Fprintf(&b, "  %d:\n  - %s\n  - :%s\n", r.ipfix.ID, r.rubyType(), r.Name)
+				}
+			}
+		}
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+func (l *elementList) logstash(w io.Writer) error {
+	if l.netflow9 {
+		return l.definitions(w, "logstash-codec-netflow: netflow_definitions => FILE")
+	}
+	return l.definitions(w, "logstash-codec-netflow: ipfix_definitions => FILE. It loses the templates in which one element is not defined.")
+}
+
+func (l *elementList) filebeat(w io.Writer) error {
+	if l.netflow9 { // one file for both: enterprise 0 has the types of NetFlow v9
+		var b bytes.Buffer
+		fmt.Fprintln(&b, "# Filebeat netflow input: custom_definitions: [FILE]\n---\n0:")
+		for _, r := range l.rows {
+			if r.v9 > 500 {
+				fmt.Fprintf(&b, "  %d:\n  - %s\n  - :%s\n", r.v9, r.rubyType(), r.Name)
+			}
+		}
+		_, err := w.Write(b.Bytes())
+		return err
+	}
+	return l.definitions(w, "Filebeat netflow input: custom_definitions: [FILE]")
+}
+
+func (l *elementList) telegraf(w io.Writer) error {
+	c := csv.NewWriter(w)
+	for _, r := range l.rows {
+		kind := "uint"
+		switch r.Type {
+		case templates.String:
+			kind = "string"
+		case templates.IPv4Address, templates.IPv6Address:
+			kind = "ip"
+		}
+		if r.stranger() {
+			c.Write([]string{fmt.Sprintf("%d.%d", r.ipfix.PEN, r.ipfix.ID), r.snake(), kind})
+		}
+	}
+	c.Flush()
+	return c.Error()
+}
+
+type fdsElements struct {
+	XMLName  xml.Name     `xml:"ipfix-elements"`
+	Scope    fdsScope     `xml:"scope"`
+	Elements []fdsElement `xml:"element"`
+}
+
+type fdsScope struct {
+	PEN    uint32    `xml:"pen"`
+	Name   string    `xml:"name"`
+	Biflow fdsBiflow `xml:"biflow"`
+}
+
+type fdsBiflow struct {
+	Mode string `xml:"mode,attr"`
+}
+
+type fdsElement struct {
+	ID        uint16 `xml:"id"`
+	Name      string `xml:"name"`
+	Type      string `xml:"dataType"`
+	Semantics string `xml:"dataSemantic"`
+	Units     string `xml:"units,omitempty"`
+	Status    string `xml:"status"`
+}
+
+func (l *elementList) libfds(w io.Writer) error {
+	var pens []string
+	for _, pen := range l.enterprises() {
+		if pen != templates.PENIANA && pen != templates.PENReverse {
+			pens = append(pens, strconv.Itoa(int(pen)))
+		}
+	}
+	if len(pens) != 1 {
+		return usagef("libfds has a file for each enterprise: give --enterprise, one of %s", strings.Join(pens, ", "))
+	}
+	x := fdsElements{Scope: fdsScope{Name: "sockflow", Biflow: fdsBiflow{"none"}}}
+	for _, r := range l.rows {
+		if strconv.Itoa(int(r.ipfix.PEN)) != pens[0] {
+			continue
+		}
+		x.Scope.PEN = r.ipfix.PEN
+		x.Elements = append(x.Elements, fdsElement{r.ipfix.ID, r.Name, r.Type.String(), r.Semantics.String(), r.unitsText(), "current"})
+	}
+	switch x.Scope.PEN {
+	case templates.PENNtop:
+		x.Scope.Name = "ntop"
+	case templates.PENAntrea:
+		x.Scope.Name = "antrea"
+	}
+	return writeXML(w, x)
+}
+
+func (l *elementList) vflow(w io.Writer) error {
+	var b bytes.Buffer
+	fmt.Fprintln(&b, "# vFlow: append to ipfix.elements. It drops the rest of a set at an element that is not there.")
+	for _, pen := range l.enterprises() {
+		if pen == templates.PENIANA {
+			continue
+		}
+		fmt.Fprintf(&b, "%d:\n", pen)
+		for _, r := range l.rows {
+			if r.ipfix.PEN == pen {
+				fmt.Fprintf(&b, "  %d:\n    - %s\n    - %s\n", r.ipfix.ID, r.Name, r.Type)
+			}
+		}
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
