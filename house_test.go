@@ -31,6 +31,7 @@ var may = map[string][]string{
 	"deploy":          {},
 	"bench/empty":     {},
 	"bench/load":      {},
+	"bench/packets":   {},
 	"bench/pingpong":  {},
 	"bench/sink":      {},
 	"bench/sockets":   {},
@@ -40,17 +41,18 @@ var may = map[string][]string{
 
 // only says where a library may appear outside tests.
 var only = map[string][]string{
-	"github.com/cilium/ebpf":       {"bpf", "bench/empty"},
-	"github.com/mdlayher/netlink":  {"sockdiag", "enrich"},
-	"github.com/spf13/":            {"cmd/exporter"},
-	"github.com/netsampler/goflow": {},
-	"github.com/pion/":             {"ipfix", "collector"},
-	"github.com/containerd/":       {"enrich/runtimes"},
-	"google.golang.org/grpc":       {"enrich/runtimes"},
-	"k8s.io/cri-api":               {"enrich/runtimes"},
-	"net":                          {"ipfix", "enrich/runtimes", "enrich/kube", "collector", "cmd/exporter", "bench/load", "bench/pingpong", "bench/sink", "bench/sockets"},
-	"log":                          {"cmd/exporter"},
-	"log/slog":                     {"cmd/exporter"},
+	"github.com/cilium/ebpf":        {"bpf", "bench/empty"},
+	"github.com/klauspost/compress": {"replay"},
+	"github.com/mdlayher/netlink":   {"sockdiag", "enrich"},
+	"github.com/spf13/":             {"cmd/exporter"},
+	"github.com/netsampler/goflow":  {},
+	"github.com/pion/":              {"ipfix", "collector"},
+	"github.com/containerd/":        {"enrich/runtimes"},
+	"google.golang.org/grpc":        {"enrich/runtimes"},
+	"k8s.io/cri-api":                {"enrich/runtimes"},
+	"net":                           {"ipfix", "enrich/runtimes", "enrich/kube", "collector", "cmd/exporter", "bench/load", "bench/pingpong", "bench/sink", "bench/sockets"},
+	"log":                           {"cmd/exporter"},
+	"log/slog":                      {"cmd/exporter"},
 }
 
 // check returns what is wrong with the sources below root.

@@ -102,8 +102,8 @@ func (e *entry) merge(o *Observation) {
 	moved := false
 	if o.Delta {
 		moved = o.Out != Counters{} || o.In != Counters{}
-		e.out.add(&o.Out)
-		e.in.add(&o.In)
+		e.out.Add(&o.Out)
+		e.in.Add(&o.In)
 		if o.Snapshot {
 			e.last = max(e.last, o.Time) // no counters, but the socket is there
 		}
@@ -198,7 +198,8 @@ func (e *entry) end() End {
 	return End{Local: true, Kernel: e.kernel, Process: e.owner, UID: e.uid, GID: e.gid, CGroup: e.cgroup, NetNS: e.id.key.NetNS, Cookie: e.id.cookie}
 }
 
-func (c *Counters) add(d *Counters) {
+// Add adds each counter of d.
+func (c *Counters) Add(d *Counters) {
 	c.Payload += d.Payload
 	c.Octets += d.Octets
 	c.Packets += d.Packets

@@ -281,6 +281,8 @@ type Record struct {
 	Pre        Translation // what Key was before, where only the end beyond the translation is here
 	// Totals of both directions as the sockets have them now: since their birth, or since the flow began where a source counts differences.
 	ForwardTotal, ReverseTotal Counters
+	// TCP segments, forward and reverse, that others had overtaken; known of packets only.
+	Reordered, ReverseReordered uint64
 }
 
 // Translation is a flow's addresses before or after network address translation; the latter are postNAT... and postNAPT... of the IANA

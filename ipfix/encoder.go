@@ -28,6 +28,9 @@ type Encoder struct {
 	boot   int64 // Unix nanoseconds at which sysUptime was 0
 	info   Info
 
+	recordTimes bool  // messages carry the time of the latest record, not the caller's
+	latest      int64 // Unix nanoseconds
+
 	sequence uint32 // Data Records before the message (RFC 7011, section 3.1); v9: messages
 	msg      []byte // under way; empty when nothing waits
 	open     uint16 // id of the open set, 0 none
@@ -116,6 +119,9 @@ func (e *Encoder) padding() int {
 
 // putHeader fills the header of a finished message.
 func (e *Encoder) putHeader(msg []byte, records int, now time.Time) {
+	if e.recordTimes {
+		now = time.Unix(0, e.latest)
+	}
 	if e.proto == NetFlowV9 {
 		binary.BigEndian.PutUint16(msg[0:], 9)
 		binary.BigEndian.PutUint16(msg[2:], uint16(records))
@@ -169,6 +175,7 @@ func (e *Encoder) Record(r *flowcache.Record, now time.Time) error {
 }
 
 func (e *Encoder) add(r *flowcache.Record, now time.Time) error {
+	e.latest = max(e.latest, r.End)
 	t := e.set.For(r)
 	mark := len(e.msg)
 	if e.open != t.ID || mark == 0 {

@@ -82,10 +82,9 @@ Their options: ?template-refresh=60s&mtu=1400&dialect=known|native|iana&directio
 		},
 	}
 	runSettings.addFlags(runCmd.Flags())
-	root.AddCommand(runCmd, newListCommand(stdout, stderr), newElementsCommand(stdout), newDoctorCommand(stdout), newCollectCommand(stdout, stderr))
+	root.AddCommand(runCmd, newListCommand(stdout, stderr), newElementsCommand(stdout), newDoctorCommand(stdout), newCollectCommand(stdout, stderr), newReplayCommand(stdout, stderr))
 	for _, later := range [][2]string{
 		{"top", "live flows, containers, pods and processes in the terminal"},
-		{"replay", "flows of captures"},
 	} {
 		root.AddCommand(&cobra.Command{
 			Use: later[0], Short: later[1] + " (not built yet)", DisableFlagParsing: true,

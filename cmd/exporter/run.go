@@ -192,7 +192,7 @@ func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, 
 		},
 		Domain: s.domain, MTU: s.mtu, TemplateRefresh: s.templateRefresh, Version: version, Kernel: kernelRelease(),
 		ReconnectMin: s.reconnectMin, ReconnectMax: s.reconnectMax,
-		Notify: notifier(log),
+		Notify: notifier(log), Boot: s.boot,
 	}
 	var exporters []exporter
 	var out printer

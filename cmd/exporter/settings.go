@@ -44,6 +44,8 @@ type settings struct {
 	metrics          string
 	logLevel         string
 	config           string
+
+	boot time.Time // when sysUptime of NetFlow v9 was 0, if not now
 }
 
 const defaultMetrics = "127.0.0.1:9469"

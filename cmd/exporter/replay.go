@@ -1,0 +1,377 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/ipfix"
+	"github.com/sockflow/sockflow/replay"
+)
+
+// replaySettings are the flags that replay alone has.
+type replaySettings struct {
+	speed    float64
+	decap    bool
+	metadata string
+}
+
+// notOfReplay are flags of run that have no meaning for a capture.
+var notOfReplay = []string{
+	"snapshot-interval", "source", "audit-interval", "without-hook", "local-pairs", "proc", "metrics", "containerd", "docker", "cri",
+	"interface", "decap",
+}
+
+func newReplayCommand(stdout, stderr io.Writer) *cobra.Command {
+	var s settings
+	var o replaySettings
+	cmd := &cobra.Command{
+		Use: "replay FILE... [-c URL]...", Short: "turn captures (pcap, pcapng) into flow records",
+		Long: `Meters the packets of captures as if they passed now: the same records, templates and transports as run. Reads pcap and pcapng, also in
+gzip or zstd; - is the standard input. The packets' own clock drives the timeouts, so the result is the same every time. Without -c, records
+are printed: a table on a terminal, JSON lines otherwise.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("no capture; see %s replay --help", cmd.Root().Name())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, files []string) error {
+			if err := s.load(cmd.Flags()); err != nil {
+				return err
+			}
+			if o.speed < 0 {
+				return usagef("--speed %g: must not be negative", o.speed)
+			}
+			return replayFiles(&s, &o, files, stdout, stderr)
+		},
+	}
+	all := pflag.NewFlagSet("", pflag.ContinueOnError)
+	s.addFlags(all)
+	all.VisitAll(func(f *pflag.Flag) {
+		if !slices.Contains(notOfReplay, f.Name) {
+			cmd.Flags().AddFlag(f)
+		}
+	})
+	cmd.Flags().Lookup("idle-timeout").Usage = "end a flow after this silence"
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.Float64Var(&o.speed, "speed", 0, "0: as fast as possible; 1: as fast as it was recorded; `N`: so many times faster")
+	f.BoolVar(&o.decap, "decap", false, "meter what VXLAN, GRE, IP in IP and Geneve carry, not the tunnel itself")
+	f.StringVar(&o.metadata, "metadata", "", "name processes and containers from this `FILE`: JSON lines of run, recorded while the capture was")
+	return cmd
+}
+
+// replayFiles meters captures.
+func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr io.Writer) error {
+	log := newLogger(stderr, s.logLevel)
+	begun := time.Now()
+	in, err := openCaptures(files, o.speed, log)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	// Late packets may be older than the first.
+	s.boot = time.Unix(0, in.firstTime()).Add(-time.Hour)
+	var names *metadata
+	if o.metadata != "" {
+		if names, err = readMetadata(o.metadata); err != nil {
+			return err
+		}
+	}
+	exporters, printer, closePrinter, err := destinations(s, stdout, log)
+	if err != nil {
+		return err
+	}
+	defer closePrinter()
+	for _, x := range exporters {
+		if x, ok := x.(*ipfix.Exporter); ok {
+			x.UseRecordTimes(s.boot)
+		}
+	}
+	p := &pipeline{exporters: exporters, printer: printer, pool: make(flowcache.RecordPool, 64)}
+	m, err := replay.NewMeter(replay.Config{
+		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows, Decap: o.decap, Pool: make(flowcache.RecordPool, 32),
+	})
+	if err != nil {
+		return usageError{err}
+	}
+	in.meter = m
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	in.ctx = ctx
+	exportCtx, stopExport := context.WithCancel(context.Background())
+	defer stopExport()
+	var exporting sync.WaitGroup
+	for _, x := range exporters {
+		exporting.Add(1)
+		go func() { // ends with exportCtx
+			defer exporting.Done()
+			x.Run(exportCtx)
+		}()
+	}
+	bar := newProgress(stderr, in)
+	err = m.Run(in.next, func(r *flowcache.Records) error {
+		defer r.Release()
+		if names != nil {
+			for i := range r.List {
+				names.name(&r.List[i])
+			}
+		}
+		waitForRoom(ctx, exporters, maxWaiting)
+		return p.hand(r.List)
+	})
+	bar.stop()
+	waitForRoom(ctx, exporters, 0)
+	stopExport()
+	exporting.Wait()
+	summarize(exporters, log)
+	in.report(m.Stats(), time.Since(begun), names, log)
+	if errors.Is(err, syscall.EPIPE) {
+		return nil // the reader of our output has seen enough
+	}
+	if err == nil {
+		err = in.failed
+	}
+	return err
+}
+
+const (
+	// maxWaiting is how many records may wait for a collector before reading goes on: nothing is lost to a queue.
+	maxWaiting = 4096
+	// stuck is how long a collector may take nothing before its records are given up.
+	stuck = 10 * time.Second
+)
+
+// waitForRoom waits until no collector has more than so many records before it, or one takes none for too long.
+func waitForRoom(ctx context.Context, exporters []exporter, most uint64) {
+	for _, x := range exporters {
+		last, since := x.Stats().Waiting, time.Now()
+		for ctx.Err() == nil {
+			n := x.Stats().Waiting
+			if n <= most || n >= last && time.Since(since) > stuck {
+				break
+			}
+			if n < last {
+				last, since = n, time.Now()
+			}
+			time.Sleep(200 * time.Microsecond)
+		}
+	}
+}
+
+// captures reads files one after the other. Its methods but read and total are for one goroutine.
+type captures struct {
+	files  []string
+	log    *slog.Logger
+	ctx    context.Context
+	meter  *replay.Meter
+	file   *countingReader // the one that is open
+	reader *replay.Reader
+	ahead  bool // packet holds the next one
+	packet replay.Packet
+	opened int
+	failed error // the first failure; what could be read was
+	total  int64 // octets of all files; 0 if that is not known
+	read   *readCount
+
+	speed     float64
+	began     time.Time // when the packet of the time origin was due
+	origin    int64
+	checkTime bool // the next packet is the first of a file
+}
+
+// openCaptures looks at all files and reads the first packet, so that what can fail fails at once.
+func openCaptures(files []string, speed float64, log *slog.Logger) (*captures, error) {
+	c := &captures{files: files, speed: speed, log: log, ctx: context.Background(), read: new(readCount)}
+	for _, name := range files {
+		if name == "-" {
+			c.total = -1
+			continue
+		}
+		st, err := os.Stat(name)
+		if err == nil && st.IsDir() {
+			err = errors.New("it is a directory")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read capture %s: %w", name, reasonOf(err))
+		}
+		if !st.Mode().IsRegular() {
+			c.total = -1
+		} else if c.total >= 0 {
+			c.total += st.Size()
+		}
+	}
+	err := c.advance()
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if c.opened == len(files) && c.reader == nil && c.failed != nil && c.packet.Data == nil {
+		return nil, c.failed // nothing could be read at all
+	}
+	return c, nil
+}
+
+// reasonOf is the innermost of a path error, which repeats the path.
+func reasonOf(err error) error {
+	var p *os.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
+}
+
+// firstTime is the time of the first packet, or now if there is none.
+func (c *captures) firstTime() int64 {
+	if c.ahead {
+		return c.packet.Time
+	}
+	return time.Now().UnixNano()
+}
+
+// advance reads the next packet, of this file or a later one, into packet. A file that is damaged ends where the damage is.
+func (c *captures) advance() error {
+	for {
+		if c.reader == nil {
+			if c.opened == len(c.files) {
+				return io.EOF
+			}
+			if err := c.open(c.files[c.opened]); err != nil {
+				c.fail(c.files[c.opened], err)
+				c.closeFile()
+			}
+			c.opened++
+			continue
+		}
+		err := c.reader.Next(&c.packet)
+		if err == nil {
+			c.ahead = true
+			return nil
+		}
+		if !errors.Is(err, io.EOF) {
+			c.fail(c.files[c.opened-1], err)
+		}
+		c.closeFile()
+	}
+}
+
+func (c *captures) open(name string) error {
+	f := os.Stdin
+	if name != "-" {
+		var err error
+		if f, err = os.Open(name); err != nil {
+			return reasonOf(err)
+		}
+	}
+	c.file = &countingReader{f: f, n: c.read}
+	r, err := replay.NewReader(c.file)
+	if err != nil {
+		return err
+	}
+	c.reader, c.checkTime = r, true
+	return nil
+}
+
+func (c *captures) closeFile() {
+	if c.reader != nil {
+		c.reader.Close()
+	}
+	if c.file != nil && c.file.f != os.Stdin {
+		c.file.f.Close()
+	}
+	c.reader, c.file = nil, nil
+}
+
+func (c *captures) close() { c.closeFile() }
+
+// fail notes why a file could not be read to its end. The first reason is the command's; others are logged.
+func (c *captures) fail(name string, err error) {
+	err = fmt.Errorf("read capture %s: %w", name, err)
+	if c.failed == nil {
+		c.failed = err
+	} else {
+		c.log.Warn(err.Error())
+	}
+}
+
+// next is what the meter reads.
+func (c *captures) next(p *replay.Packet) error {
+	if c.ctx.Err() != nil {
+		return io.EOF // interrupted: what was read so far is told
+	}
+	if !c.ahead {
+		if err := c.advance(); err != nil {
+			return err
+		}
+	}
+	if c.checkTime {
+		c.checkTime = false
+		if clock := c.meter.Clock(); clock != 0 && c.packet.Time < clock {
+			c.meter.Restart() // a capture that is older than the one before
+			c.origin = 0
+		}
+	}
+	if c.speed > 0 && !c.due(p) {
+		return replay.ErrIdle
+	}
+	*p = c.packet
+	c.ahead = false
+	return nil
+}
+
+// due waits for the time of the packet, but not for long; if it is not reached p has the time that is.
+func (c *captures) due(p *replay.Packet) bool {
+	const doze = 50 * time.Millisecond
+	if c.origin == 0 {
+		c.began, c.origin = time.Now(), c.packet.Time
+	}
+	wait := time.Until(c.began.Add(time.Duration(float64(c.packet.Time-c.origin) / c.speed)))
+	if wait <= 0 {
+		return true
+	}
+	time.Sleep(min(wait, doze))
+	if wait <= doze {
+		return true
+	}
+	p.Time = c.origin + int64(float64(time.Since(c.began))*c.speed)
+	return false
+}
+
+// report sums up.
+func (c *captures) report(st replay.Stats, took time.Duration, names *metadata, log *slog.Logger) {
+	args := []any{"files", c.opened, "packets", st.Packets}
+	for f := replay.NotIP; f <= replay.UnknownLink; f++ {
+		if st.Fates[f] > 0 {
+			args = append(args, f.String(), st.Fates[f])
+		}
+	}
+	var records uint64
+	for _, n := range st.Records {
+		records += n
+	}
+	args = append(args, "octets", st.Octets, "flows", st.Created, "records", records)
+	if n := st.Records[flowcache.EndLack]; n > 0 {
+		args = append(args, "left_early", n)
+	}
+	if st.Orphans > 0 {
+		args = append(args, "fragments_without_ports", st.Orphans)
+	}
+	if names != nil {
+		args = append(args, "named", names.named)
+	}
+	args = append(args, "of_time", time.Duration(st.Clock-st.First).Round(time.Millisecond), "took", took.Round(time.Millisecond))
+	log.Info("replayed", args...)
+}
