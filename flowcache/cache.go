@@ -217,6 +217,7 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 	c.begin(e, o)
 	if e.asked = asked; path != (Path{}) {
 		c.remember(e, path.beyond(o.Key).Translation())
+		e.began(&path)
 	}
 	if c.wheel.cursor < 0 {
 		c.wheel.cursor = o.Time / tick

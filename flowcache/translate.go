@@ -18,6 +18,19 @@ func (c *Cache) remember(e *entry, t Translation) {
 	c.translations = append(c.translations, t)
 }
 
+// began takes over who began, if nothing else tells: whoever translates sees that too.
+func (e *entry) began(p *Path) {
+	if e.role != RoleUnknown {
+		return
+	}
+	k := e.id.key
+	if k.NetNS = 0; k == p.Near {
+		e.role = RoleInitiator
+	} else {
+		e.role = RoleResponder
+	}
+}
+
 // translate completes r, the record of flow e, whose other end is not here.
 func (c *Cache) translate(r *Record, e *entry, final bool) {
 	var beyond Translation // in the direction of e's key: from the end here
