@@ -2,109 +2,94 @@ package ipfix
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/sockflow/sockflow/flowcache"
-	"github.com/sockflow/sockflow/templates"
 )
-
-// Stats counts what became of the records given to an Exporter: queued = sent + dropped + what still waits.
-type Stats struct {
-	Encoded      uint64 // flow records that went into messages
-	Waiting      uint64 // flow records in the queue
-	Records      uint64 // Data Records sent, type records and both directions of a uniflow included
-	Messages     uint64
-	Octets       uint64
-	DroppedQueue uint64 // records: the collector was away or slow for longer than the queue
-	DroppedSend  uint64 // Data Records in messages that could not be sent
-	DroppedBig   uint64 // records that fit into no message
-	Cut          uint64 // records whose strings were cut to fit
-	Connects     uint64
-	Errors       uint64 // failed connects and sends
-}
 
 // Exporter sends records to one collector. The metering never waits for it.
 type Exporter struct {
 	cfg     Config
 	enc     *Encoder
 	queue   chan *flowcache.Records
-	waiting atomic.Int64 // records in queue
+	waiting atomic.Int64     // records in queue
+	scratch flowcache.Record // what Config.Select may change
 
-	conn      net.Conn
-	dead      chan struct{} // closed when the collector closed the stream
-	unsent    []byte        // a message that a broken stream did not take whole
-	unsentLen int           // its Data Records
-	told      bool          // that it is down
-	refused   time.Time
-	nextTry   time.Time
-	wait      time.Duration
-	stopBy    atomic.Int64 // Unix nanoseconds; 0 until the end is near
+	// One of the two: direct for what takes a message or loses it, stream for what is sent again until the collector has it.
+	direct direct
+	stream *stream
 
-	encoded, records, messages, octets, droppedQueue, droppedSend, droppedBig, cut, connects, errs atomic.Uint64
+	open    bool // direct has a session
+	limit   int  // octets of a message
+	told    atomic.Bool
+	looked  time.Time // when direct was last asked to renew, and templates were told
+	refused time.Time
+	nextTry time.Time
+	wait    time.Duration
+	stopBy  atomic.Int64 // Unix nanoseconds; 0 until the end is near
 
-	lostPackets, lostOctets atomic.Uint64 // of records in droppedQueue
-	metering                func() Metering
+	counters
+	metering func() Metering
 }
 
-const (
-	// An unknown path MTU: RFC 7011, section 10.3.3.
-	unknownPathMessage = 512
-	// A larger datagram saves little, and some collectors read no more.
-	maxDatagram = 8192
-	maxStream   = 65535
+// direct is a transport that has no memory: UDP, DTLS, a file. One goroutine calls it.
+type direct interface {
+	// open begins a Transport Session.
+	open(ctx context.Context) error
+	// limit is the largest message, in octets. It may change with any call of send or flush.
+	limit() int
+	// send takes a message with its number of Data Records. It may keep it until flush.
+	send(msg []byte, records int) error
+	flush() error
+	// renew looks, from time to time, whether the session should be another one.
+	renew(ctx context.Context) (another bool)
+	// dead is closed when the other side ends the session; nil if it cannot.
+	dead() <-chan struct{}
+	close() error
+}
 
+// errEnded is wrapped by errors of a direct transport after which there must be another session. After any other error, messages go on
+// being sent.
+var errEnded = errors.New("session ended")
+
+const (
+	maxStream     = 65535
 	flushInterval = 50 * time.Millisecond
 	dialTimeout   = 5 * time.Second
 	writeTimeout  = 5 * time.Second
 	drainTime     = 1500 * time.Millisecond
 )
 
-// New checks cfg. Nothing is connected yet: a collector that is down must not stop anything.
+// New checks cfg, and reads certificates. Nothing is connected yet: a collector that is down must not stop anything.
 func New(cfg Config) (*Exporter, error) {
-	if cfg.Network != "udp" && cfg.Network != "tcp" {
-		return nil, fmt.Errorf("network %q: must be udp or tcp", cfg.Network)
-	}
-	if cfg.Protocol == NetFlowV9 && cfg.Network != "udp" {
-		return nil, errors.New("netflow v9 goes over udp only")
-	}
-	if _, _, err := net.SplitHostPort(cfg.Address); err != nil {
+	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	if cfg.TemplateRefresh == 0 {
-		cfg.TemplateRefresh = time.Minute
-	}
-	if cfg.ReconnectMin == 0 {
-		cfg.ReconnectMin = time.Second
-	}
-	if cfg.ReconnectMax == 0 {
-		cfg.ReconnectMax = time.Minute
-	}
-	if cfg.Queue == 0 {
-		cfg.Queue = 1 << 16
-	}
-	if cfg.Boot.IsZero() {
-		cfg.Boot = time.Now()
-	}
-	if cfg.Notify == nil {
-		cfg.Notify = func(bool, string) {}
-	}
-	x := &Exporter{cfg: cfg, queue: make(chan *flowcache.Records, 4096), wait: cfg.ReconnectMin}
-	size := maxStream
-	if cfg.Network == "udp" {
-		size = unknownPathMessage
-	}
+	x := &Exporter{cfg: cfg, queue: make(chan *flowcache.Records, 4096), wait: cfg.ReconnectMin, limit: maxStream}
 	var err error
-	if x.enc, err = NewEncoder(cfg.Protocol, cfg.Options, cfg.Domain, size, cfg.Boot, x.send); err != nil {
+	switch cfg.Network {
+	case "udp":
+		x.limit = unknownPathMessage
+		x.direct = &udp{x: x}
+	case "dtls":
+		x.limit = unknownPathMessage
+		x.direct, err = newDTLS(x)
+	case "file":
+		x.direct = &file{x: x}
+	default:
+		x.cfg.stopBy = &x.stopBy
+		x.stream, err = newStream(x)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if x.enc, err = NewEncoder(cfg.Protocol, cfg.Options, cfg.Domain, x.limit, cfg.Boot, x.send); err != nil {
 		return nil, err
 	}
 	x.enc.Describe(Info{Version: cfg.Version, Kernel: cfg.Kernel, Facts: x.facts})
@@ -113,11 +98,17 @@ func New(cfg Config) (*Exporter, error) {
 
 // Name is the collector as users write it.
 func (x *Exporter) Name() string {
-	if x.cfg.Protocol == NetFlowV9 {
+	switch {
+	case x.cfg.Network == "file":
+		return "file:" + x.cfg.Address
+	case x.cfg.Protocol == NetFlowV9:
 		return "netflow9+udp://" + x.cfg.Address
 	}
 	return x.cfg.Network + "://" + x.cfg.Address
 }
+
+// Healthy reports whether the collector takes messages, for all that is known. Safe for concurrent use.
+func (x *Exporter) Healthy() bool { return !x.told.Load() }
 
 // Offer gives records to the collector, which releases them. It never waits: when too many wait already they are dropped and counted.
 func (x *Exporter) Offer(r *flowcache.Records) bool {
@@ -133,25 +124,81 @@ func (x *Exporter) Offer(r *flowcache.Records) bool {
 	return false
 }
 
-// Stats returns the counts so far. Safe for concurrent use.
-func (x *Exporter) Stats() Stats {
-	return Stats{
-		Encoded: x.encoded.Load(), Waiting: uint64(max(0, x.waiting.Load())),
-		Records: x.records.Load(), Messages: x.messages.Load(), Octets: x.octets.Load(),
-		DroppedQueue: x.droppedQueue.Load(), DroppedSend: x.droppedSend.Load(), DroppedBig: x.droppedBig.Load(),
-		Cut: x.cut.Load(), Connects: x.connects.Load(), Errors: x.errs.Load(),
-	}
-}
-
 // Run sends what is offered until ctx ends, then what waits, for at most 1.5 s, and returns.
 func (x *Exporter) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { x.stopBy.Store(time.Now().Add(drainTime).UnixNano()) })
 	defer stop()
+	if x.stream != nil {
+		x.runStream(ctx)
+	} else {
+		x.runDirect(ctx)
+	}
+	return nil
+}
+
+// runStream encodes into the backlog, which another goroutine sends from.
+func (x *Exporter) runStream(ctx context.Context) {
+	s := x.stream
+	sent := make(chan struct{})
+	go func() { // ends by finish
+		defer close(sent)
+		s.run()
+	}()
+	x.enc.Templates(time.Now())
+	statistics := time.NewTicker(x.cfg.TemplateRefresh)
+	defer statistics.Stop()
+	timer := time.NewTimer(flushInterval)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		queue := x.queue
+		if s.backlog.full() {
+			queue = nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-s.backlog.room:
+		case r := <-queue:
+			x.encode(r)
+			if x.enc.Waiting() > 0 && len(x.queue) == 0 {
+				timer.Reset(flushInterval)
+			}
+		case <-timer.C:
+			x.enc.Flush(time.Now())
+		case now := <-statistics.C:
+			x.enc.Statistics(now)
+		}
+	}
+	for more := true; more; {
+		select {
+		case r := <-x.queue:
+			if x.late() {
+				x.dropQueued(r)
+			} else {
+				x.encode(r)
+			}
+		default:
+			more = false
+		}
+	}
+	x.enc.Flush(time.Now())
+	close(s.stop)
+	<-sent
+	s.backlog.close()
+}
+
+// late reports whether the time to end is over.
+func (x *Exporter) late() bool {
+	by := x.stopBy.Load()
+	return by != 0 && time.Now().UnixNano() > by
+}
+
+// runDirect encodes and sends.
+func (x *Exporter) runDirect(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var refresh, flush time.Time // of the templates; of the message under way, zero if there is none
+	var flush time.Time // of the message under way, zero if there is none
 	for ctx.Err() == nil {
-		if x.conn == nil && !x.connect(ctx, &refresh) {
+		if !x.open && !x.connect(ctx) {
 			select {
 			case <-ctx.Done():
 			case <-time.After(time.Until(x.nextTry)):
@@ -159,19 +206,26 @@ func (x *Exporter) Run(ctx context.Context) error {
 			continue
 		}
 		now := time.Now()
-		if now.Sub(refresh) >= x.cfg.TemplateRefresh {
-			refresh = now
+		if now.Sub(x.looked) >= x.cfg.TemplateRefresh {
+			x.looked = now
+			if x.direct.renew(ctx) {
+				x.reopen()
+				continue
+			}
 			x.failed(x.refresh(now))
-			continue
+			x.failed(x.direct.flush())
 		}
-		wake := refresh.Add(x.cfg.TemplateRefresh)
+		wake := x.looked.Add(x.cfg.TemplateRefresh)
 		switch {
+		case !x.open:
+			continue
 		case x.enc.Waiting() == 0:
 			flush = time.Time{}
 		case flush.IsZero():
 			flush = now.Add(flushInterval)
 		case !now.Before(flush):
 			x.failed(x.enc.Flush(now))
+			x.failed(x.direct.flush())
 			continue
 		}
 		if !flush.IsZero() && flush.Before(wake) {
@@ -180,53 +234,63 @@ func (x *Exporter) Run(ctx context.Context) error {
 		timer.Reset(time.Until(wake))
 		select {
 		case <-ctx.Done():
-		case <-x.dead:
-			x.disconnect(errors.New("the collector closed the connection"))
+		case <-x.direct.dead():
+			x.failed(fmt.Errorf("the collector closed the connection (%w)", errEnded))
 		case r := <-x.queue:
 			x.encode(r)
+			if len(x.queue) == 0 {
+				x.failed(x.direct.flush())
+			}
 		case <-timer.C:
 		}
 	}
-	x.drain()
-	return nil
+	x.drainDirect()
 }
 
-// drain sends what waits, at the end.
-func (x *Exporter) drain() {
+// drainDirect sends what waits, at the end.
+func (x *Exporter) drainDirect() {
 	deadline := time.Now().Add(drainTime)
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
-	var refresh time.Time
-	if x.conn == nil {
-		x.connect(ctx, &refresh)
+	if !x.open {
+		x.nextTry = time.Time{}
+		x.connect(ctx)
 	}
-	for {
+	for more := true; more; {
 		select {
 		case r := <-x.queue:
-			if x.conn == nil || time.Now().After(deadline) {
+			if !x.open || time.Now().After(deadline) {
 				x.dropQueued(r)
 			} else {
 				x.encode(r)
 			}
-			continue
 		default:
+			more = false
 		}
-		break
 	}
-	if x.conn != nil {
-		x.failed(x.enc.Flush(time.Now()))
+	x.failed(x.enc.Flush(time.Now()))
+	if x.open {
+		x.failed(x.direct.flush())
 	}
-	x.droppedSend.Add(uint64(x.enc.Waiting() + x.unsentLen))
-	if x.conn != nil {
-		x.conn.Close()
-		x.conn = nil
+	if x.open {
+		x.open = false
+		x.direct.close()
 	}
 }
 
+// encode encodes records: the one place where a batch becomes messages.
 func (x *Exporter) encode(r *flowcache.Records) {
 	now := time.Now()
 	for i := range r.List {
-		err := x.enc.Record(&r.List[i], now)
+		rec := &r.List[i]
+		if x.cfg.Select != nil {
+			x.scratch = *rec
+			if rec = &x.scratch; !x.cfg.Select(rec) {
+				x.filtered.Add(1)
+				continue
+			}
+		}
+		err := x.enc.Record(rec, now)
 		if errors.Is(err, errTooBig) {
 			x.droppedBig.Add(1)
 			continue
@@ -242,194 +306,117 @@ func (x *Exporter) encode(r *flowcache.Records) {
 	r.Release()
 }
 
-// connect tries the collector once its time has come, and begins a Transport Session.
-func (x *Exporter) connect(ctx context.Context, refresh *time.Time) bool {
-	if time.Now().Before(x.nextTry) && ctx.Err() == nil {
-		if d, ok := ctx.Deadline(); !ok || x.nextTry.After(d) {
-			return false
-		}
+// send takes a message of the encoder.
+func (x *Exporter) send(msg []byte, records int) error {
+	if x.stream != nil {
+		return x.stream.backlog.put(msg, records)
 	}
-	dialer := net.Dialer{Timeout: dialTimeout}
-	conn, err := dialer.DialContext(ctx, x.cfg.Network, x.cfg.Address)
-	if err != nil {
+	x.made.Add(uint64(records))
+	if !x.open {
+		x.droppedSend.Add(uint64(records))
+		return nil
+	}
+	err := x.direct.send(msg, records)
+	if err == nil && x.told.Load() && time.Since(x.refused) > 10*time.Second {
+		x.up("takes messages again")
+	}
+	return err
+}
+
+// sent counts a message.
+func (x *Exporter) sent(octets, records int) {
+	x.messages.Add(1)
+	x.octets.Add(uint64(octets))
+	x.records.Add(uint64(records))
+}
+
+// connect begins a Transport Session of a direct transport once its time has come.
+func (x *Exporter) connect(ctx context.Context) bool {
+	if time.Now().Before(x.nextTry) {
+		return false
+	}
+	if err := x.direct.open(ctx); err != nil {
 		x.down(err)
 		return false
 	}
-	x.conn, x.dead = conn, nil
-	// A collector that does not read must not hold up the end.
-	context.AfterFunc(ctx, func() { conn.SetWriteDeadline(time.Now().Add(drainTime)) })
+	x.open, x.looked = true, time.Now()
 	x.connects.Add(1)
-	size := maxStream
-	if x.cfg.Network == "udp" {
-		size = x.datagram()
-	} else {
-		x.dead = make(chan struct{})
-		go watch(conn, x.dead) // ends when the connection is closed, by either side
-	}
-	if err := x.enc.SetMaxMessage(size); err != nil {
-		x.down(err)
-		return false
-	}
 	x.enc.Restart()
-	*refresh = time.Now()
-	x.failed(x.enc.Templates(*refresh))
-	if x.conn != nil && x.unsentLen > 0 {
-		// The old stream did not take this message whole, so the collector has not seen it.
-		msg, n := x.unsent, x.unsentLen
-		x.unsentLen = 0
-		x.failed(x.enc.deliver(msg, n, n, *refresh))
-	}
-	if x.conn == nil {
+	x.setLimit()
+	x.failed(x.enc.Templates(time.Now()))
+	x.failed(x.direct.flush())
+	if !x.open {
 		return false
 	}
 	x.wait, x.nextTry = x.cfg.ReconnectMin, time.Time{}
-	if x.told {
-		x.told = false
-		x.cfg.Notify(true, fmt.Sprintf("collector %s: connected", x.Name()))
-	}
+	x.up("connected")
 	return true
 }
 
-// watch reads until the stream ends: a collector never sends anything (RFC 7011, section 10.4).
-func watch(c io.Reader, dead chan<- struct{}) {
-	io.Copy(io.Discard, c)
-	close(dead)
+// setLimit follows the largest message of the transport. It reports whether it changed.
+func (x *Exporter) setLimit() bool {
+	n := x.direct.limit()
+	if n == x.limit {
+		return false
+	}
+	x.limit = n
+	x.enc.SetMaxMessage(n)
+	return true
 }
 
-// datagram is the size of messages over UDP.
-func (x *Exporter) datagram() int {
-	headers := 28
-	if a, ok := x.conn.RemoteAddr().(*net.UDPAddr); ok && a.IP.To4() == nil {
-		headers = 48
-	}
-	mtu := x.cfg.MTU
-	if mtu == 0 {
-		mtu = pathMTU(x.conn, headers == 48)
-		if mtu == 0 {
-			return unknownPathMessage
-		}
-		mtu = min(mtu, maxDatagram+headers)
-	}
-	return max(unknownPathMessage, min(mtu-headers, 65507))
+// reopen ends a session in order; another one follows at once.
+func (x *Exporter) reopen() {
+	x.direct.flush()
+	x.open = false
+	x.direct.close()
 }
 
-// pathMTU is what the kernel knows of the route (ip(7), IP_MTU); 0 if nothing.
-func pathMTU(c net.Conn, v6 bool) int {
-	sc, ok := c.(syscall.Conn)
-	if !ok {
-		return 0
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	mtu := 0
-	raw.Control(func(fd uintptr) {
-		level, opt := unix.IPPROTO_IP, unix.IP_MTU
-		if v6 {
-			level, opt = unix.IPPROTO_IPV6, unix.IPV6_MTU
-		}
-		if n, err := unix.GetsockoptInt(int(fd), level, opt); err == nil {
-			mtu = n
-		}
-	})
-	return mtu
-}
-
-// send writes a message.
-func (x *Exporter) send(msg []byte, records int) error {
-	if x.conn == nil {
-		x.keep(msg, records)
-		return nil
-	}
-	deadline := time.Now().Add(writeTimeout)
-	if by := x.stopBy.Load(); by != 0 {
-		deadline = time.Unix(0, by)
-	}
-	x.conn.SetWriteDeadline(deadline)
-	_, err := x.conn.Write(msg)
-	if x.cfg.Network == "udp" && errors.Is(err, syscall.ECONNREFUSED) {
-		// The answer to an earlier datagram; this one was not sent yet.
-		x.errs.Add(1)
-		x.refuse(err)
-		_, err = x.conn.Write(msg)
-	}
-	if err != nil {
-		x.keep(msg, records)
-		return err
-	}
-	x.messages.Add(1)
-	x.octets.Add(uint64(len(msg)))
-	x.records.Add(uint64(records))
-	if x.told && x.cfg.Network == "udp" && time.Since(x.refused) > 10*time.Second {
-		x.told = false
-		x.cfg.Notify(true, fmt.Sprintf("collector %s: no longer refuses", x.Name()))
-	}
-	return nil
-}
-
-// keep saves the Data Records of a message that a broken stream did not take; over UDP, and of type records, which come again, there is
-// nothing to save.
-func (x *Exporter) keep(msg []byte, records int) {
-	if x.cfg.Network == "tcp" && records > 0 && x.unsentLen == 0 && isFlowData(msg) {
-		x.unsent, x.unsentLen = append(x.unsent[:0], msg...), records
+// failed handles the error of a direct transport.
+func (x *Exporter) failed(err error) {
+	if x.direct == nil || !x.open {
 		return
 	}
-	x.droppedSend.Add(uint64(records))
-}
-
-// isFlowData tells a message of flow records from one of templates and options records.
-func isFlowData(msg []byte) bool {
-	return len(msg) > headerIPFIX+2 && binary.BigEndian.Uint16(msg[headerIPFIX:]) >= templates.FirstID
-}
-
-// failed handles the error of a send.
-func (x *Exporter) failed(err error) {
+	if x.setLimit() {
+		// The path MTU is another one. What was told in messages that were too large may not have arrived.
+		err = errors.Join(err, x.enc.Templates(time.Now()), x.direct.flush())
+	}
 	switch {
-	case err == nil || x.conn == nil:
-	case errors.Is(err, syscall.EMSGSIZE):
-		// The path MTU shrank: the kernel knows it now.
-		x.errs.Add(1)
-		if x.cfg.MTU == 0 {
-			x.enc.SetMaxMessage(x.datagram())
-		} else {
-			x.enc.SetMaxMessage(unknownPathMessage)
-		}
-	case x.cfg.Network == "udp":
+	case err == nil:
+	case errors.Is(err, errRotated):
+		x.reopen()
+		x.connect(context.Background())
+	case errors.Is(err, errEnded):
+		x.open = false
+		x.direct.close()
+		x.down(err)
+	default:
 		x.errs.Add(1)
 		x.refuse(err)
-	default:
-		x.disconnect(err)
 	}
 }
 
 // refuse notes that datagrams do not arrive. They go on being sent: who listens later gets them.
 func (x *Exporter) refuse(err error) {
 	x.refused = time.Now()
-	if !x.told {
-		x.told = true
+	if !x.told.Swap(true) {
 		x.cfg.Notify(false, fmt.Sprintf("collector %s: %s; records go on being sent", x.Name(), reason(err)))
 	}
 }
 
-func (x *Exporter) disconnect(err error) {
-	x.conn.Close()
-	x.conn = nil
-	x.down(err)
+// up notes that the collector takes messages.
+func (x *Exporter) up(how string) {
+	if x.told.Swap(false) {
+		x.cfg.Notify(true, fmt.Sprintf("collector %s: %s", x.Name(), how))
+	}
 }
 
 // down notes a failure and when to try again: after a wait that doubles, with jitter, so that a fleet does not come back at once.
 func (x *Exporter) down(err error) {
-	if x.conn != nil {
-		x.conn.Close()
-		x.conn = nil
-	}
 	x.errs.Add(1)
 	wait := x.wait/2 + rand.N(x.wait/2+1)
 	x.nextTry = time.Now().Add(wait)
 	x.wait = min(2*x.wait, x.cfg.ReconnectMax)
-	if !x.told {
-		x.told = true
+	if !x.told.Swap(true) {
 		x.cfg.Notify(false, fmt.Sprintf("collector %s: %s; trying again", x.Name(), reason(err)))
 	}
 }
@@ -442,6 +429,9 @@ func reason(err error) string {
 	}
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
+		if errno == syscall.EPROTONOSUPPORT {
+			return "this kernel has no such transport protocol (" + errno.Error() + ")"
+		}
 		return errno.Error()
 	}
 	return err.Error()

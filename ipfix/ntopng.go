@@ -195,6 +195,9 @@ func (x *Ntopng) Stats() Stats {
 	}
 }
 
+// Healthy reports whether somebody subscribes to flows. Safe for concurrent use.
+func (x *Ntopng) Healthy() bool { return x.pub.count("flow") > 0 }
+
 // Run sends what is offered until ctx ends, then what waits, for at most 1.5 s, and returns. While nobody subscribes to flows, records
 // wait in the queue.
 func (x *Ntopng) Run(ctx context.Context) error {

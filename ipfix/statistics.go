@@ -9,12 +9,13 @@ import (
 // SetMetering tells where the counts of the Metering Process are, for options records. To be called before Run, which calls f.
 func (x *Exporter) SetMetering(f func() Metering) { x.metering = f }
 
-// refresh sends again what a collector must know: over UDP it may have been lost; streams are told the counts only.
+// refresh sends again, over UDP and DTLS, what a collector must know and may have lost. A file is told it once. The counts of a file
+// are told when it begins, and its clock is another one (Config.complete).
 func (x *Exporter) refresh(now time.Time) error {
-	if x.cfg.Network == "udp" {
-		return x.enc.Templates(now)
+	if x.cfg.Network == "file" {
+		return nil
 	}
-	return x.enc.Statistics(now)
+	return x.enc.Templates(now)
 }
 
 // facts are the counts for options records.
@@ -22,7 +23,7 @@ func (x *Exporter) facts() Facts {
 	st := x.Stats()
 	f := Facts{
 		Messages: st.Messages, Octets: st.Octets, Flows: st.Records - min(st.Records, x.enc.told),
-		NotSentFlows:   st.DroppedQueue + st.DroppedSend + st.DroppedBig,
+		NotSentFlows:   st.DroppedQueue + st.DroppedSend + st.DroppedSpool + st.DroppedBig,
 		NotSentPackets: x.lostPackets.Load(), NotSentOctets: x.lostOctets.Load(),
 	}
 	if x.metering != nil {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -143,9 +144,24 @@ func (d *doctor) reach() {
 	}
 }
 
+// file looks whether a file can be made; it may be another exporter's, which writes it.
+func (d *doctor) file(address, path string) {
+	path, _, _ = strings.Cut(path, "?")
+	if dir := filepath.Dir(path); unix.Access(dir, unix.W_OK) != nil {
+		d.say(bad, address, "no file can be written in "+dir, "make the folder, or let the exporter write it")
+		return
+	}
+	d.say(good, address, "can be written")
+}
+
 func (d *doctor) collector(address string) {
+	if path, ok := strings.CutPrefix(address, "file:"); ok {
+		d.file(address, path)
+		return
+	}
 	one := *d.settings
 	one.collectors = []string{address}
+	one.exporting.doctor = true
 	one.templateRefresh = 100 * time.Millisecond // that nobody listens is told to the datagram that follows
 	line := &lastLine{}
 	exporters, _, done, err := destinations(&one, io.Discard, slog.New(line))

@@ -65,13 +65,10 @@ func (p *pipeline) tell(r interfaceReading) error {
 				return err
 			}
 		}
-		if len(p.exporters) > 0 {
+		if p.exporters != nil {
 			out := p.pool.Get()
 			out.Interfaces = append(out.Interfaces, list[:n]...)
-			out.Retain(len(p.exporters) - 1)
-			for _, x := range p.exporters {
-				x.Offer(out)
-			}
+			p.exporters.Offer(out)
 		}
 		list = list[n:]
 	}

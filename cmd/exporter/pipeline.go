@@ -7,6 +7,7 @@ import (
 	"github.com/sockflow/sockflow/enrich"
 	"github.com/sockflow/sockflow/enrich/kube"
 	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/ipfix"
 )
 
 // pipeline is the cache loop: it alone owns the cache and the tables of enrich, and takes what sources tell until they are done.
@@ -17,8 +18,8 @@ type pipeline struct {
 	conntrack *enrich.Conntrack
 	cluster   *cluster       // nil without Kubernetes
 	owners    *enrich.Owners // netlink mode: who holds a socket inode; else nil
-	exporters []exporter
-	printer   printer // nil with collectors only
+	exporters *ipfix.Group   // nil: none
+	printer   printer        // nil with collectors only
 	batches   flowcache.Batches
 	pool      flowcache.RecordPool
 	scratch   []flowcache.Record
@@ -203,15 +204,12 @@ func (p *pipeline) hand(recs []flowcache.Record) error {
 			return err
 		}
 	}
-	if len(p.exporters) == 0 {
+	if p.exporters == nil {
 		return nil
 	}
 	r := p.pool.Get()
 	r.List = append(r.List, recs...)
-	r.Retain(len(p.exporters) - 1)
-	for _, x := range p.exporters {
-		x.Offer(r)
-	}
+	p.exporters.Offer(r)
 	return nil
 }
 

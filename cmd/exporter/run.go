@@ -62,7 +62,7 @@ func run(s *settings, stdout, stderr io.Writer) error {
 		cache: cache, processes: processes,
 		enricher:  &enrich.Enricher{Processes: processes, CGroups: cgroups, Nudge: namer.Nudge},
 		conntrack: conntrack, cluster: cluster,
-		exporters: exporters, printer: printer,
+		exporters: newGroup(s.exporting.policy, exporters), printer: printer,
 		batches: make(flowcache.Batches, 64), pool: make(flowcache.RecordPool, 64),
 		status: make(chan func(pipelineStatus)),
 	}
@@ -194,6 +194,8 @@ func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, 
 		ReconnectMin: s.reconnectMin, ReconnectMax: s.reconnectMax,
 		Notify: notifier(log), Boot: s.boot,
 	}
+	s.exporting.apply(&base)
+	names := map[string]bool{}
 	var exporters []exporter
 	var out printer
 	done := func() {}
@@ -219,10 +221,17 @@ func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, 
 		if err != nil {
 			return nil, nil, nil, usageError{err}
 		}
+		if s.exporting.doctor {
+			cfg.Spool = ""
+		}
 		x, err := ipfix.New(cfg)
 		if err != nil {
 			return nil, nil, nil, usagef("collector %q: %w", url, err)
 		}
+		if names[x.Name()] {
+			return nil, nil, nil, usagef("collector %q: given twice", url)
+		}
+		names[x.Name()] = true
 		exporters = append(exporters, x)
 	}
 	if len(s.collectors) == 0 {
@@ -345,8 +354,8 @@ func reportStatus(ctx context.Context, m *metrics, log *slog.Logger) {
 // summarize says what was not delivered.
 func summarize(exporters []exporter, log *slog.Logger) {
 	for _, x := range exporters {
-		if st := x.Stats(); st.DroppedQueue+st.DroppedSend+st.DroppedBig > 0 {
-			log.Warn("records were dropped", "collector", x.Name(), "queue", st.DroppedQueue, "send", st.DroppedSend, "too_big", st.DroppedBig)
+		if st := x.Stats(); st.DroppedQueue+st.DroppedSend+st.DroppedSpool+st.DroppedBig > 0 {
+			log.Warn("records were dropped", "collector", x.Name(), "queue", st.DroppedQueue, "send", st.DroppedSend, "spool", st.DroppedSpool, "too_big", st.DroppedBig)
 		}
 	}
 }

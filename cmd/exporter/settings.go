@@ -35,6 +35,7 @@ type settings struct {
 	templateRefresh  time.Duration
 	reconnectMin     time.Duration
 	reconnectMax     time.Duration
+	exporting        exporting
 	runtimes         runtimes.Config
 	interfaces       interfaceSettings
 	kube             kubeSettings
@@ -72,6 +73,7 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&s.reconnectMax, "reconnect-max", time.Minute, "longest wait")
 	s.interfaces.addFlags(f)
 	s.kube.addFlags(f)
+	s.exporting.addFlags(f)
 	f.StringVar(&s.nodeName, "node-name", "", "name of this host in records (default the host name)")
 	f.BoolVar(&s.cmdline, "cmdline", false, "export command lines, which may hold secrets")
 	f.StringVar(&s.proc, "proc", "/proc", "where proc is mounted")
@@ -213,6 +215,9 @@ func (s *settings) check() error {
 	}
 	if s.reconnectMax < s.reconnectMin {
 		return usagef("--reconnect-max %s: must not be less than --reconnect-min %s", s.reconnectMax, s.reconnectMin)
+	}
+	if err := s.exporting.check(); err != nil {
+		return err
 	}
 	if s.maxFlows < 1 {
 		return usagef("--max-flows %d: must be at least 1", s.maxFlows)

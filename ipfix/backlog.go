@@ -1,0 +1,392 @@
+package ipfix
+
+import (
+	"bytes"
+	"sync"
+	"time"
+)
+
+// backlog holds the messages of a stream collector between the encoder and the connection, in order: those in flight, those on disk if
+// there is a spool, those in memory. A message stays until the collector has taken it, so that it can be sent again over another
+// connection. The encoder puts and the sender takes; a lock is held for each message, not for each record.
+type backlog struct {
+	mu     sync.Mutex
+	flight []inFlight // sent and not taken: first those on disk, then those in memory
+	acked  int        // of flight, how many the collector's kernel has acknowledged
+	disk   *spool     // nil without
+	mem    []pending  // not sent
+	octets int        // in memory: of mem, and of what is in flight and not acknowledged
+	old    int        // in memory: of what is acknowledged and perhaps not read
+
+	control [][]byte // messages that tell all templates and facts used so far
+	known   *session // what they tell
+	away    bool     // there is no connection: what comes goes to disk
+	reading bool     // the last message that was sent came from disk
+	failed  error    // of the disk, while it does not work
+	retry   time.Time
+	free    [][]byte // buffers
+	scratch []byte
+
+	more, room chan struct{} // told that there is a message; that there is room
+	report     func(ok bool, err error)
+
+	recovered, waiting, made, sent, dropped, resent uint64 // Data Records; waiting are not acknowledged, those on disk included
+}
+
+type pending struct {
+	msg     []byte
+	records int // Data Records
+}
+
+// inFlight is a message that was written to the connection.
+type inFlight struct {
+	pending          // msg is nil if it is on disk
+	after   position // where it ends on disk
+	end     uint64   // octets of the connection up to its end
+}
+
+const (
+	spillAt      = 2 << 20 // octets in memory beyond which a spool is used though the collector is there
+	memoryLimit  = 4 << 20 // octets in memory beyond which records wait unencoded
+	historyLimit = 8 << 20 // octets in memory that are acknowledged and perhaps not read
+	diskRetry    = time.Second
+)
+
+// newBacklog returns an empty backlog, or one with what the spool holds. report is told when the disk fails and when it works again.
+func newBacklog(disk *spool, report func(ok bool, err error)) *backlog {
+	b := &backlog{disk: disk, known: newSession(), away: true, more: make(chan struct{}, 1), room: make(chan struct{}, 1), report: report}
+	if disk != nil {
+		b.waiting, b.recovered = disk.unread, disk.unread
+	}
+	return b
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// full reports whether records should wait: there is no room for their messages.
+func (b *backlog) full() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.octets >= memoryLimit
+}
+
+// put takes a message of the encoder. What tells templates and facts is kept apart: each connection and segment is told it before the
+// first message that comes after it.
+func (b *backlog) put(msg []byte, records int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.known.trust = true
+	news, _, err := b.known.admit(b.scratch[:0], msg, controlOnly)
+	if err != nil {
+		return err
+	}
+	b.scratch = news
+	if b.known.news {
+		b.control = append(b.control, bytes.Clone(news))
+	}
+	if !b.known.data {
+		return nil
+	}
+	if b.known.tell {
+		b.known.trust = false
+		if msg, records, err = b.known.admit(nil, msg, dataOnly); err != nil {
+			return err
+		}
+	}
+	b.made += uint64(records)
+	b.waiting += uint64(records)
+	signal(b.more)
+	if b.disk != nil && (b.away || b.octets+len(msg) > spillAt || !b.disk.drained()) && b.spill() {
+		if _, ok := b.toDisk(msg, records); ok {
+			return nil
+		}
+	}
+	b.mem = append(b.mem, pending{append(b.buffer(), msg...), records})
+	b.octets += len(msg)
+	return nil
+}
+
+func (b *backlog) buffer() []byte {
+	n := len(b.free)
+	if n == 0 {
+		return make([]byte, 0, maxStream)
+	}
+	buf := b.free[n-1]
+	b.free = b.free[:n-1]
+	return buf[:0]
+}
+
+func (b *backlog) recycle(buf []byte) {
+	if len(b.free) < 16 {
+		b.free = append(b.free, buf)
+	}
+}
+
+// spill moves what is in memory to disk, in order. It reports whether all of it is there.
+func (b *backlog) spill() bool {
+	if b.failed != nil && time.Now().Before(b.retry) {
+		return false
+	}
+	for i := range b.flight {
+		f := &b.flight[i]
+		if f.msg == nil {
+			continue
+		}
+		after, ok := b.toDisk(f.msg, f.records)
+		if !ok {
+			return false
+		}
+		b.disk.skip(after, f.records)
+		if i < b.acked {
+			b.old -= len(f.msg)
+		} else {
+			b.octets -= len(f.msg)
+		}
+		b.recycle(f.msg)
+		f.msg, f.after = nil, after
+	}
+	for i := range b.mem {
+		m := &b.mem[i]
+		if _, ok := b.toDisk(m.msg, m.records); !ok {
+			b.mem = append(b.mem[:0], b.mem[i:]...)
+			return false
+		}
+		b.octets -= len(m.msg)
+		b.recycle(m.msg)
+	}
+	clear(b.mem)
+	b.mem = b.mem[:0]
+	b.wake()
+	return true
+}
+
+func (b *backlog) toDisk(msg []byte, records int) (position, bool) {
+	dropped := b.disk.dropped
+	after, err := b.disk.append(msg, records, b.control)
+	b.waiting -= b.disk.dropped - dropped
+	switch {
+	case err != nil:
+		b.retry = time.Now().Add(diskRetry)
+		if b.failed == nil {
+			b.report(false, err)
+		}
+		b.failed = err
+	case b.failed != nil:
+		b.failed = nil
+		b.report(true, nil)
+	}
+	return after, err == nil
+}
+
+// wake lets records be encoded again if there is room.
+func (b *backlog) wake() {
+	if b.octets < memoryLimit {
+		signal(b.room)
+	}
+}
+
+// begin says that there is a connection, and returns what it must be told before the first message: nothing yet if that is on disk.
+func (b *backlog) begin() (control [][]byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.away, b.reading = false, false
+	if b.disk != nil && !b.disk.drained() {
+		return nil
+	}
+	return b.told(0)
+}
+
+// told returns what tells templates and facts, from the n-th message on.
+func (b *backlog) told(n int) [][]byte { return b.control[n:len(b.control):len(b.control)] }
+
+// all returns all that tells templates and facts.
+func (b *backlog) all() [][]byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.told(0)
+}
+
+// next appends the next message to dst; from here on it is in flight, and wrote must follow. Of a message from disk the records are
+// not known. Before it the connection must be told control: all that its segment told before, if the one before did not come from disk; of
+// one from memory what is told from the n-th message of control on. ok is false if there is none.
+func (b *backlog) next(dst []byte, n int) (m pending, control [][]byte, fromDisk, ok bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.disk != nil && !b.disk.drained() {
+		m.msg = dst
+		if !b.reading {
+			if control, err = b.disk.before(); err != nil {
+				return m, nil, true, false, err
+			}
+			b.reading = true
+		}
+		if m.msg, ok, err = b.disk.next(dst); ok {
+			b.flight = append(b.flight, inFlight{pending{}, b.disk.read, unknownEnd})
+		}
+		return m, control, true, ok, err
+	}
+	b.reading = false
+	if len(b.mem) == 0 {
+		return pending{msg: dst}, nil, false, false, nil
+	}
+	b.flight = append(b.flight, inFlight{b.mem[0], position{}, unknownEnd})
+	b.mem[0] = pending{}
+	b.mem = b.mem[1:]
+	f := &b.flight[len(b.flight)-1]
+	return pending{append(dst, f.msg...), f.records}, b.told(n), false, true, nil
+}
+
+const unknownEnd = ^uint64(0)
+
+// wrote says that the message that next returned was written, and how many octets the connection has taken since it began. The records
+// are those that session.admit saw.
+func (b *backlog) wrote(fromDisk bool, records int, end uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f := &b.flight[len(b.flight)-1]
+	f.end = end
+	if fromDisk {
+		f.records = b.disk.didRead(f.after, records)
+	}
+}
+
+// confirm says how many octets of the connection the collector's kernel has acknowledged, and how many it has read for all that is known.
+func (b *backlog) confirm(acked, read uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.acknowledge(acked)
+	n := 0
+	for n < b.acked && (b.flight[n].end <= read || b.old > historyLimit) {
+		b.forget(&b.flight[n])
+		n++
+	}
+	b.shift(n)
+	b.wake()
+}
+
+func (b *backlog) acknowledge(octets uint64) {
+	for b.acked < len(b.flight) && b.flight[b.acked].end <= octets {
+		f := &b.flight[b.acked]
+		b.sent += uint64(f.records)
+		b.waiting -= uint64(f.records)
+		b.octets -= len(f.msg)
+		b.old += len(f.msg)
+		b.acked++
+	}
+}
+
+// forget lets go of a message that the collector has.
+func (b *backlog) forget(f *inFlight) {
+	if f.msg == nil {
+		b.disk.release(f.after)
+		return
+	}
+	b.old -= len(f.msg)
+	b.recycle(f.msg)
+}
+
+// shift removes the first n that are in flight.
+func (b *backlog) shift(n int) {
+	m := copy(b.flight, b.flight[n:])
+	clear(b.flight[m:])
+	b.flight, b.acked = b.flight[:m], b.acked-n
+}
+
+// end says that the connection has ended. Unless all that was acknowledged was read, what may not have been read goes back, and what
+// was not acknowledged in any case: it will be sent again.
+func (b *backlog) end(read bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.away = true
+	if read {
+		for i := range b.acked {
+			b.forget(&b.flight[i])
+		}
+		b.shift(b.acked)
+	}
+	if b.disk != nil {
+		b.disk.rewind()
+	}
+	var again []pending
+	for i := range b.flight {
+		f := &b.flight[i]
+		if i < b.acked {
+			b.sent -= uint64(f.records)
+			b.waiting += uint64(f.records)
+			b.octets += len(f.msg)
+			b.old -= len(f.msg)
+		}
+		b.resent += uint64(f.records)
+		if f.msg != nil {
+			again = append(again, f.pending)
+		} else if !b.disk.putBack(f.after.segment, f.records) {
+			b.waiting -= uint64(f.records) // dropped beyond the bound meanwhile
+		}
+	}
+	b.mem = append(again, b.mem...)
+	clear(b.flight)
+	b.flight, b.acked = b.flight[:0], 0
+	if b.disk != nil && len(b.mem) > 0 {
+		b.spill()
+	}
+}
+
+// spoil drops the message that next returned, or tried to, because it cannot be read; of a segment the rest too.
+func (b *backlog) spoil(returned, fromDisk bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if returned {
+		last := len(b.flight) - 1
+		f := b.flight[last]
+		b.flight = b.flight[:last]
+		b.dropped += uint64(f.records)
+		b.waiting -= uint64(f.records)
+		b.octets -= len(f.msg)
+	}
+	if fromDisk {
+		dropped := b.disk.dropped
+		b.disk.spoil()
+		b.waiting -= b.disk.dropped - dropped
+	}
+}
+
+// idle reports whether everything that was put was acknowledged.
+func (b *backlog) idle() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.acked == len(b.flight) && len(b.mem) == 0 && (b.disk == nil || b.disk.drained())
+}
+
+// close ends the use of the backlog: what waits goes to disk, or is dropped.
+func (b *backlog) close() {
+	b.end(true)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, m := range b.mem {
+		b.dropped += uint64(m.records)
+		b.waiting -= uint64(m.records)
+	}
+	b.mem = nil
+	if b.disk != nil {
+		b.disk.close()
+	}
+}
+
+// sync writes what is on disk through to the device; the lock is not held meanwhile. What a full disk did not take is tried again.
+func (b *backlog) sync() {
+	b.mu.Lock()
+	if b.away && len(b.mem) > 0 {
+		b.spill()
+	}
+	f := b.disk.forSync()
+	b.mu.Unlock()
+	if f != nil {
+		f.Sync()
+		f.Close()
+	}
+}

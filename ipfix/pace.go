@@ -1,0 +1,42 @@
+package ipfix
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// pace holds datagrams to a rate, in bursts that a collector's receive buffer has room for. The zero value does not hold them.
+type pace struct {
+	rate  int // messages/s; 0 without bound
+	burst int // messages at once
+	sent  int // of the burst
+	next  time.Time
+}
+
+// A receive buffer of the default size, 208 KiB, has room for 90 messages of 1472 octets, and a collector may be busy.
+const paceBurst = 32
+
+func newPace(rate int) pace {
+	if rate == 0 {
+		return pace{burst: batchLen}
+	}
+	return pace{rate: rate, burst: min(paceBurst, rate)}
+}
+
+// take says that n messages are about to be sent, and waits after each burst. Near the end of the program it does not wait.
+func (p *pace) take(n int, stopBy *atomic.Int64) {
+	if p.rate == 0 {
+		return
+	}
+	if p.sent += n; p.sent < p.burst {
+		return
+	}
+	now := time.Now()
+	if wait := p.next.Sub(now); wait > 0 && stopBy.Load() == 0 {
+		time.Sleep(wait)
+	} else {
+		p.next = now
+	}
+	p.next = p.next.Add(time.Duration(p.sent) * time.Second / time.Duration(p.rate))
+	p.sent = 0
+}

@@ -1,0 +1,291 @@
+package ipfix
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// stream sends the messages of a backlog over one connection after the other: TCP, TLS or SCTP. A collector never acknowledges
+// (RFC 7011, section 10.4), but its kernel does, and what was not acknowledged when a connection ended is sent again over the next.
+type stream struct {
+	x       *Exporter
+	dial    func(ctx context.Context) (*link, error)
+	backlog *backlog
+	stop    chan struct{} // closed when nothing will be put any more
+}
+
+const (
+	ackInterval = 20 * time.Millisecond // between two looks at what was acknowledged
+	steady      = time.Second           // a session that lasts so long was a good one
+)
+
+func newStream(x *Exporter) (*stream, error) {
+	s := &stream{x: x, stop: make(chan struct{})}
+	switch x.cfg.Network {
+	case "tcp":
+		s.dial = x.cfg.dialTCP
+	case "tls":
+		c, err := newCredentials(&x.cfg)
+		if err != nil {
+			return nil, err
+		}
+		s.dial = func(ctx context.Context) (*link, error) { return x.cfg.dialTLS(ctx, c) }
+	case "sctp":
+		s.dial = x.cfg.dialSCTP
+	}
+	var disk *spool
+	if x.cfg.Spool != "" {
+		var err error
+		dir := filepath.Join(x.cfg.Spool, strings.NewReplacer("/", "_", ":", "_").Replace(x.Name()))
+		if disk, err = openSpool(dir, x.cfg.SpoolSize); err != nil {
+			return nil, err
+		}
+	}
+	s.backlog = newBacklog(disk, func(ok bool, err error) {
+		if ok {
+			x.cfg.Notify(true, fmt.Sprintf("collector %s: the spool works again", x.Name()))
+		} else {
+			x.cfg.Notify(false, fmt.Sprintf("collector %s: cannot write the spool: %s; records are kept in memory only", x.Name(), reason(err)))
+		}
+	})
+	return s, nil
+}
+
+// run connects and sends until stop is closed and everything is sent, or the time is up.
+func (s *stream) run() {
+	life, end := context.WithCancel(context.Background())
+	defer end()
+	go func() { // ends with life
+		select {
+		case <-s.stop:
+			timer := time.AfterFunc(time.Until(time.Unix(0, s.x.stopBy.Load())), end)
+			<-life.Done()
+			timer.Stop()
+		case <-life.Done():
+		}
+	}()
+	if s.backlog.disk != nil {
+		go s.sync(life) // ends with life
+	}
+	x := s.x
+	for last := false; !last; {
+		select {
+		case <-s.stop: // one more try if there is something to send
+			if last = true; s.backlog.idle() {
+				return
+			}
+		case <-time.After(time.Until(x.nextTry)):
+		}
+		l, err := s.dial(life)
+		if err != nil {
+			x.down(err)
+			continue
+		}
+		x.connects.Add(1)
+		begin := time.Now()
+		err = s.session(life, l)
+		if time.Since(begin) > steady {
+			x.wait = x.cfg.ReconnectMin
+		}
+		switch {
+		case err == nil:
+			return
+		case errors.Is(err, errOtherLayout): // not the collector's fault
+			x.nextTry = time.Time{}
+		default:
+			x.down(err)
+		}
+	}
+}
+
+// sync makes the spool safe against a loss of power, but for the last second.
+func (s *stream) sync(life context.Context) {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-life.Done():
+			return
+		case <-t.C:
+			s.backlog.sync()
+		}
+	}
+}
+
+// session sends over one connection. It returns nil when there is nothing more to do at all.
+func (s *stream) session(life context.Context, l *link) (err error) {
+	x, b := s.x, s.backlog
+	dead := make(chan struct{})
+	var readError error
+	go func() { // ends when the connection is closed, by either side
+		_, readError = io.Copy(io.Discard, l.conn) // a collector never sends anything
+		close(dead)
+	}()
+	w := sessionWriter{x: x, l: l, session: newSession()}
+	defer func() {
+		b.confirm(l.progress())
+		l.conn.Close()
+		<-dead
+		// A FIN says that the collector has read all that its kernel has acknowledged; a reset, that it has not.
+		b.end(l.fin() || err == nil || errors.Is(err, errSettled))
+	}()
+	awake := context.AfterFunc(life, func() { l.socket.SetWriteDeadline(time.Now()) })
+	defer awake()
+	control := b.begin()
+	if err := w.writeAll(control); err != nil {
+		return err
+	}
+	told := len(control) // of the backlog's
+	x.up("connected")
+	tick := time.NewTicker(ackInterval)
+	defer tick.Stop()
+	refresh := time.Now()
+	var buf []byte
+	stop := s.stop
+	for {
+		m, control, fromDisk, ok, err := b.next(buf[:0], told)
+		buf = m.msg
+		if err != nil {
+			b.spoil(false, fromDisk)
+			continue
+		}
+		if ok {
+			err := w.writeAll(control)
+			if !fromDisk {
+				told += len(control)
+			}
+			if err == nil {
+				w.session.trust = !fromDisk
+				err = w.write(m)
+				w.session.trust = false
+			}
+			if errors.Is(err, errOtherLayout) {
+				return s.settle(life, l, dead, err)
+			}
+			if errors.Is(err, errMalformed) {
+				b.spoil(true, fromDisk)
+				continue
+			}
+			if err != nil {
+				return closed(l, dead, &readError, err)
+			}
+			b.wrote(fromDisk, w.session.counted(), l.written)
+			b.confirm(l.progress())
+			select {
+			case <-dead:
+				return closed(l, dead, &readError, nil)
+			default:
+			}
+			continue
+		}
+		select {
+		case <-b.more:
+		case <-dead:
+			return closed(l, dead, &readError, nil)
+		case <-tick.C:
+			b.confirm(l.progress())
+			if x.cfg.StreamRefresh && time.Since(refresh) >= x.cfg.TemplateRefresh {
+				refresh = time.Now()
+				w.session = newSession()
+				if err := w.writeAll(b.all()); err != nil {
+					return err
+				}
+			}
+			if stop == nil && b.idle() {
+				return nil
+			}
+		case <-stop:
+			stop = nil
+		case <-life.Done():
+			return nil
+		}
+	}
+}
+
+var errSettled = errors.New("all is acknowledged")
+
+// settle waits until all that was sent is acknowledged, so that it is not sent twice.
+func (s *stream) settle(life context.Context, l *link, dead chan struct{}, err error) error {
+	deadline := time.After(s.x.cfg.SendTimeout)
+	for {
+		acked, read := l.progress()
+		s.backlog.confirm(acked, read)
+		if acked == l.written {
+			return fmt.Errorf("%w (%w)", err, errSettled)
+		}
+		select {
+		case <-time.After(ackInterval):
+		case <-dead:
+			return err
+		case <-deadline:
+			return err
+		case <-life.Done():
+			return err
+		}
+	}
+}
+
+// closed says why a connection ended: what was read tells more than what was written.
+func closed(l *link, dead chan struct{}, read *error, writeError error) error {
+	if writeError != nil {
+		l.conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		<-dead
+	}
+	readError := *read
+	switch {
+	case readError != nil && !errors.Is(readError, net.ErrClosed) && !errors.Is(readError, io.ErrUnexpectedEOF) && !errors.Is(readError, os.ErrDeadlineExceeded):
+		return readError
+	case writeError != nil && !l.fin():
+		return writeError
+	}
+	return errors.New("the collector closed the connection")
+}
+
+// sessionWriter writes messages of any session into this one.
+type sessionWriter struct {
+	x        *Exporter
+	l        *link
+	session  *session
+	sequence uint32
+	buf      []byte
+}
+
+// writeAll writes what tells templates and facts; its Data Records are made and sent here.
+func (w *sessionWriter) writeAll(control [][]byte) error {
+	for _, msg := range control {
+		if err := w.write(pending{msg: msg}); err != nil {
+			return err
+		}
+		w.x.made.Add(uint64(w.session.seen))
+		w.x.records.Add(uint64(w.session.seen))
+	}
+	return nil
+}
+
+// write writes a message. If the session trusts it, its records are known.
+func (w *sessionWriter) write(m pending) error {
+	out, records, err := w.session.admit(w.buf[:0], m.msg, everything)
+	w.buf = out
+	if err != nil || len(out) == 0 {
+		return err
+	}
+	if w.session.trust {
+		records = m.records
+	}
+	binary.BigEndian.PutUint32(out[8:], w.sequence)
+	w.sequence += uint32(records) // lost or not, it counts (RFC 7011, section 10.2.2)
+	if _, err := w.l.conn.Write(out); err != nil {
+		return err
+	}
+	w.x.messages.Add(1)
+	w.x.octets.Add(uint64(len(out)))
+	return nil
+}
