@@ -101,7 +101,7 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 			x.UseRecordTimes(s.boot)
 		}
 	}
-	p := &pipeline{exporters: exporters, printer: printer, pool: make(flowcache.RecordPool, 64)}
+	p := &pipeline{exporters: newGroup(s.exporting.policy, exporters), printer: printer, pool: make(flowcache.RecordPool, 64)}
 	m, err := replay.NewMeter(replay.Config{
 		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows, Decap: o.decap, Pool: make(flowcache.RecordPool, 32),
 	})
