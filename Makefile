@@ -1,5 +1,6 @@
 # make run    build, and meter this host: live flow records on the terminal
 # make test-kernels   the acceptance test on other kernels, in QEMU
+# make test-pods   the tests of containers in full
 # make test   install what the tests need (Debian packages, if root) and run them all
 
 GO       ?= go
@@ -18,7 +19,7 @@ BPF_PACKAGES  := clang-14 llvm-14 libbpf-dev
 export CGO_ENABLED ?= 0
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: run build test test-kernels check lint generate generate-check fuzz bench clean packages bpf-packages
+.PHONY: run build test test-pods test-kernels check lint generate generate-check fuzz bench clean packages bpf-packages
 
 run: build
 	./bin/exporter
@@ -43,6 +44,10 @@ bpf-packages:
 
 test: packages
 	@if [ "$$(id -u)" = 0 ]; then export REQUIRE_ROOT=1; fi; CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 15m ./...
+
+# In full: 200 pods, five a second; a runtime that hangs for a minute. Smaller ones are among the tests.
+test-pods: packages
+	SOCKFLOW_PODS=200 SOCKFLOW_HANG=60 REQUIRE_ROOT=1 $(GO) test -count=1 -v -timeout 10m -run '^(TestPods|TestHungRuntime)$$' ./cmd/exporter
 
 KERNELS ?= 5.10 6.1 6.12 7
 

@@ -231,3 +231,37 @@ func TestMove(t *testing.T) {
 		t.Error("facts that records share were changed")
 	}
 }
+
+// TestCGroupV1: a container that cgroup2 does not know of is found where cgroup v1 is in use, also for processes that are gone by then.
+func TestCGroupV1(t *testing.T) {
+	proc := t.TempDir()
+	write := func(name, content string) {
+		os.MkdirAll(filepath.Dir(proc+"/"+name), 0o755)
+		if err := os.WriteFile(proc+"/"+name, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("self/cgroup", "4:memory:/\n0::/\n")
+	write("10/cgroup", "4:memory:/docker/"+id64+"\n0::/\n")
+	write("12/cgroup", "4:memory:/\n0::/\n")
+	p := newTable(t, ProcConfig{Proc: proc})
+	run := func(pid, parent uint32) string {
+		id := flowcache.ProcessID{PID: pid, Start: 1}
+		p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExec, Parent: flowcache.ProcessID{PID: parent, Start: 1}, Process: flowcache.Process{ID: id, CGroup: 1, CGroupPath: "/"}})
+		return p.Get(id).CGroupPath
+	}
+	for _, tc := range []struct {
+		what        string
+		pid, parent uint32
+		want        string
+	}{
+		{"as proc says", 10, 1, "/docker/" + id64},
+		{"gone: as its parent", 11, 10, "/docker/" + id64},
+		{"on the host", 12, 10, "/"},
+		{"gone, of an unknown parent", 13, 99, "/"},
+	} {
+		if got := run(tc.pid, tc.parent); got != tc.want {
+			t.Errorf("%s: %q, want %q", tc.what, got, tc.want)
+		}
+	}
+}

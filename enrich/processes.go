@@ -32,6 +32,7 @@ type Processes struct {
 	proc    procFS
 	users   *users
 	cgroups *CGroups
+	v1      bool // there are hierarchies of cgroup v1, which the kernel's events do not tell of
 	table   map[flowcache.ProcessID]*process
 	stats   ProcStats
 }
@@ -55,7 +56,7 @@ func NewProcesses(cfg ProcConfig, cgroups *CGroups) *Processes {
 		cfg.Linger = time.Minute
 	}
 	return &Processes{
-		cfg: cfg, proc: procFS(cfg.Proc), cgroups: cgroups,
+		cfg: cfg, proc: procFS(cfg.Proc), cgroups: cgroups, v1: procFS(cfg.Proc).hasCGroupV1(),
 		users: newUsers("/etc/passwd"),
 		table: make(map[flowcache.ProcessID]*process),
 	}
@@ -124,6 +125,9 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 		}
 		f.UserName = p.users.name(f.UID)
 		p.cgroups.Learn(f.CGroup, f.CGroupPath)
+		if p.v1 && f.CGroupPath == "/" {
+			f.CGroupPath = p.pathV1(&f, ev.Parent)
+		}
 		p.put(&f)
 	}
 }
@@ -179,6 +183,20 @@ func (p *Processes) Sweep(now int64) {
 		}
 	}
 	p.users.refresh()
+}
+
+// pathV1 returns the path of a process that is in the root of cgroup2: where cgroup v1 is in use, a container may be known there only.
+// What a process was before it runs something else, or its parent, was in the same place unless proc says otherwise.
+func (p *Processes) pathV1(f *flowcache.Process, parent flowcache.ProcessID) string {
+	if path := p.proc.cgroup(f.ID.PID); path != "" {
+		return path
+	}
+	for _, id := range [...]flowcache.ProcessID{f.ID, parent} {
+		if e := p.table[id]; e != nil && e.facts.CGroup == f.CGroup && e.facts.CGroupPath != "" {
+			return e.facts.CGroupPath
+		}
+	}
+	return f.CGroupPath
 }
 
 // find returns the facts of a parent.

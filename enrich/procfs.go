@@ -119,6 +119,17 @@ func (p procFS) cgroup(pid uint32) string {
 	return ParseProcCGroup(string(b))
 }
 
+// hasCGroupV1 reports whether this process is in a hierarchy of cgroup v1.
+func (p procFS) hasCGroupV1() bool {
+	b, _ := os.ReadFile(string(p) + "/self/cgroup")
+	for line := range strings.Lines(string(b)) {
+		if !strings.HasPrefix(line, "0:") {
+			return true
+		}
+	}
+	return false
+}
+
 // bootTime is when the machine was started, in Unix nanoseconds, by today's wall clock.
 func bootTime() int64 {
 	var boot unix.Timespec

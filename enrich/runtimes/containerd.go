@@ -23,8 +23,9 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// containerd speaks to containerd: it follows the event stream, and asks for each container that was created, since events carry no
-// labels. What CRI knows of pods is in the containers' labels and annotations.
+// containerd speaks to containerd: it follows the event stream, and asks once for each container whose task is created, since events
+// carry no labels. Before that it has no processes; a pod's sandbox has its addresses by then. What CRI knows of pods is in the containers'
+// labels and annotations.
 type containerd struct {
 	e          *endpoint
 	containers containersapi.ContainersClient
@@ -39,6 +40,9 @@ func newContainerd(e *endpoint) client { return &containerd{e: e} }
 // Docker keeps its containers here, without names: they are asked for at its own socket.
 const dockersNamespace = "moby"
 
+// Between two lists, though containers are seen that are not known.
+const leastBetween = 2 * time.Second
+
 const maxMessage = 16 << 20 // kubelet's limit
 
 // dial returns a connection to a socket. It does not wait for it.
@@ -46,6 +50,8 @@ func dial(socket string) (*grpc.ClientConn, error) {
 	return grpc.NewClient("unix://"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		// Fixed windows: a connection on this machine needs no measuring of its bandwidth by pings.
+		grpc.WithInitialWindowSize(1<<20), grpc.WithInitialConnWindowSize(1<<20),
 		grpc.WithDisableServiceConfig(), grpc.WithNoProxy())
 }
 
@@ -65,7 +71,7 @@ func (c *containerd) watch(ctx context.Context) error {
 		return err
 	}
 	stream, err := eventsapi.NewEventsClient(conn).Subscribe(ctx, &eventsapi.SubscribeRequest{
-		Filters: []string{`topic~="^/containers/"`, `topic=="/tasks/start"`},
+		Filters: []string{`topic=="/tasks/create"`, `topic=="/containers/delete"`},
 	})
 	if err != nil {
 		return err
@@ -95,6 +101,7 @@ func (c *containerd) watch(ctx context.Context) error {
 	// The subscription may have begun after the first list: once more soon.
 	again := time.NewTimer(time.Second)
 	defer again.Stop()
+	listed := time.Now()
 	for {
 		select {
 		case ev := <-events:
@@ -102,8 +109,13 @@ func (c *containerd) watch(ctx context.Context) error {
 			err = c.event(ctx, ev)
 			c.e.flush(ctx)
 		case err = <-failed:
+		case <-c.e.nudged: // of a shim that tells nothing, or an event that was lost
+			if time.Since(listed) > leastBetween {
+				again.Reset(leastBetween / 10)
+			}
 		case <-again.C:
 			again.Reset(listInterval)
+			listed = time.Now()
 			err = c.listAll(ctx)
 		case <-ping.C:
 			err = c.ping(ctx)
@@ -195,35 +207,24 @@ func (c *containerd) event(ctx context.Context, ev *types.Envelope) error {
 	if ns == dockersNamespace {
 		return nil
 	}
-	id := ""
 	switch ev.GetTopic() {
-	case "/containers/create", "/containers/update":
-		var m apievents.ContainerCreate // the id is field 1 of both
-		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) == nil {
-			id = m.ID
-		}
-	case "/tasks/start": // by now a sandbox has its addresses
-		var m apievents.TaskStart
-		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) != nil || c.pods[ns+"/"+m.ContainerID] == nil {
+	case "/tasks/create":
+		var t apievents.TaskCreate
+		if proto.Unmarshal(ev.GetEvent().GetValue(), &t) != nil {
 			return nil
 		}
-		id = m.ContainerID
+		m, err := c.get(ctx, ns, t.ContainerID)
+		if m == nil {
+			return err
+		}
+		c.put(ctx, ns, m, parseSpec(m.GetSpec().GetValue()))
 	case "/containers/delete":
 		var m apievents.ContainerDelete
 		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) == nil {
 			delete(c.pods, ns+"/"+m.ID)
 			c.e.end(ns+"/"+m.ID, ev.GetTimestamp().AsTime())
 		}
-		return nil
 	}
-	if id == "" {
-		return nil
-	}
-	m, err := c.get(ctx, ns, id)
-	if m == nil {
-		return err
-	}
-	c.put(ctx, ns, m, parseSpec(m.GetSpec().GetValue()))
 	return nil
 }
 
@@ -242,8 +243,8 @@ func (c *containerd) get(ctx context.Context, ns, id string) (*containersapi.Con
 }
 
 func (c *containerd) sandboxOf(m *containersapi.Container, s spec) string {
-	if s.Annotations[annotationSandbox] != "" {
-		return s.Annotations[annotationSandbox]
+	if s.sandbox != "" {
+		return s.sandbox
 	}
 	return m.GetSandbox()
 }
@@ -267,8 +268,8 @@ func (c *containerd) put(ctx context.Context, ns string, m *containersapi.Contai
 	case len(w.ContainerID) < 64:
 		w.ContainerName = w.ContainerID // somebody chose it
 	}
-	if ref := s.Annotations[annotationImage]; ref != "" {
-		w.ContainerImage = ref
+	if s.image != "" {
+		w.ContainerImage = s.image
 	}
 	if id := c.sandboxOf(m, s); id != "" {
 		pod := c.pods[ns+"/"+id]

@@ -17,24 +17,106 @@ const (
 
 // spec is what is read of an OCI runtime configuration (config.json).
 type spec struct {
-	Annotations map[string]string `json:"annotations"`
-	Linux       struct {
-		CgroupsPath string `json:"cgroupsPath"`
-	} `json:"linux"`
+	sandbox, image string // of annotations
+	cgroupsPath    string
 }
 
-// parseSpec reads a configuration; what it cannot read is empty.
+// parseSpec reads a configuration; what it cannot read is empty. It looks for three strings in some 20 kB, and leaves the rest alone: read
+// whole, configurations would be most of what naming costs.
 func parseSpec(b []byte) spec {
-	var s spec
-	if json.Unmarshal(b, &s) != nil {
-		return spec{}
+	annotations, linux := member(b, "annotations"), member(b, "linux")
+	return spec{text(member(annotations, annotationSandbox)), text(member(annotations, annotationImage)), text(member(linux, "cgroupsPath"))}
+}
+
+// member returns the value of a JSON object's member, nil if it has none of this name or is no object. It checks no more than it must
+// to find it. Names with escapes are not found.
+func member(b []byte, name string) []byte {
+	i := blanks(b, 0)
+	if i >= len(b) || b[i] != '{' {
+		return nil
+	}
+	for i++; ; i++ {
+		i = blanks(b, i)
+		if i >= len(b) || b[i] != '"' {
+			return nil
+		}
+		end := skip(b, i)
+		if end < i+2 {
+			return nil
+		}
+		found := string(b[i+1:end-1]) == name
+		if i = blanks(b, end); i >= len(b) || b[i] != ':' {
+			return nil
+		}
+		i = blanks(b, i+1)
+		if end = skip(b, i); end < 0 {
+			return nil
+		}
+		if found {
+			return b[i:end]
+		}
+		if i = blanks(b, end); i >= len(b) || b[i] != ',' {
+			return nil
+		}
+	}
+}
+
+func blanks(b []byte, i int) int {
+	for i < len(b) && (b[i] == ' ' || b[i] == '\n' || b[i] == '\t' || b[i] == '\r') {
+		i++
+	}
+	return i
+}
+
+// skip returns where the value at i ends, negative if it does not.
+func skip(b []byte, i int) int {
+	depth := 0
+	for ; i < len(b); i++ {
+		switch b[i] {
+		case '"':
+			for i++; ; i++ {
+				if i >= len(b) {
+					return -1
+				}
+				if b[i] == '\\' {
+					i++
+				} else if b[i] == '"' {
+					break
+				}
+			}
+			if depth == 0 {
+				return i + 1
+			}
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth == 0 {
+				return i // of what is around it
+			}
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		case ',':
+			if depth == 0 {
+				return i
+			}
+		}
+	}
+	return -1
+}
+
+// text returns the string that a JSON value is, "" if it is another.
+func text(b []byte) string {
+	var s string
+	if len(b) == 0 || json.Unmarshal(b, &s) != nil {
+		return ""
 	}
 	return s
 }
 
 // cgroup returns where the container is below the root of control groups, "" if the configuration does not say.
 func (s *spec) cgroup() string {
-	path := s.Linux.CgroupsPath
+	path := s.cgroupsPath
 	if strings.HasPrefix(path, "/") {
 		return strings.TrimRight(path, "/")
 	}
