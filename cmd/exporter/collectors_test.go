@@ -395,35 +395,55 @@ func (n *nfcapd) stop() []nfFlow {
 	return flows
 }
 
-// tshark checks messages by Wireshark's dissector: nothing malformed, and returns its verbose text.
+// tshark checks datagrams by Wireshark's dissector: nothing malformed, and returns its verbose text.
 func tshark(t *testing.T, msgs [][]byte) string {
+	t.Helper()
+	var packets [][]byte
+	for _, m := range msgs {
+		h := binary.BigEndian.AppendUint16(ipHeader(17, 8+len(m)), 40000)
+		h = binary.BigEndian.AppendUint16(h, 4739)
+		h = binary.BigEndian.AppendUint16(h, uint16(8+len(m)))
+		packets = append(packets, append(append(h, 0, 0), m...))
+	}
+	return tsharkPackets(t, packets, "udp.port==4739,cflow")
+}
+
+// ipHeader is that of an IPv4 packet on loopback.
+func ipHeader(proto byte, payload int) []byte {
+	h := binary.BigEndian.AppendUint16([]byte{0x45, 0}, uint16(20+payload))
+	return append(h, 0, 0, 0, 0, 64, proto, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1)
+}
+
+// tcpSegment is an IPv4 packet with a segment of a stream.
+func tcpSegment(src, dst uint16, seq uint32, payload []byte) []byte {
+	h := binary.BigEndian.AppendUint16(ipHeader(6, 20+len(payload)), src)
+	h = binary.BigEndian.AppendUint16(h, dst)
+	h = binary.BigEndian.AppendUint32(h, seq)
+	h = append(h, 0, 0, 0, 1, 0x50, 0x18, 0xff, 0xff, 0, 0, 0, 0)
+	return append(h, payload...)
+}
+
+// tsharkPackets dissects IPv4 packets.
+func tsharkPackets(t *testing.T, packets [][]byte, decodeAs string) string {
 	t.Helper()
 	needTool(t, "tshark")
 	var b bytes.Buffer
 	le := binary.LittleEndian
 	b.Write(le.AppendUint32(nil, 0xa1b2c3d4))
 	b.Write([]byte{2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 101, 0, 0, 0}) // raw IP
-	for i, m := range msgs {
-		n := 28 + len(m)
+	for i, p := range packets {
 		h := le.AppendUint32(nil, uint32(1_700_000_000+i))
 		h = le.AppendUint32(h, 0)
-		h = le.AppendUint32(h, uint32(n))
-		h = le.AppendUint32(h, uint32(n))
-		h = append(h, 0x45, 0)
-		h = binary.BigEndian.AppendUint16(h, uint16(n))
-		h = append(h, 0, 0, 0, 0, 64, 17, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1)
-		h = binary.BigEndian.AppendUint16(h, 40000)
-		h = binary.BigEndian.AppendUint16(h, 4739)
-		h = binary.BigEndian.AppendUint16(h, uint16(8+len(m)))
-		h = append(h, 0, 0)
-		b.Write(append(h, m...))
+		h = le.AppendUint32(h, uint32(len(p)))
+		h = le.AppendUint32(h, uint32(len(p)))
+		b.Write(append(h, p...))
 	}
 	file := filepath.Join(t.TempDir(), "messages.pcap")
 	if err := os.WriteFile(file, b.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var errs bytes.Buffer
-	cmd := exec.Command("tshark", "-r", file, "-d", "udp.port==4739,cflow", "-V", "-O", "cflow")
+	cmd := exec.Command("tshark", "-r", file, "-d", decodeAs, "-V", "-O", "cflow")
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
 	if err != nil {
