@@ -24,6 +24,9 @@ export DEBIAN_FRONTEND := noninteractive
 run: build
 	./bin/exporter
 
+# Without grpc's tracing, which brings html/template, the linker drops what is never called: 3.6 MB.
+TAGS ?= grpcnotrace
+
 build:
 	$(GO) build -tags '$(TAGS)' -trimpath -ldflags '$(LDFLAGS)' -o bin/exporter ./cmd/exporter
 	cp bin/exporter bin/sockflow

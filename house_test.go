@@ -45,6 +45,7 @@ var only = map[string][]string{
 	"github.com/klauspost/compress": {"replay"},
 	"github.com/mdlayher/netlink":   {"sockdiag", "enrich"},
 	"github.com/spf13/":             {"cmd/exporter"},
+	"github.com/gdamore/tcell":      {"cmd/exporter"},
 	"github.com/netsampler/goflow":  {},
 	"github.com/pion/":              {"ipfix", "collector"},
 	"github.com/containerd/":        {"enrich/runtimes"},

@@ -259,12 +259,3 @@ func testRecord() *flowcache.Records {
 	})
 	return r
 }
-
-// errnoOf is the innermost of an error of package net, which repeats the address.
-func errnoOf(err error) error {
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
-		return errno
-	}
-	return err
-}

@@ -729,7 +729,7 @@ func TestUsage(t *testing.T) {
 
 		{"--config /no/such/file", 2, "no such file"},
 		{"--config " + bad, 2, "unknown key"},
-		{"top", 2, "not built yet"},
+		{"top --view nonsense", 2, "must be flows"},
 		{"replay x.pcap", 2, "not built yet"},
 		{"doctor extra", 2, "unknown command"},
 		{"list extra", 2, "unknown command"},

@@ -33,7 +33,7 @@ func listTable(w io.Writer, socks []listed, wide bool) error {
 			if s == "" {
 				s = "-"
 			}
-			line = append(line, s)
+			line = append(line, printable(s))
 		}
 		io.WriteString(t, strings.Join(line, "\t")+"\n")
 	}

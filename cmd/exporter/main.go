@@ -82,15 +82,7 @@ Their options: ?template-refresh=60s&mtu=1400&dialect=known|native|iana&directio
 		},
 	}
 	runSettings.addFlags(runCmd.Flags())
-	root.AddCommand(runCmd, newListCommand(stdout, stderr), newElementsCommand(stdout), newDoctorCommand(stdout), newCollectCommand(stdout, stderr), newReplayCommand(stdout, stderr))
-	for _, later := range [][2]string{
-		{"top", "live flows, containers, pods and processes in the terminal"},
-	} {
-		root.AddCommand(&cobra.Command{
-			Use: later[0], Short: later[1] + " (not built yet)", DisableFlagParsing: true,
-			RunE: func(cmd *cobra.Command, _ []string) error { return usagef("%s: not built yet", cmd.Name()) },
-		})
-	}
+	root.AddCommand(runCmd, newListCommand(stdout, stderr), newElementsCommand(stdout), newDoctorCommand(stdout), newTopCommand(stdout, stderr), newCollectCommand(stdout, stderr), newReplayCommand(stdout, stderr))
 	return root
 }
 

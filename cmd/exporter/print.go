@@ -316,6 +316,7 @@ func whoIs(e *flowcache.End) string {
 	if e.Kernel {
 		return "kernel"
 	}
+	s = printable(s)
 	if e.Process.PID != 0 {
 		s += "[" + strconv.FormatUint(uint64(e.Process.PID), 10) + "]"
 	}

@@ -30,14 +30,20 @@ type source interface {
 
 // run meters until a signal.
 func run(s *settings, stdout, stderr io.Writer) error {
-	beQuiet()
 	log := newLogger(stderr, s.logLevel)
 	exporters, printer, closePrinter, err := destinations(s, stdout, log)
 	if err != nil {
 		return err
 	}
 	defer closePrinter()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return meter(ctx, s, exporters, printer, log)
+}
 
+// meter meters until ctx ends, and then ends in order: sources, cache, exporters.
+func meter(ctx context.Context, s *settings, exporters []exporter, printer printer, log *slog.Logger) error {
+	beQuiet()
 	namer, err := newNamer(s, log)
 	if err != nil {
 		return err
@@ -77,10 +83,10 @@ func run(s *settings, stdout, stderr io.Writer) error {
 		defer ebpf.Close()
 	}
 	processes.Seed()
+	if r, ok := printer.(interface{ start() }); ok {
+		r.start()
+	}
 
-	// From here on a signal ends in order: sources, cache, exporters.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	exportCtx, stopExport := context.WithCancel(context.Background())
 	defer stopExport()
 	tellMetering(exportCtx, exporters, p, ebpf)
