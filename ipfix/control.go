@@ -31,7 +31,7 @@ func (e *Encoder) need(t *templates.Template) {
 	e.fresh = append(e.fresh, t)
 }
 
-// announceFresh sends the templates that the message under way needs. If that fails they are sent again before the next message.
+// announceFresh sends the templates that the message under way needs. If that fails they are sent again before later ones.
 func (e *Encoder) announceFresh(now time.Time) error {
 	if len(e.fresh) == 0 {
 		return nil
@@ -40,14 +40,8 @@ func (e *Encoder) announceFresh(now time.Time) error {
 	for _, t := range e.fresh {
 		c.template(t)
 	}
-	err := c.end()
-	if err != nil {
-		for _, t := range e.fresh {
-			e.announced.templates[t.Index] = false
-		}
-	}
 	e.fresh = e.fresh[:0]
-	return err
+	return c.end()
 }
 
 // Templates sends all that a collector must know: the templates in use and the names of their enterprise elements (RFC 5610), and
@@ -60,12 +54,8 @@ func (e *Encoder) Templates(now time.Time) error {
 	for _, t := range e.set.Templates() {
 		c.template(t)
 	}
-	if err := c.end(); err != nil {
-		e.announced.templates = nil
-		return err
-	}
 	e.fresh = e.fresh[:0]
-	return nil
+	return c.end()
 }
 
 // Statistics sends the options data that changes: what was sent and what was lost (RFC 7011, sections 4.1 to 4.3).
@@ -152,9 +142,13 @@ func (c *control) finish() {
 	c.msg, c.records, c.data = c.msg[:c.e.header()], 0, 0
 }
 
+// end sends the last message. After an error nobody knows what the collector was told: all of it is told again when it is needed.
 func (c *control) end() error {
 	c.finish()
 	c.e.buf = c.msg
+	if c.err != nil {
+		c.e.announced = announced{}
+	}
 	return c.err
 }
 
