@@ -3,7 +3,6 @@ package ipfix
 import (
 	"encoding/binary"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/sockflow/sockflow/templates"
@@ -18,29 +17,26 @@ const (
 
 // announced is what the collector was told in this Transport Session.
 type announced struct {
-	templates []bool // by index
+	templates map[uint16]bool // by id
 	options   [optionsKinds]bool
 	described map[templates.Number]bool
 }
 
-// need notes that the message under way uses t.
-func (e *Encoder) need(t *templates.Template) {
-	if t.Index < len(e.announced.templates) && e.announced.templates[t.Index] || slices.Contains(e.fresh, t) {
-		return
-	}
-	e.fresh = append(e.fresh, t)
-}
-
-// announceFresh sends the templates that the message under way needs. If that fails they are sent again before later ones.
-func (e *Encoder) announceFresh(now time.Time) error {
-	if len(e.fresh) == 0 {
-		return nil
-	}
-	c := e.control(now)
-	for _, t := range e.fresh {
+// announce sends the templates that the message under way uses and that were not sent in this session.
+func (e *Encoder) announce(now time.Time) error {
+	var c *control
+	for _, t := range e.using {
+		if e.announced.templates[t.ID] {
+			continue
+		}
+		if c == nil {
+			c = e.control(now)
+		}
 		c.template(t)
 	}
-	e.fresh = e.fresh[:0]
+	if c == nil {
+		return nil
+	}
 	return c.end()
 }
 
@@ -54,7 +50,6 @@ func (e *Encoder) Templates(now time.Time) error {
 	for _, t := range e.set.Templates() {
 		c.template(t)
 	}
-	e.fresh = e.fresh[:0]
 	return c.end()
 }
 
@@ -79,8 +74,8 @@ func (e *Encoder) SetOptions(opt templates.Options, withdraw bool, now time.Time
 		return e.Templates(now)
 	}
 	c := e.control(now)
-	for i, t := range old.Templates() {
-		if i < len(before.templates) && before.templates[i] {
+	for _, t := range old.Templates() {
+		if before.templates[t.ID] {
 			c.add(setTemplate, []byte{byte(t.ID >> 8), byte(t.ID), 0, 0}, 0)
 		}
 	}
@@ -170,11 +165,10 @@ func (c *control) template(t *templates.Template) {
 	c.add(set, b, 0)
 	c.body = b
 	c.flowKeys(t)
-	a := &c.e.announced
-	for len(a.templates) <= t.Index {
-		a.templates = append(a.templates, false)
+	if c.e.announced.templates == nil {
+		c.e.announced.templates = map[uint16]bool{}
 	}
-	a.templates[t.Index] = true
+	c.e.announced.templates[t.ID] = true
 }
 
 // describe adds the type record of an enterprise element (RFC 5610), once in a session. NetFlow v9 has none.

@@ -136,6 +136,27 @@ func TestTemplateLost(t *testing.T) {
 	}
 }
 
+// TestPathShrinks: when messages must be smaller, templates of NetFlow v9 change, and records that wait keep theirs.
+func TestPathShrinks(t *testing.T) {
+	e, s := newStream(t, NetFlowV9, templates.Options{})
+	e.Templates(now)
+	e.Record(record(0), now)
+	if err := e.SetMaxMessage(512); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 8 {
+		if err := e.Record(record(i), now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.Restart()
+	e.Templates(now)
+	e.Flush(now)
+	if n := s.flows(); n != 9 {
+		t.Errorf("%d flows, want 9", n)
+	}
+}
+
 // TestWithdrawal: on a stream, templates that are used no more are withdrawn before others come (RFC 7011, section 8.1).
 func TestWithdrawal(t *testing.T) {
 	e, s := newStream(t, IPFIX, templates.Options{})

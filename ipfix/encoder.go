@@ -3,6 +3,7 @@ package ipfix
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/sockflow/sockflow/flowcache"
@@ -39,7 +40,7 @@ type Encoder struct {
 	spare    []byte // a record on its way to the next message
 
 	announced                       // what the collector was told in this session
-	fresh     []*templates.Template // used by msg, and not told yet
+	using     []*templates.Template // by msg
 	options   [optionsKinds]optionsTemplate
 	ignored   lossTimes
 	notSent   lossTimes
@@ -60,7 +61,7 @@ const (
 // NewEncoder returns an encoder that hands each message, with its number of Data Records, to send. The octets are valid during
 // the call. boot is when the exporter started, which is when sysUptime was 0 (NetFlow v9).
 func NewEncoder(proto Protocol, opt templates.Options, domain uint32, maxMessage int, boot time.Time, send func(message []byte, records int) error) (*Encoder, error) {
-	e := &Encoder{proto: proto, domain: domain, boot: boot.UnixNano(), send: send}
+	e := &Encoder{proto: proto, domain: domain, boot: boot.UnixNano(), max: maxMessage, send: send}
 	if err := e.setOptions(opt); err != nil {
 		return nil, err
 	}
@@ -69,6 +70,9 @@ func NewEncoder(proto Protocol, opt templates.Options, domain uint32, maxMessage
 
 func (e *Encoder) setOptions(opt templates.Options) error {
 	opt.V9 = e.proto == NetFlowV9
+	if opt.V9 {
+		opt.MaxRecord = min(maxRecordV9, e.max-headerV9-setHeader-3)
+	}
 	set, err := templates.New(opt)
 	if err != nil {
 		return err
@@ -83,12 +87,20 @@ func (e *Encoder) setOptions(opt templates.Options) error {
 	return nil
 }
 
-// SetMaxMessage changes the size of later messages.
+// maxRecordV9 lets the longest record of NetFlow v9 into a packet of 1400 octets.
+const maxRecordV9 = 1400 - 28 - headerV9 - setHeader - 3
+
+// SetMaxMessage changes the size of later messages. Into small ones long records of NetFlow v9 do not fit: their templates change.
 func (e *Encoder) SetMaxMessage(octets int) error {
 	if octets < 512 || octets > 65535 {
 		return errors.New("message size must be from 512 to 65535 octets")
 	}
+	before := e.max
 	e.max = octets
+	if e.proto == NetFlowV9 && min(before, octets) < maxRecordV9+headerV9+setHeader+3 && before != octets {
+		opt := e.set.Options()
+		return e.setOptions(opt)
+	}
 	return nil
 }
 
@@ -202,7 +214,9 @@ func (e *Encoder) openSet(t *templates.Template) int {
 	e.open, e.openAt = t.ID, mark
 	e.msg = binary.BigEndian.AppendUint16(e.msg, t.ID)
 	e.msg = append(e.msg, 0, 0)
-	e.need(t)
+	if !slices.Contains(e.using, t) {
+		e.using = append(e.using, t)
+	}
 	return mark
 }
 
@@ -242,15 +256,15 @@ var errTooBig = errors.New("record does not fit into a message")
 // Flush sends the message under way, if any.
 func (e *Encoder) Flush(now time.Time) error {
 	if e.data == 0 {
-		e.msg, e.open = e.msg[:0], 0
+		e.msg, e.open, e.using = e.msg[:0], 0, e.using[:0]
 		return nil
 	}
 	if e.open != 0 {
 		e.msg = e.closeSet(e.msg, e.openAt)
 	}
-	err := e.announceFresh(now)
+	err := e.announce(now)
 	err = errors.Join(err, e.deliver(e.msg, e.data, e.data, now))
-	e.msg, e.open, e.data = e.msg[:0], 0, 0
+	e.msg, e.open, e.data, e.using = e.msg[:0], 0, 0, e.using[:0]
 	return err
 }
 

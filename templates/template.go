@@ -43,6 +43,7 @@ type Options struct {
 	V9          bool   // NetFlow v9: fixed lengths, no enterprise numbers
 	V9Base      uint16 // first type of the native elements in v9; default 30000
 	MaxString   int    // longest string in octets; default 1024, in v9 the element's own length
+	MaxRecord   int    // v9: longest record in octets, for its strings cannot be cut one by one; default 1372
 	// Fields changes which fields records have: "+name,-name"; a name without its source or destination stands for both.
 	Fields string
 }
@@ -56,6 +57,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.MaxString == 0 && !o.V9 {
 		o.MaxString = 1024
+	}
+	if o.MaxRecord == 0 && o.V9 {
+		o.MaxRecord = 1372 // of a message of 1400
 	}
 	if o.Dialect == IANA {
 		o.Uniflow = true // the reverse elements have an enterprise number
@@ -73,7 +77,6 @@ type Field struct {
 // Template is compiled: its fields and how to append each.
 type Template struct {
 	ID     uint16
-	Index  int // in Templates
 	Fields []Field
 	Keys   uint64 // flowKeyIndicator: bit n is set if field n is a Flow Key (RFC 7011, section 4.4)
 	Fixed  int    // octets of a record beside the strings of variable length
@@ -145,6 +148,7 @@ func New(opt Options) (*Set, error) {
 		return nil, err
 	}
 	layout := fnv.New32a()
+	fmt.Fprintln(layout, opt.MaxRecord)
 	numbers := map[Number]string{}
 	for _, f := range all {
 		f.element = byName[f.name]
@@ -253,88 +257,6 @@ func isEnd(field, name string) bool {
 	return false
 }
 
-// compile makes the template of a kind.
-func (s *Set) compile(k kind) *Template {
-	var l []*field
-	for i := range s.fields {
-		if s.fields[i].in(k) {
-			l = append(l, &s.fields[i])
-		}
-	}
-	for _, name := range giveWay {
-		if len(l) <= MaxFields {
-			break
-		}
-		if !s.added[name] {
-			l = slices.DeleteFunc(l, func(f *field) bool { return f.name == name })
-		}
-	}
-	t := &Template{ID: s.page + uint16(k)}
-	for i, f := range l {
-		n, _ := f.element.Number(s.opt)
-		t.Fields = append(t.Fields, Field{n, f.element.Length(s.opt), f.element})
-		if f.key && i < 64 {
-			t.Keys |= 1 << i
-		}
-		if length := t.Fields[i].Length; length != Variable {
-			t.Fixed += int(length)
-		}
-	}
-	for i := 0; i < len(l); {
-		if r := s.runAt(l[i:]); r != nil {
-			st := step{op: opRun, octets: r.octets, put: r.put}
-			if r.text != nil {
-				st = step{op: opTexts, texts: r.text}
-			}
-			t.steps = append(t.steps, st)
-			i += len(r.names)
-			continue
-		}
-		st := single(l[i], t.Fields[i].Length)
-		if st.op == opText && l[i].node != nil && l[i].node(k) {
-			st.op, st.same = opSame, AppendString(nil, s.opt.Node, s.opt.MaxString)
-		}
-		t.steps = append(t.steps, st)
-		i++
-	}
-	return t
-}
-
-// runAt returns the run that l begins with, nil if with none.
-func (s *Set) runAt(l []*field) *run {
-next:
-	for i := range s.runs {
-		r := &s.runs[i]
-		if len(l) < len(r.names) || r.text != nil && s.opt.V9 {
-			continue
-		}
-		for j, name := range r.names {
-			if l[j].name != name {
-				continue next
-			}
-		}
-		return r
-	}
-	return nil
-}
-
-func single(f *field, length uint16) step {
-	st := step{octets: int(length), number: f.number, text: f.text, address: f.address}
-	switch {
-	case f.text != nil && length == Variable:
-		st.op, st.octets = opText, 0
-	case f.text != nil:
-		st.op = opFixedText
-	case f.address != nil && length == 4:
-		st.op = opIPv4
-	case f.address != nil:
-		st.op = opIPv6
-	default:
-		st.op = opNumber
-	}
-	return st
-}
-
 // Templates returns the templates of the kinds of records met so far, in that order.
 func (s *Set) Templates() []*Template { return s.list }
 
@@ -365,7 +287,6 @@ func (s *Set) For(r *flowcache.Record) *Template {
 		return t
 	}
 	t := s.compile(k)
-	t.Index = len(s.list)
 	s.list = append(s.list, t)
 	s.kinds[k] = t
 	return t

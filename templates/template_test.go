@@ -99,9 +99,9 @@ func TestTemplates(t *testing.T) {
 			s.For(r)
 		}
 		ids := map[uint16]bool{}
-		for i, tpl := range s.Templates() {
-			if ids[tpl.ID] || tpl.ID < FirstID || tpl.Index != i {
-				t.Errorf("%+v: template id %d, index %d", o, tpl.ID, tpl.Index)
+		for _, tpl := range s.Templates() {
+			if ids[tpl.ID] || tpl.ID < FirstID {
+				t.Errorf("%+v: template id %d", o, tpl.ID)
 			}
 			ids[tpl.ID] = true
 			seen := map[Number]bool{}
@@ -124,6 +124,38 @@ func TestTemplates(t *testing.T) {
 			if len(tpl.Fields) > MaxFields {
 				t.Errorf("%+v template %d: %d fields", o, tpl.ID, len(tpl.Fields))
 			}
+		}
+	}
+}
+
+// TestRecordsOfV9Fit: strings of fixed length cannot be cut when a record is too long, so it must not become so.
+func TestRecordsOfV9Fit(t *testing.T) {
+	ids := map[uint16]bool{}
+	for _, max := range []int{0, 1000, 485} {
+		s := mustNew(t, Options{V9: true, MaxRecord: max, CommandLine: true})
+		if max == 0 {
+			max = 1372
+		}
+		for _, r := range kindsOfRecords() {
+			tpl := s.For(r)
+			if n := len(s.Append(nil, tpl, r)); n > max || n != tpl.Fixed {
+				t.Errorf("template %d: %d octets, template says %d, want at most %d", tpl.ID, n, tpl.Fixed, max)
+			}
+			l := fieldNames(tpl)
+			if !slices.Contains(l, "octetDeltaCount") || r.Source.Local && !r.Source.Kernel && !slices.Contains(l, "sourceProcessPath") {
+				t.Errorf("template %d lost its essence: %q", tpl.ID, l)
+			}
+		}
+		id := s.For(sample()).ID
+		if ids[id] {
+			t.Errorf("two layouts have the id %d", id)
+		}
+		ids[id] = true
+	}
+	s := mustNew(t, Options{V9: true, MaxString: 20})
+	for _, f := range s.For(sample()).Fields {
+		if f.Element.Type == String && f.Length != 20 {
+			t.Errorf("%s: %d octets, want 20", f.Element.Name, f.Length)
 		}
 	}
 }
