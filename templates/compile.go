@@ -118,4 +118,3 @@ func single(f *field, length uint16) step {
 	}
 	return st
 }
-
