@@ -15,14 +15,14 @@ import (
 	"github.com/sockflow/sockflow/templates"
 )
 
-// stream is what an encoder sent in one session.
-type stream struct {
+// sent is what an encoder sent in one session.
+type sent struct {
 	t    *testing.T
 	msgs [][]byte
 	fail bool // the next message is not taken
 }
 
-func (s *stream) send(m []byte, _ int) error {
+func (s *sent) send(m []byte, _ int) error {
 	if s.fail {
 		s.fail = false
 		return errors.New("not taken")
@@ -32,7 +32,7 @@ func (s *stream) send(m []byte, _ int) error {
 }
 
 // sets returns the ids of the sets of all messages, in order.
-func (s *stream) sets() (l []uint16) {
+func (s *sent) sets() (l []uint16) {
 	for _, m := range s.msgs {
 		for b := m[headerIPFIX:]; len(b) >= 4; b = b[binary.BigEndian.Uint16(b[2:]):] {
 			l = append(l, binary.BigEndian.Uint16(b))
@@ -42,7 +42,7 @@ func (s *stream) sets() (l []uint16) {
 }
 
 // flows decodes the stream by goflow2, which refuses data before its template, and counts flow records.
-func (s *stream) flows() int {
+func (s *sent) flows() int {
 	s.t.Helper()
 	sys := netflow.CreateTemplateSystem()
 	n := 0
@@ -64,9 +64,9 @@ func (s *stream) flows() int {
 	return n
 }
 
-func newStream(t *testing.T, proto Protocol, opt templates.Options) (*Encoder, *stream) {
+func newSent(t *testing.T, proto Protocol, opt templates.Options) (*Encoder, *sent) {
 	t.Helper()
-	s := &stream{t: t}
+	s := &sent{t: t}
 	e, err := NewEncoder(proto, opt, 1, 1400, now.Add(-time.Hour), s.send)
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +77,7 @@ func newStream(t *testing.T, proto Protocol, opt templates.Options) (*Encoder, *
 // TestTemplatesBeforeUse: a template is sent once it is needed, before the data, and never before that.
 func TestTemplatesBeforeUse(t *testing.T) {
 	for _, proto := range []Protocol{IPFIX, NetFlowV9} {
-		e, s := newStream(t, proto, templates.Options{})
+		e, s := newSent(t, proto, templates.Options{})
 		e.Templates(now)
 		if e.set.Templates() != nil {
 			t.Errorf("%d templates without records", len(e.set.Templates()))
@@ -123,7 +123,7 @@ func count(l []uint16, id uint16) (n int) {
 
 // TestTemplateLost: a template that was not taken is sent again before the next data.
 func TestTemplateLost(t *testing.T) {
-	e, s := newStream(t, IPFIX, templates.Options{})
+	e, s := newSent(t, IPFIX, templates.Options{})
 	e.Record(record(0), now)
 	s.fail = true // the announcement
 	if e.Flush(now) == nil {
@@ -138,7 +138,7 @@ func TestTemplateLost(t *testing.T) {
 
 // TestPathShrinks: when messages must be smaller, templates of NetFlow v9 change, and records that wait keep theirs.
 func TestPathShrinks(t *testing.T) {
-	e, s := newStream(t, NetFlowV9, templates.Options{})
+	e, s := newSent(t, NetFlowV9, templates.Options{})
 	e.Templates(now)
 	e.Record(record(0), now)
 	if err := e.SetMaxMessage(512); err != nil {
@@ -159,7 +159,7 @@ func TestPathShrinks(t *testing.T) {
 
 // TestWithdrawal: on a stream, templates that are used no more are withdrawn before others come (RFC 7011, section 8.1).
 func TestWithdrawal(t *testing.T) {
-	e, s := newStream(t, IPFIX, templates.Options{})
+	e, s := newSent(t, IPFIX, templates.Options{})
 	e.Templates(now)
 	e.Record(record(0), now)
 	e.Record(record(1), now)
@@ -289,4 +289,9 @@ func FuzzEncoder(f *testing.F) {
 			}
 		}
 	})
+}
+
+// isFlowData tells a message of flow records from one of templates and options records.
+func isFlowData(msg []byte) bool {
+	return len(msg) > headerIPFIX+2 && binary.BigEndian.Uint16(msg[headerIPFIX:]) >= templates.FirstID
 }
