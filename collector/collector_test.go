@@ -383,3 +383,28 @@ func TestParseListener(t *testing.T) {
 		t.Errorf("without an address it is loopback: %v", addrs)
 	}
 }
+
+// TestEndOfDTLS takes the message before the end of a session, however close they are.
+func TestEndOfDTLS(t *testing.T) {
+	ca := newAuthority(t)
+	_, cert, key := ca.issue("collector")
+	c := collect(t, Options{}, fmt.Sprintf("dtls://127.0.0.1:0?cert=%s&key=%s", cert, key))
+	a, err := net.ResolveUDPAddr("udp", c.addr(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const sessions = 20
+	for range sessions {
+		d, err := dtls.DialWithOptions("udp", a, dtls.WithRootCAs(ca.pool()), dtls.WithServerName("localhost"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range uint32(3) {
+			write(t, d, message10(i, named, text1("x")))
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.wait("all records", func(n Counts) bool { return n.Records == 3*sessions && n.Sessions == 0 })
+}

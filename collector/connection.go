@@ -2,35 +2,14 @@ package collector
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"time"
-
-	"github.com/pion/dtls/v3"
 )
 
-const (
-	handshakeTime = 10 * time.Second
-	// The library reads no longer datagram.
-	maxDatagramDTLS = 8192
-)
-
-func listenDTLS(addr string, cert tls.Certificate, clients *x509.CertPool) (end, error) {
-	a, err := net.ResolveUDPAddr("udp", addr)
-	if err != nil {
-		return end{}, err
-	}
-	opts := []dtls.ServerOption{dtls.WithCertificates(cert), dtls.WithExtendedMasterSecret(dtls.RequireExtendedMasterSecret)}
-	if clients != nil {
-		opts = append(opts, dtls.WithClientAuth(dtls.RequireAndVerifyClientCert), dtls.WithClientCAs(clients))
-	}
-	l, err := dtls.ListenWithOptions("udp", a, opts...)
-	return end{conn: l}, err
-}
+const handshakeTime = 10 * time.Second
 
 // accept takes connections until the socket is closed.
 func (c *Collector) accept(i int) {

@@ -27,12 +27,27 @@ import (
 )
 
 // interopTransports are those that IPFIX goes over.
-var interopTransports = []string{"udp", "tcp"}
+var interopTransports = []string{"udp", "tcp", "tls", "dtls", "file"}
+
+// selfSigned makes a certificate for this host, which is its own authority.
+func selfSigned(t *testing.T) (cert, key string) {
+	t.Helper()
+	needTool(t, "openssl")
+	dir := t.TempDir()
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	out, err := exec.Command("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+		"-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert).CombinedOutput()
+	if err != nil {
+		t.Fatalf("openssl: %v\n%s", err, out)
+	}
+	return cert, key
+}
 
 func interopCollectors(t *testing.T) ([]string, []interopCollector) {
 	names := []string{"nfdump", "ipfixDump", "tshark", "goflow2", "nfacctd", "collect"}
+	cert, key := selfSigned(t)
 	return names, []interopCollector{
-		&nfdumpColumn{newNfcapd(t)}, &dumpColumn{sinks: newSinks(t)}, &tsharkColumn{newSinks(t)}, &goflow2Column{newSinks(t)}, newNfacctd(t), newCollectColumn(t),
+		&nfdumpColumn{newNfcapd(t)}, newDumpColumn(t, cert, key), &tsharkColumn{newSinks(t)}, &goflow2Column{newSinks(t)}, newNfacctd(t), newCollectColumn(t, cert, key),
 	}
 }
 
@@ -178,22 +193,83 @@ func (s *sinks) tcpURL(r *interopRow) string {
 	return "tcp://" + s.tcp[r.index].l.Addr().String()
 }
 
-// dumpColumn is ipfixDump, of libfixbuf, which reads streams.
-type dumpColumn struct{ sinks }
+// dumpColumn is ipfixDump, of libfixbuf, which reads streams and files. It has no TLS: OpenSSL takes it off.
+type dumpColumn struct {
+	sinks
+	dir, cert, key string
+	openssl        map[int]*opensslServer
+}
 
-func (c *dumpColumn) url(r *interopRow) string { return c.tcpURL(r) }
+func newDumpColumn(t *testing.T, cert, key string) *dumpColumn {
+	return &dumpColumn{newSinks(t), t.TempDir(), cert, key, map[int]*opensslServer{}}
+}
+
+func (c *dumpColumn) file(r *interopRow) string {
+	return filepath.Join(c.dir, fmt.Sprintf("%d.ipfix", r.index))
+}
+
+func (c *dumpColumn) url(r *interopRow) string {
+	switch r.transport {
+	case "file":
+		return "file:" + c.file(r)
+	case "tls", "dtls":
+		if c.openssl[r.index] == nil {
+			c.openssl[r.index] = newOpensslServer(c.t, r.transport, c.cert, c.key)
+		}
+		return fmt.Sprintf("%s://127.0.0.1:%d?ca=%s", r.transport, c.openssl[r.index].port, c.cert)
+	}
+	return c.tcpURL(r)
+}
 
 func (c *dumpColumn) flows(rows []*interopRow) map[*interopRow]map[string]sight {
 	all := map[*interopRow]map[string]sight{}
 	for _, r := range rows {
+		var stream []byte
+		switch r.transport {
+		case "file":
+			var err error
+			if stream, err = os.ReadFile(c.file(r)); err != nil {
+				c.t.Error(err)
+			}
+		case "tls", "dtls":
+			stream = []byte(c.openssl[r.index].out.String())
+		default:
+			stream = c.tcp[r.index].bytes()
+		}
 		all[r] = map[string]sight{}
-		for _, f := range ipfixDump(c.t, c.tcp[r.index].bytes()) {
+		for _, f := range ipfixDump(c.t, stream) {
 			if f["sourceTransportPort"] != "" {
 				all[r][flowKey(f["sourceTransportPort"], f["destinationTransportPort"])] = namedFlow(c.t, f, "2006-01-02 15:04:05.000")
 			}
 		}
 	}
 	return all
+}
+
+// opensslServer writes what comes by TLS or DTLS.
+type opensslServer struct {
+	port int
+	out  syncBuffer
+}
+
+func newOpensslServer(t *testing.T, transport, cert, key string) *opensslServer {
+	t.Helper()
+	s := &opensslServer{port: freePort(t)}
+	args := []string{"s_server", "-quiet", "-accept", fmt.Sprintf("127.0.0.1:%d", s.port), "-cert", cert, "-key", key}
+	if transport == "dtls" {
+		args = append(args, "-dtls1_2")
+	}
+	cmd := exec.Command("openssl", args...)
+	in, err := cmd.StdinPipe() // open, or it ends
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout = &s.out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait(); in.Close() })
+	return s
 }
 
 // namedFlow is a flow by the names of the Information Elements.
@@ -578,12 +654,15 @@ type collectColumn struct {
 	stop  func()
 	mu    sync.Mutex
 	found map[string]sight
+	dir   string // of files
+	cert  string
 }
 
-func newCollectColumn(t *testing.T) *collectColumn {
-	c := &collectColumn{t: t, found: map[string]sight{}}
+func newCollectColumn(t *testing.T, cert, key string) *collectColumn {
+	c := &collectColumn{t: t, found: map[string]sight{}, dir: t.TempDir(), cert: cert}
 	var opt collector.Options
-	for _, url := range []string{"udp://127.0.0.1:0", "tcp://127.0.0.1:0"} {
+	files := "?cert=" + cert + "&key=" + key
+	for _, url := range []string{"udp://127.0.0.1:0", "tcp://127.0.0.1:0", "tls://127.0.0.1:0" + files, "dtls://127.0.0.1:0" + files} {
 		l, err := collector.ParseListener(url)
 		if err != nil {
 			t.Fatal(err)
@@ -630,10 +709,16 @@ func (c *collectColumn) take(recs []collector.Record) error {
 }
 
 func (c *collectColumn) url(r *interopRow) string {
+	if r.transport == "file" {
+		return "file:" + filepath.Join(c.dir, fmt.Sprintf("%d.ipfix", r.index))
+	}
 	for _, a := range c.c.Addrs() {
 		if strings.HasPrefix(a, r.transport+"://") {
-			if r.proto == ipfix.NetFlowV9 {
+			switch {
+			case r.proto == ipfix.NetFlowV9:
 				return "netflow9+" + a
+			case r.transport == "tls" || r.transport == "dtls":
+				return a + "?ca=" + c.cert
 			}
 			return a
 		}
@@ -642,6 +727,20 @@ func (c *collectColumn) url(r *interopRow) string {
 }
 
 func (c *collectColumn) flows(rows []*interopRow) map[*interopRow]map[string]sight {
+	for _, r := range rows {
+		if r.transport == "file" {
+			name := filepath.Join(c.dir, fmt.Sprintf("%d.ipfix", r.index))
+			f, err := os.Open(name)
+			if err != nil {
+				c.t.Error(err)
+				continue
+			}
+			if err := c.c.ReadStream(name, f, c.take); err != nil {
+				c.t.Error(err)
+			}
+			f.Close()
+		}
+	}
 	c.stop()
 	if n := c.c.Counts(); n.Gaps+n.Late+n.UnknownSets+n.Discarded()+n.KernelDrops+n.Refused+n.Ignored != 0 {
 		c.t.Errorf("collect: %+v", n)
