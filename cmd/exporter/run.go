@@ -83,6 +83,7 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 		defer ebpf.Close()
 	}
 	processes.Seed()
+	confine(s.privileges, log)
 	if r, ok := printer.(interface{ start() }); ok {
 		r.start()
 	}

@@ -43,6 +43,7 @@ type settings struct {
 	cmdline          bool
 	proc             string
 	metrics          string
+	privileges       string
 	logLevel         string
 	config           string
 
@@ -78,6 +79,7 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&s.cmdline, "cmdline", false, "export command lines, which may hold secrets")
 	f.StringVar(&s.proc, "proc", "/proc", "where proc is mounted")
 	f.StringVar(&s.metrics, "metrics", defaultMetrics, "serve Prometheus metrics at this `ADDRESS`:PORT, /metrics and /healthz; none: do not")
+	f.StringVar(&s.privileges, "privileges", privilegesDrop, "once all is attached: drop, what is not needed; least, also CAP_SYS_ADMIN, and with it netlink in other namespaces; keep")
 	f.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&s.config, "config", "", "read settings from this YAML `file` (keys are the flags' names)")
 	addRuntimeFlags(f, &s.runtimes)
@@ -180,6 +182,7 @@ func (s *settings) check() error {
 		{"direction", s.direction, []string{"biflow", "uniflow"}},
 		{"local-pairs", s.localPairs, []string{"separate", "merge"}},
 		{"dialect", s.dialect, []string{"known", "ntop", "native", "iana"}},
+		{"privileges", s.privileges, []string{privilegesDrop, privilegesLeast, privilegesKeep}},
 		{"log-level", s.logLevel, []string{"debug", "info", "warn", "error"}},
 	} {
 		if !slices.Contains(e.allowed, e.value) {
