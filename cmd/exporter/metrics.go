@@ -2,18 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"log/slog"
-	"net"
-	"net/http"
 	"runtime"
 	"strconv"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/sockflow/sockflow/bpf"
 	"github.com/sockflow/sockflow/enrich/runtimes"
@@ -102,6 +94,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	put := func(d description, v uint64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d.Desc, d.kind, float64(v), labels...)
 	}
+	m.p.flows.collect(out)
 	source := "netlink"
 	if m.ebpf != nil {
 		source = "ebpf"
@@ -228,35 +221,4 @@ func (m *metrics) kernel(put func(d description, v uint64, labels ...string)) {
 		}
 		put(hookAttached, attached, h.Name, h.Target)
 	}
-}
-
-// serveMetrics answers on addr until ctx ends: /metrics, /healthz.
-func serveMetrics(ctx context.Context, addr string, m *metrics, log *slog.Logger) error {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return fmt.Errorf("--metrics %s: %w", addr, err)
-	}
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		// The cache loop is what everything passes: if it answers, the program works.
-		ask, cancel := context.WithTimeout(r.Context(), 2*time.Second)
-		defer cancel()
-		if _, ok := m.p.ask(ask); !ok {
-			http.Error(w, "the cache loop does not answer", http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
-	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second}
-	go func() { // ends with ctx
-		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			log.Warn("metrics are not served any more", "reason", err)
-		}
-	}()
-	context.AfterFunc(ctx, func() { server.Close() })
-	log.Info("metrics are served", "url", "http://"+l.Addr().String()+"/metrics")
-	return nil
 }

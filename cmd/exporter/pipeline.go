@@ -20,6 +20,7 @@ type pipeline struct {
 	owners    *enrich.Owners // netlink mode: who holds a socket inode; else nil
 	exporters *ipfix.Group   // nil: none
 	printer   printer        // nil with collectors only
+	flows     *flowMetrics   // nil if none are wanted
 	batches   flowcache.Batches
 	pool      flowcache.RecordPool
 	scratch   []flowcache.Record
@@ -199,6 +200,7 @@ func (p *pipeline) hand(recs []flowcache.Record) error {
 			p.cluster.index.Name(&recs[i])
 		}
 	}
+	p.flows.add(recs)
 	if p.printer != nil {
 		if err := p.printer.print(recs); err != nil {
 			return err

@@ -69,6 +69,7 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 		enricher:  &enrich.Enricher{Processes: processes, CGroups: cgroups, Nudge: namer.Nudge},
 		conntrack: conntrack, cluster: cluster,
 		exporters: newGroup(s.exporting.policy, exporters), printer: printer,
+		flows:   newFlowMetrics(s.flowMetrics, s.flowMetricsMax),
 		batches: make(flowcache.Batches, 64), pool: make(flowcache.RecordPool, 64),
 		status: make(chan func(pipelineStatus)),
 	}
@@ -139,7 +140,7 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 		}
 	}
 	if s.metrics != "" && s.metrics != "none" {
-		err := serveMetrics(ctx, s.metrics, m, log)
+		err := serveMetrics(ctx, s.metrics, s.pprof, m, log)
 		switch {
 		case err != nil && s.metrics == defaultMetrics: // another one runs
 			log.Warn("metrics are not served", "reason", err)

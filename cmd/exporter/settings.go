@@ -44,6 +44,9 @@ type settings struct {
 	proc             string
 	metrics          string
 	privileges       string
+	pprof            bool
+	flowMetrics      string
+	flowMetricsMax   int
 	logLevel         string
 	config           string
 
@@ -78,7 +81,10 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.nodeName, "node-name", "", "name of this host in records (default the host name)")
 	f.BoolVar(&s.cmdline, "cmdline", false, "export command lines, which may hold secrets")
 	f.StringVar(&s.proc, "proc", "/proc", "where proc is mounted")
-	f.StringVar(&s.metrics, "metrics", defaultMetrics, "serve Prometheus metrics at this `ADDRESS`:PORT, /metrics and /healthz; none: do not")
+	f.StringVar(&s.metrics, "metrics", defaultMetrics, "serve Prometheus metrics at this `ADDRESS`:PORT, /metrics, /healthz and /readyz; none: do not")
+	f.StringVar(&s.flowMetrics, "flow-metrics", "none", "sum up octets, connections, retransmissions and round-trip times on /metrics, by pod, container or process")
+	f.IntVar(&s.flowMetricsMax, "flow-metrics-max", 1000, "most label sets of --flow-metrics; what is beyond is summed up as \"other\"")
+	f.BoolVar(&s.pprof, "pprof", false, "serve profiles at /debug/pprof/ of --metrics")
 	f.StringVar(&s.privileges, "privileges", privilegesDrop, "once all is attached: drop, what is not needed; least, also CAP_SYS_ADMIN, and with it netlink in other namespaces; keep")
 	f.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&s.config, "config", "", "read settings from this YAML `file` (keys are the flags' names)")
@@ -183,6 +189,7 @@ func (s *settings) check() error {
 		{"local-pairs", s.localPairs, []string{"separate", "merge"}},
 		{"dialect", s.dialect, []string{"known", "ntop", "native", "iana"}},
 		{"privileges", s.privileges, []string{privilegesDrop, privilegesLeast, privilegesKeep}},
+		{"flow-metrics", s.flowMetrics, []string{"none", "pod", "container", "process"}},
 		{"log-level", s.logLevel, []string{"debug", "info", "warn", "error"}},
 	} {
 		if !slices.Contains(e.allowed, e.value) {
@@ -221,6 +228,9 @@ func (s *settings) check() error {
 	}
 	if err := s.exporting.check(); err != nil {
 		return err
+	}
+	if s.flowMetricsMax < 1 {
+		return usagef("--flow-metrics-max %d: must be at least 1", s.flowMetricsMax)
 	}
 	if s.maxFlows < 1 {
 		return usagef("--max-flows %d: must be at least 1", s.maxFlows)
