@@ -423,11 +423,8 @@ func tcpSegment(src, dst uint16, seq uint32, payload []byte) []byte {
 	return append(h, payload...)
 }
 
-// tsharkPackets dissects IPv4 packets.
-func tsharkPackets(t *testing.T, packets [][]byte, decodeAs string) string {
-	t.Helper()
-	needTool(t, "tshark")
-	var b bytes.Buffer
+// writePcap writes a capture of IPv4 packets, one a second.
+func writePcap(b *bytes.Buffer, packets [][]byte) {
 	le := binary.LittleEndian
 	b.Write(le.AppendUint32(nil, 0xa1b2c3d4))
 	b.Write([]byte{2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 101, 0, 0, 0}) // raw IP
@@ -438,6 +435,14 @@ func tsharkPackets(t *testing.T, packets [][]byte, decodeAs string) string {
 		h = le.AppendUint32(h, uint32(len(p)))
 		b.Write(append(h, p...))
 	}
+}
+
+// tsharkPackets dissects IPv4 packets.
+func tsharkPackets(t *testing.T, packets [][]byte, decodeAs string) string {
+	t.Helper()
+	needTool(t, "tshark")
+	var b bytes.Buffer
+	writePcap(&b, packets)
 	file := filepath.Join(t.TempDir(), "messages.pcap")
 	if err := os.WriteFile(file, b.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
