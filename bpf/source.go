@@ -104,7 +104,7 @@ var hookUses = []Hook{
 // error wraps ErrUnsupported. What else could not be attached is in Hooks. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (or
 // CAP_SYS_ADMIN).
 func New(cfg Config) (*Source, error) {
-	s, err := load(cfg)
+	s, err := load(cfg, false)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +113,7 @@ func New(cfg Config) (*Source, error) {
 
 // Probe tries every hook as New does and lets go of it. The hooks that were tried are returned also with an error, which is New's.
 func Probe(cfg Config) ([]Hook, error) {
-	s, err := load(cfg)
+	s, err := load(cfg, true)
 	if s == nil {
 		return nil, err
 	}
@@ -124,8 +124,9 @@ func Probe(cfg Config) ([]Hook, error) {
 	return hooks, err
 }
 
-// load is New, but returns what it tried with the error; that Source is closed.
-func load(cfg Config) (*Source, error) {
+// load is New, but returns what it tried with the error; that Source is closed. With all it goes on trying hooks though the first, without
+// which there is no source, is refused: each refusal takes the kernel's verifier and, on an old kernel, seconds.
+func load(cfg Config, all bool) (*Source, error) {
 	if cfg.SnapshotInterval == 0 {
 		cfg.SnapshotInterval = 5 * time.Second
 	}
@@ -165,6 +166,9 @@ func load(cfg Config) (*Source, error) {
 		}
 		missing[h.Name] = h.Err != nil
 		s.hooks = append(s.hooks, h)
+		if h.Err != nil && len(s.hooks) == 1 && !all {
+			break
+		}
 	}
 	if err := s.hooks[0].Err; err != nil {
 		s.Close()
