@@ -107,7 +107,7 @@ func unackedTCP(fd int) (int, uint32, error) {
 }
 
 const (
-	windowDoubt = 64 << 10  // octets that may be unread though the window does not show it
+	windowDoubt = 32 << 10  // octets that may be unread though the window does not show it
 	firstBuffer = 128 << 10 // octets that a receive buffer begins with (tcp_rmem, tcp(7))
 	// What the kernel holds unsent is little, so that little is in doubt when the connection ends.
 	notSent       = 128 << 10

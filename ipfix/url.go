@@ -63,7 +63,7 @@ type Config struct {
 	stopBy   *atomic.Int64
 }
 
-// DefaultMaxRate is a number of messages a second that nfcapd stores without loss on one core.
+// DefaultMaxRate is a number of messages a second that nfcapd stores without loss, with a receive buffer of 2 MB, on a busy host.
 const DefaultMaxRate = 20000
 
 // complete fills in defaults and checks.

@@ -1,0 +1,204 @@
+package ipfix
+
+import (
+	"crypto/tls"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// TestMain is the collector of TestCollectorDies if it is told so: a program that writes what each connection brings to a file.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("SOCKFLOW_TEST_COLLECTOR"); dir != "" {
+		collect(dir, os.Getenv("SOCKFLOW_TEST_ADDRESS"))
+	}
+	os.Exit(m.Run())
+}
+
+func collect(dir, addr string) {
+	var l net.Listener
+	var err error
+	for range 500 { // the one before may not be gone yet
+		if l, err = net.Listen("tcp", addr); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
+		panic(err)
+	}
+	if cert := os.Getenv("SOCKFLOW_TEST_CERT"); cert != "" {
+		c, err := tls.LoadX509KeyPair(cert+".pem", cert+".key")
+		if err != nil {
+			panic(err)
+		}
+		l = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{c}})
+	}
+	buf := make([]byte, 65536)
+	for i := 0; ; i++ {
+		c, err := l.Accept()
+		if err != nil {
+			panic(err)
+		}
+		f, err := os.Create(filepath.Join(dir, fmt.Sprintf("%020d-%06d", time.Now().UnixNano(), i)))
+		if err != nil {
+			panic(err)
+		}
+		for {
+			n, err := c.Read(buf)
+			f.Write(buf[:n])
+			if err != nil {
+				break
+			}
+		}
+		f.Close()
+		c.Close()
+	}
+}
+
+// soak is how long TestCollectorDies goes on.
+func soak(t *testing.T) time.Duration {
+	d, err := time.ParseDuration(os.Getenv("SOCKFLOW_SOAK"))
+	if err != nil {
+		return 5 * time.Second
+	}
+	t.Logf("for %s", d)
+	return d
+}
+
+// TestCollectorDies kills and restarts a collector at random under 20 000 records/s: every record arrives, in order; what arrives twice
+// are records of the last messages that the collector was sent and did not acknowledge or read. Memory does not grow.
+func TestCollectorDies(t *testing.T) {
+	for _, network := range []string{"tcp", "tls"} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			addr := l.Addr().String()
+			l.Close()
+			env := append(os.Environ(), "SOCKFLOW_TEST_COLLECTOR="+dir, "SOCKFLOW_TEST_ADDRESS="+addr)
+			url := network + "://" + addr
+			if network == "tls" {
+				a := newAuthority(t)
+				a.issue("server", "collector.test", time.Hour)
+				env = append(env, "SOCKFLOW_TEST_CERT="+a.path("server"))
+				url += "?server-name=collector.test&ca=" + a.path("ca.pem")
+			}
+			x := begin(t, url, Config{Spool: t.TempDir(), ReconnectMin: 100 * time.Millisecond, ReconnectMax: time.Second})
+			var memory []uint64
+			kills := 0
+			var collector *exec.Cmd
+			restart := func() {
+				collector = exec.Command(os.Args[0])
+				collector.Env, collector.Stderr = env, os.Stderr
+				if err := collector.Start(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			restart()
+			t.Cleanup(func() { collector.Process.Kill(); collector.Wait() })
+			begun, pool := time.Now(), make(flowcache.RecordPool, 64)
+			event := time.Now().Add(time.Second)
+			for d := soak(t); time.Since(begun) < d; time.Sleep(5 * time.Millisecond) {
+				for want := int(time.Since(begun).Seconds() * 20000); x.next < want; {
+					r := pool.Get()
+					for range 100 {
+						rec := *record(0)
+						rec.Forward.Payload = uint64(x.next)
+						r.List = append(r.List, rec)
+						x.next++
+					}
+					x.Offer(r)
+				}
+				if time.Now().Before(event) {
+					continue
+				}
+				if collector != nil {
+					collector.Process.Signal(syscall.SIGKILL)
+					collector.Wait()
+					collector = nil
+					kills++
+					event = time.Now().Add(rand.N(time.Second))
+					continue
+				}
+				restart()
+				event = time.Now().Add(300*time.Millisecond + rand.N(2*time.Second))
+				var m runtime.MemStats
+				runtime.GC()
+				runtime.ReadMemStats(&m)
+				memory = append(memory, m.HeapInuse)
+			}
+			if collector == nil {
+				restart()
+			}
+			for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+				if st := x.Stats(); st.Backlog == 0 && st.Waiting == 0 && st.Encoded+st.DroppedQueue == uint64(x.next) {
+					break
+				}
+			}
+			x.stop()
+			time.Sleep(100 * time.Millisecond)
+			x.balance()
+			files, err := filepath.Glob(filepath.Join(dir, "*"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			slices.Sort(files)
+			seen := make([]uint8, x.next)
+			repeated, most, last := 0, 0, -1
+			for _, f := range files {
+				b, err := os.ReadFile(f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				again := 0
+				for i, n := range numbers(t, b) {
+					if i == 0 && n > last+1 {
+						t.Errorf("%s begins with record %d, and the last was %d", filepath.Base(f), n, last)
+					} else if i > 0 && n != last+1 {
+						t.Fatalf("record %d follows on %d", n, last)
+					}
+					if seen[n] > 0 {
+						again++
+					}
+					seen[n]++
+					last = n
+				}
+				repeated += again
+				most = max(most, again)
+			}
+			lost := 0
+			for _, n := range seen {
+				if n == 0 {
+					lost++
+				}
+			}
+			st := x.Stats()
+			t.Logf("%s: %d records, collector killed %d times in %s: %d lost, %d dropped and counted, %d came twice, at most %d at one restart; sent again %d",
+				network, x.next, kills, time.Since(begun).Round(time.Second), lost, st.DroppedQueue+st.DroppedSpool+st.DroppedSend, repeated, most, st.Resent)
+			if n := len(memory); n > 0 {
+				t.Logf("heap: %d KB at first, %d KB at last, %d KB at most", memory[0]>>10, memory[n-1]>>10, slices.Max(memory)>>10)
+			}
+			if lost > int(st.DroppedQueue+st.DroppedSpool+st.DroppedSend) {
+				t.Errorf("%d records are lost, and %d are counted", lost, st.DroppedQueue+st.DroppedSpool+st.DroppedSend)
+			}
+			if strings.Contains(strings.Join(x.lines, "\n"), "spool") {
+				t.Errorf("%q", x.lines)
+			}
+		})
+	}
+}
