@@ -36,7 +36,7 @@ var may = map[string][]string{
 	"bench/sink":      {},
 	"bench/sockets":   {},
 	"bench/walk":      {"flowcache", "bpf"},
-	"cmd/exporter":    {"flowcache", "bpf", "sockdiag", "replay", "enrich", "enrich/runtimes", "enrich/kube", "templates", "ipfix", "collector"},
+	"cmd/exporter":    {"flowcache", "bpf", "sockdiag", "replay", "enrich", "enrich/runtimes", "enrich/kube", "selection", "templates", "ipfix", "collector"},
 }
 
 // only says where a library may appear outside tests.
