@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/selection"
 )
 
 // Exporter sends records to one collector. The metering never waits for it.
@@ -18,8 +19,11 @@ type Exporter struct {
 	cfg     Config
 	enc     *Encoder
 	queue   chan *flowcache.Records
-	waiting atomic.Int64     // records in queue
-	scratch flowcache.Record // what Config.Select may change
+	waiting atomic.Int64 // records in queue
+
+	filter     *selection.Filter     // nil: all
+	anonymizer *selection.Anonymizer // nil: none
+	scratch    flowcache.Record
 
 	// One of the two: direct for what takes a message or loses it, stream for what is sent again until the collector has it.
 	direct direct
@@ -73,6 +77,20 @@ func New(cfg Config) (*Exporter, error) {
 	}
 	x := &Exporter{cfg: cfg, queue: make(chan *flowcache.Records, 4096), wait: cfg.ReconnectMin, limit: maxStream}
 	var err error
+	if cfg.Filter != "" {
+		if x.filter, err = selection.Parse(cfg.Filter); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.Anonymize != "" {
+		key, err := selection.ReadKey(cfg.Anonymize)
+		if err != nil {
+			return nil, err
+		}
+		if x.anonymizer, err = selection.NewAnonymizer(key); err != nil {
+			return nil, err
+		}
+	}
 	switch cfg.Network {
 	case "udp":
 		x.limit = unknownPathMessage
@@ -283,12 +301,14 @@ func (x *Exporter) encode(r *flowcache.Records) {
 	now := time.Now()
 	for i := range r.List {
 		rec := &r.List[i]
-		if x.cfg.Select != nil {
-			x.scratch = *rec
-			if rec = &x.scratch; !x.cfg.Select(rec) {
-				x.filtered.Add(1)
-				continue
-			}
+		if x.filter != nil && !x.filter.Match(rec) {
+			x.filtered.Add(1)
+			continue
+		}
+		if x.anonymizer != nil {
+			x.scratch = *rec // others have it too
+			rec = &x.scratch
+			x.anonymizer.Record(rec)
 		}
 		err := x.enc.Record(rec, now)
 		if errors.Is(err, errTooBig) {

@@ -12,7 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/selection"
 	"github.com/sockflow/sockflow/templates"
 )
 
@@ -53,9 +53,9 @@ type Config struct {
 	Keep       int           // finished files that are kept; 0: all
 	Sync       time.Duration // written through to the device this often; 0: when a file is finished; -1: never
 
-	// Select, if set, is given a copy of each record, which it may change. If it returns false the record is not sent. One goroutine
-	// calls it.
-	Select func(*flowcache.Record) bool
+	Filter    string // select records for this collector (package selection); empty: all
+	Anonymize string // file of a key, by which addresses are replaced for this collector; empty: they are not
+
 	// Notify, if set, is told in one line when the collector becomes unreachable and when it is back. It must not wait.
 	Notify func(ok bool, line string)
 
@@ -201,7 +201,7 @@ func (c *Config) options(s, rawQuery string) error {
 
 // optionNames lists the options, and of which networks they are.
 var optionNames = map[string][]string{
-	"dialect": nil, "direction": nil, "domain": nil, "fields": nil, "pen": nil, "queue": nil, "string-length": nil,
+	"dialect": nil, "direction": nil, "domain": nil, "fields": nil, "filter": nil, "anonymize": nil, "pen": nil, "queue": nil, "string-length": nil,
 	"mtu": {"udp", "dtls"}, "max-rate": {"udp", "dtls"}, "v9-base": {"udp"},
 	"template-refresh": {"udp", "dtls", "tcp", "tls", "sctp"}, "session-time": {"dtls"},
 	"reconnect-min": {"udp", "dtls", "tcp", "tls", "sctp"}, "reconnect-max": {"udp", "dtls", "tcp", "tls", "sctp"},
@@ -270,6 +270,12 @@ func (c *Config) option(name, value string) error {
 		c.Domain = uint32(n)
 	case "fields":
 		c.Options.Fields = strings.ReplaceAll(value, " ", "+") // a plus in a query is a blank
+	case "filter":
+		if _, err = selection.Parse(value); err == nil {
+			c.Filter = value
+		}
+	case "anonymize":
+		err = text(&c.Anonymize)
 	case "mtu":
 		n, err = number(576, 65535)
 		c.MTU = int(n)

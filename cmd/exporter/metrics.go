@@ -71,6 +71,8 @@ var (
 	containerLate  = describe(prometheus.CounterValue, "container_late_total", "Containers whose names came after a record without them: later records have them.")
 	containerHeld  = describe(prometheus.CounterValue, "held_records_total", "Last records of flows of new containers that waited, for a second at most, for the names.")
 	containerFull  = describe(prometheus.CounterValue, "container_overflow_total", "Containers that the table of names had no room for.")
+	selected       = describe(prometheus.CounterValue, "selection_records_total", "Flow records that are not told: filtered (no --filter selects them), merged (into others, by --aggregate-ports).", "fate")
+	selectionHeld  = describe(prometheus.GaugeValue, "selection_held_records", "Aggregated flow records that wait for the end of their interval.")
 	collected      = describe(prometheus.CounterValue, "collector_records_total", "Flow records by what became of them on the way to a collector: encoded, filtered (not for this collector), dropped_queue (it was away or slow for longer than queue and spool hold), dropped_too_big (no message can hold it).", "collector", "fate")
 	waiting        = describe(prometheus.GaugeValue, "collector_waiting_records", "Flow records that wait for a collector.", "collector")
 	dataRecords    = describe(prometheus.CounterValue, "collector_data_records_total", "Data Records, descriptions of elements and both directions of a uniflow included, by what became of them: sent (over streams: acknowledged by the collector's host), dropped_send, dropped_spool (the oldest in a full spool).", "collector", "fate")
@@ -164,6 +166,9 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 		return // it ends
 	}
 	c := st.cache
+	put(selected, st.selection.Filtered, "filtered")
+	put(selected, st.selection.Merged, "merged")
+	put(selectionHeld, st.selection.Held)
 	for fate, n := range map[string]uint64{
 		"created": c.Created, "merged": c.Merged, "direct": c.Direct, "stale": c.Stale, "listening": c.Listening,
 		"closed": c.Closed, "owner": c.Owners, "suspect": c.Suspects,

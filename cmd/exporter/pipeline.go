@@ -18,6 +18,7 @@ type pipeline struct {
 	conntrack *enrich.Conntrack
 	cluster   *cluster       // nil without Kubernetes
 	owners    *enrich.Owners // netlink mode: who holds a socket inode; else nil
+	selector  *selector      // nil: everything is told as it is
 	exporters *ipfix.Group   // nil: none
 	printer   printer        // nil with collectors only
 	flows     *flowMetrics   // nil if none are wanted
@@ -38,6 +39,7 @@ type pipelineStatus struct {
 	containers enrich.ContainerStats
 	held       uint64
 	kube       kube.IndexStats
+	selection  selectorStats
 }
 
 const (
@@ -106,10 +108,14 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 			if err := p.tell(r); err != nil {
 				return err
 			}
+		case <-p.selector.due():
+			if err := p.tellRecords(p.selector.flush()); err != nil {
+				return err
+			}
 		case <-letGo.C:
 			p.conntrack.LetGo()
 		case f := <-p.status:
-			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats(), p.enricher.CGroups.Stats(), p.heldTotal, p.cluster.stats()})
+			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats(), p.enricher.CGroups.Stats(), p.heldTotal, p.cluster.stats(), p.selector.stats()})
 		}
 	}
 }
@@ -190,7 +196,7 @@ func (p *pipeline) retry() error {
 	return p.hand(recs)
 }
 
-// hand gives records to every exporter, or prints them.
+// hand tells the records that are selected.
 func (p *pipeline) hand(recs []flowcache.Record) error {
 	if len(recs) == 0 {
 		return nil
@@ -199,6 +205,14 @@ func (p *pipeline) hand(recs []flowcache.Record) error {
 		for i := range recs {
 			p.cluster.index.Name(&recs[i])
 		}
+	}
+	return p.tellRecords(p.selector.apply(recs))
+}
+
+// tellRecords prints records and gives them to exporters.
+func (p *pipeline) tellRecords(recs []flowcache.Record) error {
+	if len(recs) == 0 {
+		return nil
 	}
 	p.flows.add(recs)
 	if p.printer != nil {
@@ -228,7 +242,7 @@ func (p *pipeline) flush() error {
 			return err
 		}
 	}
-	return nil
+	return p.tellRecords(p.selector.flush())
 }
 
 // ask gets the state of the loop; false if the loop is gone.

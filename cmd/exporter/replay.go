@@ -101,7 +101,11 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 			x.UseRecordTimes(s.boot)
 		}
 	}
-	p := &pipeline{exporters: newGroup(s.exporting.policy, exporters), printer: printer, pool: make(flowcache.RecordPool, 64)}
+	selector, err := s.selecting.open()
+	if err != nil {
+		return err
+	}
+	p := &pipeline{exporters: newGroup(s.exporting.policy, exporters), printer: printer, selector: selector, pool: make(flowcache.RecordPool, 64)}
 	m, err := replay.NewMeter(replay.Config{
 		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows, Decap: o.decap, Pool: make(flowcache.RecordPool, 32),
 	})
@@ -134,6 +138,9 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 		waitForRoom(ctx, exporters, maxWaiting)
 		return p.hand(r.List)
 	})
+	if err == nil {
+		err = p.tellRecords(p.selector.flush()) // the interval of --aggregate-ports is the whole capture
+	}
 	bar.stop()
 	waitForRoom(ctx, exporters, 0)
 	stopExport()

@@ -44,6 +44,10 @@ func run(s *settings, stdout, stderr io.Writer) error {
 // meter meters until ctx ends, and then ends in order: sources, cache, exporters.
 func meter(ctx context.Context, s *settings, exporters []exporter, printer printer, log *slog.Logger) error {
 	beQuiet()
+	selector, err := s.selecting.open()
+	if err != nil {
+		return err
+	}
 	namer, err := newNamer(s, log)
 	if err != nil {
 		return err
@@ -68,7 +72,7 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 		cache: cache, processes: processes,
 		enricher:  &enrich.Enricher{Processes: processes, CGroups: cgroups, Nudge: namer.Nudge},
 		conntrack: conntrack, cluster: cluster,
-		exporters: newGroup(s.exporting.policy, exporters), printer: printer,
+		exporters: newGroup(s.exporting.policy, exporters), printer: printer, selector: selector,
 		flows:   newFlowMetrics(s.flowMetrics, s.flowMetricsMax),
 		batches: make(flowcache.Batches, 64), pool: make(flowcache.RecordPool, 64),
 		status: make(chan func(pipelineStatus)),
@@ -335,7 +339,7 @@ func reportStatus(ctx context.Context, m *metrics, log *slog.Logger) {
 				"forgotten", st.cache.Forgotten),
 			slog.Group("records", "idle", st.cache.Records[flowcache.EndIdle], "active", st.cache.Records[flowcache.EndActive],
 				"end", st.cache.Records[flowcache.EndDetected], "forced", st.cache.Records[flowcache.EndForced], "lack", st.cache.Records[flowcache.EndLack]),
-			slog.Any("processes", st.processes), slog.Any("conntrack", st.conntrack), slog.Any("containers", st.containers), slog.Any("held", st.held),
+			slog.Any("processes", st.processes), slog.Any("conntrack", st.conntrack), slog.Any("containers", st.containers), slog.Any("held", st.held), slog.Any("selection", st.selection),
 		}
 		for _, r := range m.namer.Stats() {
 			args = append(args, slog.Any(r.Kind, r))

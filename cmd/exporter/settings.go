@@ -36,6 +36,7 @@ type settings struct {
 	reconnectMin     time.Duration
 	reconnectMax     time.Duration
 	exporting        exporting
+	selecting        selecting
 	runtimes         runtimes.Config
 	interfaces       interfaceSettings
 	kube             kubeSettings
@@ -78,6 +79,7 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	s.interfaces.addFlags(f)
 	s.kube.addFlags(f)
 	s.exporting.addFlags(f)
+	s.selecting.addFlags(f)
 	f.StringVar(&s.nodeName, "node-name", "", "name of this host in records (default the host name)")
 	f.BoolVar(&s.cmdline, "cmdline", false, "export command lines, which may hold secrets")
 	f.StringVar(&s.proc, "proc", "/proc", "where proc is mounted")
@@ -162,7 +164,7 @@ func (s *settings) loadFile(f *pflag.FlagSet, set func(name, value, from string)
 		if fl := f.Lookup(name); fl.Value.Type() == "stringSlice" {
 			list = []any{strings.Trim(strings.Join(strings.Fields(fmt.Sprint(list)), ","), "[]")}
 		}
-		if len(list) > 1 && name != "collector" {
+		if len(list) > 1 && name != "collector" && name != "filter" {
 			return usagef("--config %s: %s takes one value", s.config, name)
 		}
 		if f.Changed(name) {
@@ -171,6 +173,8 @@ func (s *settings) loadFile(f *pflag.FlagSet, set func(name, value, from string)
 		for _, v := range list {
 			if name == "collector" {
 				s.collectors = append(s.collectors, fmt.Sprint(v))
+			} else if name == "filter" {
+				s.selecting.filters = append(s.selecting.filters, fmt.Sprint(v))
 			} else if err := set(name, fmt.Sprint(v), "--config "+s.config+": "+name); err != nil {
 				return err
 			}
@@ -231,6 +235,9 @@ func (s *settings) check() error {
 	}
 	if s.flowMetricsMax < 1 {
 		return usagef("--flow-metrics-max %d: must be at least 1", s.flowMetricsMax)
+	}
+	if err := s.selecting.check(); err != nil {
+		return err
 	}
 	if s.maxFlows < 1 {
 		return usagef("--max-flows %d: must be at least 1", s.maxFlows)
