@@ -236,8 +236,8 @@ func (m *Meter) observe(raw *Packet) {
 		var waits bool
 		fate, waits = m.dec.ip(ip, ether, raw.Length-(len(raw.Data)-len(ip)), &p)
 		if fate == Counted && !waits {
-			if raw.Segments > 1 { // one header here, one for each on the wire
-				p.packets = uint32(raw.Segments)
+			if n := uint32(raw.Segment); n > 0 && p.payload > n { // one header here, one for each on the wire
+				p.packets = (p.payload + n - 1) / n
 				p.octets += (p.packets - 1) * (p.octets - p.payload)
 			}
 			m.dispatch(&p)

@@ -80,7 +80,7 @@ func (r *Reader) nextPcap(p *Packet) error {
 	p.Time = int64(r.u32(b))*1e9 + int64(r.u32(b[4:]))*r.pcap.scale
 	p.Length = int(r.u32(b[12:]))
 	p.Link = r.pcap.link
-	p.Segments = 0
+	p.Segment = 0
 	b, err = r.peek(h + captured)
 	if err != nil {
 		return r.cut(err)

@@ -198,7 +198,7 @@ func (r *Reader) packetBlock(kind uint32, b []byte, p *Packet) error {
 	}
 	i := &r.ng.interfaces[id]
 	p.Link = i.link
-	p.Segments = 0
+	p.Segment = 0
 	if kind == ngSimplePacket {
 		// No time, and no captured length but the interface's snapshot length.
 		p.Time, p.Length = r.ng.last, int(r.u32(b))

@@ -17,9 +17,9 @@ type Packet struct {
 	Link   uint16 // LINKTYPE_... of its first header
 	Length int    // octets on the wire
 	Data   []byte // what was captured of them; valid until the next packet is read
-	// Segments is how many packets of the wire this one stands for, as the kernel says of a live one (segmentation offload);
-	// 0 and 1 are one.
-	Segments int
+	// Segment is how much payload each packet of the wire has for which this one stands, as the kernel says of a live one
+	// (segmentation offload); 0: it is one packet.
+	Segment int
 }
 
 // Reader reads a capture. It belongs to one goroutine, and allocates nothing for a packet.

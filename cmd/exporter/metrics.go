@@ -10,6 +10,7 @@ import (
 	"github.com/sockflow/sockflow/bpf"
 	"github.com/sockflow/sockflow/enrich/runtimes"
 	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/replay"
 	"github.com/sockflow/sockflow/sockdiag"
 )
 
@@ -54,6 +55,8 @@ var (
 	interfaceReads = describe(prometheus.CounterValue, "interface_readings_total", "Readings of the counters of all network interfaces.")
 	interfacesRead = describe(prometheus.CounterValue, "interfaces_read_total", "Network interfaces in these readings.")
 	interfaceFails = describe(prometheus.CounterValue, "interface_errors_total", "Network namespaces whose interfaces could not be read.")
+	packets        = describe(prometheus.CounterValue, "packets_total", "With --interface: packets by what became of them: counted in a flow; not_ip, truncated, malformed, unknown_link; dropped (the kernel had no room in the ring).", "fate")
+	packetFlows    = describe(prometheus.GaugeValue, "packet_flows", "With --interface: flows of packets in the table.")
 	flows          = describe(prometheus.GaugeValue, "flows", "Flows in the cache.")
 	pairs          = describe(prometheus.CounterValue, "pairs_total", "Conversations with both ends on this host.")
 	audited        = describe(prometheus.CounterValue, "audit_corrections_total", "What audits corrected: added, a connection that the source had not seen; ended, one whose end it had not told.", "what")
@@ -175,13 +178,23 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	} {
 		put(observations, n, fate)
 	}
+	told := c.Records
+	if w := m.p.wire; w != nil {
+		st := w.meter.Stats()
+		for f, n := range st.Fates {
+			put(packets, n, replay.Fate(f).String())
+		}
+		put(packets, w.live.Drops(), "dropped")
+		put(packetFlows, uint64(st.Live))
+		told = st.Records // those of sockets only name them
+	}
 	put(flows, uint64(c.Live))
 	put(pairs, c.Paired)
 	put(audited, c.Audited, "added")
 	put(audited, c.Vanished, "ended")
 	put(forgotten, c.Forgotten)
 	for reason := flowcache.EndIdle; reason <= flowcache.EndLack; reason++ {
-		put(records, c.Records[reason], reason.String())
+		put(records, told[reason], reason.String())
 	}
 	put(processes, uint64(st.processes.Entries))
 	for from, n := range map[string]uint64{

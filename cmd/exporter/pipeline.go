@@ -30,6 +30,9 @@ type pipeline struct {
 	names     <-chan *enrich.ContainerUpdate // what runtimes tell
 	held      []flowcache.Record             // that wait for names
 	heldTotal uint64
+	wire      *wire         // the packets of an interface; nil: sockets are metered
+	ends      *enrich.Ends  // with wire: whose sockets its flows are
+	endsFor   time.Duration // how long they are remembered
 }
 
 type pipelineStatus struct {
@@ -81,6 +84,10 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 				return err
 			}
 			arm()
+		case r := <-p.wire.told():
+			if err := p.name(r); err != nil {
+				return err
+			}
 		case changes := <-p.cluster.told():
 			p.cluster.index.Apply(changes)
 		case u := <-p.names:
@@ -104,6 +111,9 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 		case now := <-sweep.C:
 			p.processes.Sweep(now.UnixNano())
 			p.enricher.CGroups.Sweep(now.UnixNano())
+			if p.ends != nil {
+				p.ends.Forget(now.Add(-p.endsFor).UnixNano())
+			}
 		case r := <-p.readings:
 			if err := p.tell(r); err != nil {
 				return err
@@ -198,6 +208,15 @@ func (p *pipeline) retry() error {
 
 // hand tells the records that are selected.
 func (p *pipeline) hand(recs []flowcache.Record) error {
+	if p.ends != nil {
+		p.learn(recs)
+		return nil
+	}
+	return p.deliver(recs)
+}
+
+// deliver prints records, and gives them to every exporter.
+func (p *pipeline) deliver(recs []flowcache.Record) error {
 	if len(recs) == 0 {
 		return nil
 	}

@@ -31,7 +31,7 @@ type replaySettings struct {
 // notOfReplay are flags of run that have no meaning for a capture.
 var notOfReplay = []string{
 	"snapshot-interval", "source", "audit-interval", "without-hook", "local-pairs", "proc", "metrics", "containerd", "docker", "cri",
-	"interface", "decap",
+	"interface", "promiscuous", "decap", "interface-interval", "kube", "kube-token", "kube-ca", "kube-pods", "kube-node", "kube-max", "podman", "labels",
 }
 
 func newReplayCommand(stdout, stderr io.Writer) *cobra.Command {

@@ -61,7 +61,7 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 	conntrack := enrich.NewConntrack(func() map[uint32]string { return sockdiag.Namespaces(s.proc) })
 	defer conntrack.Close()
 	cache, err := flowcache.New(flowcache.Config{
-		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows,
+		ActiveTimeout: reportEvery(s), IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows,
 		Merge: s.localPairs == "merge", PeerMemory: max(15*time.Second, 3*s.snapshotInterval), Translate: conntrack.Translate,
 		Hold: processes.Hold, Release: processes.Release,
 	})
@@ -86,6 +86,13 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 	}
 	if ebpf != nil {
 		defer ebpf.Close()
+	}
+	if s.wire.iface != "" {
+		if p.wire, err = openWire(s, log); err != nil {
+			return err
+		}
+		p.ends, p.endsFor = newEnds(s), s.activeTimeout+s.idleTimeout+time.Minute
+		srcs = append(srcs, p.wire)
 	}
 	processes.Seed()
 	confine(s.privileges, log)
@@ -155,6 +162,9 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 	go reportStatus(srcCtx, m, log) // ends with srcCtx
 
 	err = p.run(in)
+	if p.wire != nil {
+		close(p.wire.gone)
+	}
 	stopSources(err)
 	for b := range in { // a printer that failed: let the sources end
 		p.batches.Put(b)
@@ -162,6 +172,9 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 	stopExport()
 	exporting.Wait()
 	summarize(exporters, log)
+	if p.wire != nil && p.wire.live.Drops() > 0 {
+		log.Warn("packets were dropped", "interface", s.wire.iface, "packets", p.wire.live.Drops())
+	}
 	if cause := context.Cause(srcCtx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause
 	}
@@ -257,6 +270,9 @@ func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, 
 
 // openSources opens what --source asks for. auto tries eBPF, and says why it is not used.
 func openSources(s *settings, p *pipeline, interval time.Duration, log *slog.Logger) ([]source, *bpf.Source, error) {
+	if s.source == "none" {
+		return nil, nil, nil
+	}
 	var srcs []source
 	if s.source != "netlink" {
 		b, err := bpf.New(bpf.Config{SnapshotInterval: interval, Proc: s.proc, Batches: p.batches, Without: s.withoutHooks})
@@ -340,6 +356,9 @@ func reportStatus(ctx context.Context, m *metrics, log *slog.Logger) {
 			slog.Group("records", "idle", st.cache.Records[flowcache.EndIdle], "active", st.cache.Records[flowcache.EndActive],
 				"end", st.cache.Records[flowcache.EndDetected], "forced", st.cache.Records[flowcache.EndForced], "lack", st.cache.Records[flowcache.EndLack]),
 			slog.Any("processes", st.processes), slog.Any("conntrack", st.conntrack), slog.Any("containers", st.containers), slog.Any("held", st.held), slog.Any("selection", st.selection),
+		}
+		if w := m.p.wire; w != nil {
+			args = append(args, slog.Any("packets", w.meter.Stats()), slog.Uint64("dropped_packets", w.live.Drops()))
 		}
 		for _, r := range m.namer.Stats() {
 			args = append(args, slog.Any(r.Kind, r))

@@ -39,6 +39,7 @@ type settings struct {
 	selecting        selecting
 	runtimes         runtimes.Config
 	interfaces       interfaceSettings
+	wire             wireSettings
 	kube             kubeSettings
 	nodeName         string
 	cmdline          bool
@@ -63,7 +64,7 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&s.idleTimeout, "idle-timeout", 15*time.Second, "end a flow that is not TCP after this silence")
 	f.IntVar(&s.maxFlows, "max-flows", 1_000_000, "most flows kept at once")
 	f.DurationVar(&s.snapshotInterval, "snapshot-interval", 5*time.Second, "time between two passes over all sockets")
-	f.StringVar(&s.source, "source", "auto", "auto, ebpf or netlink")
+	f.StringVar(&s.source, "source", "auto", "auto, ebpf or netlink; none with --interface")
 	f.DurationVar(&s.auditInterval, "audit-interval", 2*time.Minute, "compare the eBPF view with the kernel's own list of sockets this often")
 	f.StringSliceVar(&s.withoutHooks, "without-hook", nil, "do not attach this eBPF hook `NAME` (repeatable), and use the next best")
 	f.StringVar(&s.direction, "direction", "biflow", "biflow: one record for both directions (RFC 5103); uniflow: one for each")
@@ -76,6 +77,7 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&s.templateRefresh, "template-refresh", time.Minute, "resend templates over UDP this often")
 	f.DurationVar(&s.reconnectMin, "reconnect-min", time.Second, "first wait before a stream collector is tried again")
 	f.DurationVar(&s.reconnectMax, "reconnect-max", time.Minute, "longest wait")
+	s.wire.addFlags(f)
 	s.interfaces.addFlags(f)
 	s.kube.addFlags(f)
 	s.exporting.addFlags(f)
@@ -188,7 +190,7 @@ func (s *settings) check() error {
 		flag, value string
 		allowed     []string
 	}{
-		{"source", s.source, []string{"auto", "ebpf", "netlink"}},
+		{"source", s.source, []string{"auto", "ebpf", "netlink", "none"}},
 		{"direction", s.direction, []string{"biflow", "uniflow"}},
 		{"local-pairs", s.localPairs, []string{"separate", "merge"}},
 		{"dialect", s.dialect, []string{"known", "ntop", "native", "iana"}},
@@ -199,6 +201,9 @@ func (s *settings) check() error {
 		if !slices.Contains(e.allowed, e.value) {
 			return usagef("--%s %q: must be %s", e.flag, e.value, strings.Join(e.allowed, ", "))
 		}
+	}
+	if s.source == "none" && s.wire.iface == "" {
+		return usagef("--source none: there is nothing to meter without --interface")
 	}
 	for _, name := range s.withoutHooks {
 		if !slices.Contains(bpf.HookNames(), name) {
