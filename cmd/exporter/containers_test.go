@@ -65,7 +65,7 @@ func testContainerd(t *testing.T, c *containerdNode, api string) {
 	// Two tenths of a second.
 	c.run("shop", "run", "--rm", "--net-host", "--label", "app=brief", podImage, "brief", "/bin/pod", "-for", "200ms", a.ip+":7000")
 	c.run("shop", "task", "exec", "--exec-id", "x", "older", "/bin/pod", "127.0.0.1:7000")
-	time.Sleep(1500 * time.Millisecond)
+	time.Sleep(patience() * 3 / 20)
 	r.stop()
 	recs := r.json()
 	if api == "containerd" {
@@ -121,7 +121,8 @@ func show(t *testing.T, r *running, recs []jsonRecord) {
 	for _, j := range recs {
 		for _, e := range []*jsonEnd{j.SourceEnd, j.DestEnd} {
 			if e != nil && (e.Container != nil || e.Name == "pod") {
-				t.Logf("%s %v:%d > %v:%d %s; %s; %s", j.Protocol, j.Source, j.SourcePort, j.Dest, j.DestPort, j.Reason, end(j.SourceEnd), end(j.DestEnd))
+				t.Logf("%s %s %v:%d > %v:%d %d/%d %d/%d %s; %s; %s", j.Start, j.Protocol, j.Source, j.SourcePort, j.Dest, j.DestPort, j.Forward.Payload, j.Forward.Packets, j.Reverse.Payload, j.Reverse.Packets,
+					j.Reason, end(j.SourceEnd), end(j.DestEnd))
 				break
 			}
 		}

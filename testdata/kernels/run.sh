@@ -5,6 +5,7 @@
 # REQUIRE_KERNELS=1  a kernel that cannot be had is a failure, not a skip
 # DEBIAN_MIRROR=URI  of a Debian archive, where the machine's own apt sources are not Debian's
 # TEST_RUN=REGEXP    the tests to run, of cmd/exporter
+# CONTAINERS=1       with containerd and all it needs; cgroup v2 is all a guest has. For the tests of containers
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -13,6 +14,12 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 packages=(qemu-system-x86 busybox-static cpio xz-utils kmod debian-archive-keyring)
 # What the exporter and the tests may want; Debian builds these as modules. Those a kernel has built in, or not at all, are passed over.
 modules=(inet_diag tcp_diag udp_diag unix_diag veth bridge nf_conntrack nf_nat nf_conntrack_netlink sctp)
+memory=1024 patience=240
+if [ -n "${CONTAINERS:-}" ]; then
+	packages+=(containerd runc containernetworking-plugins iproute2)
+	modules+=(overlay llc stp)
+	memory=3072 patience=500
+fi
 
 die() {
 	echo "$*" >&2
@@ -97,6 +104,25 @@ fetch() {
 	done
 }
 
+# pack_containers adds what containers need: programs, with the libraries that they are linked to, and CNI.
+pack_containers() {
+	local root=$1 program library
+	mkdir -p "$root"/{usr/lib/cni,usr/bin,usr/sbin,sbin,lib64,var/lib}
+	for program in containerd containerd-shim-runc-v2 ctr runc ip; do
+		cp "$(command -v "$program")" "$root/bin/"
+	done
+	cp /usr/lib/cni/{bridge,host-local,loopback} "$root/usr/lib/cni/"
+	for program in "$root"/bin/* "$root"/usr/lib/cni/*; do
+		ldd "$program" 2>/dev/null | grep -o '/[^ ]*' || true
+	done | sort -u | while read -r library; do
+		mkdir -p "$root$(dirname "$library")"
+		cp -L "$library" "$root$library"
+	done
+	echo 'nameserver 127.0.0.1' >"$root/etc/resolv.conf"
+	cp "$work/pod" "$root/pod"
+	touch "$root/containers"
+}
+
 # pack makes the initramfs.
 pack() {
 	local tree=$1 version=$2 root=$3 lib=$1/lib module file
@@ -121,6 +147,7 @@ pack() {
 		esac
 		echo "$module"
 	done >"$root/modules/order"
+	[ -z "${CONTAINERS:-}" ] || pack_containers "$root"
 	(cd "$root" && find . | cpio --quiet -o -H newc | gzip -1) >"$root.gz"
 }
 
@@ -131,7 +158,7 @@ boot() {
 	version=$(basename "$(find "$tree" -path '*/lib/modules/*-cloud-amd64' -print -quit)")
 	pack "$tree" "$version" "$work/root-$line"
 	for attempt in 1 2 3; do
-		timeout 240 qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 1024 -smp 2 -nographic -no-reboot -nodefaults \
+		timeout "$patience" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m "$memory" -smp 2 -nographic -no-reboot -nodefaults \
 			-serial stdio -kernel "$kernel" -initrd "$work/root-$line.gz" -append 'console=ttyS0 panic=-1 quiet' \
 			</dev/null >"$work/$line.log" 2>&1 &
 		qemu=$!
@@ -147,7 +174,7 @@ boot() {
 	verdict=$(sed -n 's/^RESULT //p' "$work/$line.txt" | tail -n 1)
 	case $verdict in
 	pass) result="PASS $line ($version) in $((SECONDS - started)) s" ;;
-	*) result="FAIL $line ($version): ${verdict:-no verdict: crashed, or not finished after 240 s}" ;;
+	*) result="FAIL $line ($version): ${verdict:-no verdict: crashed, or not finished after $patience s}" ;;
 	esac
 }
 
@@ -168,6 +195,7 @@ install_packages
 cd "$here/../.."
 CGO_ENABLED=0 go build -trimpath -o "$work/exporter" ./cmd/exporter
 CGO_ENABLED=0 go test -c -trimpath -o "$work/exporter.test" ./cmd/exporter
+CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$work/pod" ./cmd/exporter/testdata/pod
 
 failed=0
 results=()
