@@ -56,7 +56,11 @@ const interfacesAtOnce = 256
 // tell names the containers behind interfaces and hands them to every exporter, and to a printer.
 func (p *pipeline) tell(r interfaceReading) error {
 	for i := range r.List {
-		p.enricher.Interface(&r.List[i], r.cgroups[r.List[i].NetNS], r.cgroups[r.Peers[i]])
+		f := &r.List[i]
+		p.enricher.Interface(f, r.cgroups[f.NetNS], r.cgroups[r.Peers[i]])
+		if p.cluster != nil {
+			f.Container = p.cluster.index.Complete(f.Container)
+		}
 	}
 	for list := r.List; len(list) > 0; {
 		n := min(len(list), interfacesAtOnce)

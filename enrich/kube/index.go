@@ -73,8 +73,13 @@ type Index struct {
 	nodes    map[flowcache.Addr]*entry
 	services map[flowcache.Addr]*entry
 	doors    map[door]*entry // of services
-	stats    IndexStats
+	// Pods of this host that were completed, by what was known of them.
+	completed map[*flowcache.Workload]*flowcache.Workload
+	stats     IndexStats
 }
+
+// maxCompleted bounds the memory: there are fewer containers on a host.
+const maxCompleted = 4096
 
 // door is where a service is spoken to. An address of zeros stands for every node.
 type door struct {
@@ -111,6 +116,7 @@ func NewIndex(max int, notify func(line string)) *Index {
 	x := &Index{
 		max: max, notify: notify,
 		pods: map[flowcache.Addr]*entry{}, nodes: map[flowcache.Addr]*entry{}, services: map[flowcache.Addr]*entry{}, doors: map[door]*entry{},
+		completed: map[*flowcache.Workload]*flowcache.Workload{},
 	}
 	for k := range x.known {
 		x.known[k] = map[string]*entry{}
@@ -242,8 +248,8 @@ func (o *Object) doors(yield func(door) bool) {
 	}
 }
 
-// Name puts names to the ends of r: the service that was spoken to, and pod and node of an end that is not here. What an end that is here
-// says of itself stays. Nothing is allocated for what was asked before.
+// Name puts names to the ends of r: the service that was spoken to; pod and node of an end that is not here; and of one that is here the pod's
+// name, if only its UID is known. What an end that is here says of itself stays. Nothing is allocated for what was asked before.
 func (x *Index) Name(r *flowcache.Record) {
 	// Pods are at the far side of a translation, services at the near one.
 	source, spoken, port, dest := r.Key.Src, r.Key.Dst, r.Key.DstPort, r.Key.Dst
@@ -257,8 +263,37 @@ func (x *Index) Name(r *flowcache.Record) {
 		r.Dest.Service = s.full
 		x.stats.Named[Service]++
 	}
-	x.elsewhere(&r.Source, source)
-	x.elsewhere(&r.Dest, dest)
+	x.end(&r.Source, source)
+	x.end(&r.Dest, dest)
+}
+
+func (x *Index) end(end *flowcache.End, a flowcache.Addr) {
+	if !end.Local {
+		x.elsewhere(end, a)
+		return
+	}
+	end.Container = x.Complete(end.Container)
+}
+
+// Complete returns w, which is on this host or nil, with the name of its pod where no runtime told it and the control group has no more than the UID.
+func (x *Index) Complete(w *flowcache.Workload) *flowcache.Workload {
+	if w == nil || w.PodUID == "" || w.PodName != "" {
+		return w
+	}
+	if named := x.completed[w]; named != nil {
+		return named
+	}
+	p := x.known[Pod][w.PodUID]
+	if p == nil {
+		return w
+	}
+	named := *w
+	named.PodName, named.PodNamespace = p.Name, p.Namespace
+	if len(x.completed) >= maxCompleted {
+		clear(x.completed)
+	}
+	x.completed[w] = &named
+	return &named
 }
 
 func (x *Index) service(a flowcache.Addr, port uint16, proto uint8) *entry {
@@ -275,7 +310,7 @@ func (x *Index) service(a flowcache.Addr, port uint16, proto uint8) *entry {
 }
 
 func (x *Index) elsewhere(end *flowcache.End, a flowcache.Addr) {
-	if end.Local || a.IsLoopback() {
+	if a.IsLoopback() {
 		return
 	}
 	if p := x.pods[a]; p != nil {

@@ -53,6 +53,8 @@ func TestName(t *testing.T) {
 		"its other protocol":  {flowcache.Record{Key: key("10.1.0.9", "198.51.100.1", 53), Source: here}, "own@ ", "@ "},
 		"nobody":              {flowcache.Record{Key: key("10.1.0.9", "8.8.8.8", 53), Source: here}, "own@ ", "@ "},
 		"own stays":           {flowcache.Record{Key: key("10.1.0.1", "10.1.0.2", 53), Source: here, Dest: here}, "own@ ", "own@ "},
+		"own, by its UID":     {flowcache.Record{Key: key("10.1.0.9", "8.8.8.8", 53), Source: flowcache.End{Local: true, Container: &flowcache.Workload{PodUID: "u2"}}}, "db-1@ ", "@ "},
+		"own, not known":      {flowcache.Record{Key: key("10.1.0.9", "8.8.8.8", 53), Source: flowcache.End{Local: true, Container: &flowcache.Workload{PodUID: "u9"}}}, "@ ", "@ "},
 		"known by others":     {flowcache.Record{Key: key("10.1.0.9", "10.1.0.2", 53), Source: here, Dest: flowcache.End{Container: here.Container}}, "own@ ", "own@n2 "},
 	} {
 		x := newIndex()
