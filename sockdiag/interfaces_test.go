@@ -175,3 +175,18 @@ func FuzzLink(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkInterfaces reads what there is on this host; ns/interface is the figure.
+func BenchmarkInterfaces(b *testing.B) {
+	r, err := NewInterfaces(InterfacesConfig{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	n := 0
+	for b.Loop() {
+		n = len(r.Read().List)
+	}
+	b.ReportMetric(float64(n), "interfaces")
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(max(n, 1)), "ns/interface")
+}
