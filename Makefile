@@ -1,6 +1,7 @@
 # make run    build, and meter this host: live flow records on the terminal
 # make test-kernels   the acceptance test on other kernels, in QEMU
 # make test-pods   the tests of containers in full; make test-containers-v2: in QEMU, with cgroup v2 alone
+# make test-kube   names by a real kube-apiserver, which is built first (minutes)
 # make test   install what the tests need (Debian packages, if root) and run them all
 
 GO       ?= go
@@ -19,7 +20,7 @@ BPF_PACKAGES  := clang-14 llvm-14 libbpf-dev
 export CGO_ENABLED ?= 0
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: run build test test-pods test-containers-v2 test-kernels check lint generate generate-check fuzz bench clean packages bpf-packages
+.PHONY: run build test test-pods test-containers-v2 test-kernels test-kube check lint generate generate-check fuzz bench clean packages bpf-packages
 
 run: build
 	./bin/exporter
@@ -60,6 +61,14 @@ test-kernels:
 # Containers and pods where cgroup v2 is all there is.
 test-containers-v2:
 	CONTAINERS=1 TEST_RUN='^TestContainerd$$/^(bookworm|cri)$$' testdata/kernels/run.sh 6.12
+
+# Where the API server is built, once.
+KUBE_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sockflow-kube
+
+test-kube:
+	$(call install,etcd-server openssl iproute2)
+	nice testdata/kube/build.sh $(KUBE_DIR)
+	SOCKFLOW_TEST_APISERVER=$(KUBE_DIR)/kube-apiserver $(GO) test -count=1 -timeout 15m -run '^TestRealKube$$' -v ./cmd/exporter
 
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt would change:" $$unformatted; exit 1; fi

@@ -96,6 +96,7 @@ type follower struct {
 	pending []Change
 	version string        // of what is known; empty: nothing is
 	wait    time.Duration // of the next failure
+	broke   bool          // the last watch did, which had worked: servers restart, and proxies lose patience
 	down    bool          // it was told that it fails
 }
 
@@ -136,6 +137,11 @@ func (f *follower) fail(err error) {
 	} else {
 		f.s.failed[f.kind].Add(1)
 	}
+	var cut *brokenWatch
+	if errors.As(err, &cut) && !f.broke {
+		f.broke = true // told if the next one fails too
+		return
+	}
 	if !f.down {
 		f.down = true
 		f.s.cfg.Notify(false, fmt.Sprintf("kubernetes %s at %s cannot be read: %s%s", f.kind, f.s.Server(), oneLine(err.Error()), hint))
@@ -144,7 +150,7 @@ func (f *follower) fail(err error) {
 
 // works tells that it does, after it did not, and lets the next failure be followed by a short wait.
 func (f *follower) works() {
-	f.wait = f.s.cfg.BackoffMin
+	f.wait, f.broke = f.s.cfg.BackoffMin, false
 	if f.down {
 		f.down = false
 		f.s.cfg.Notify(true, fmt.Sprintf("kubernetes %s at %s are read again", f.kind, f.s.Server()))
@@ -252,6 +258,12 @@ func (f *follower) take(ctx context.Context, it *item, step Step) error {
 	return f.add(ctx, Change{step, o})
 }
 
+// brokenWatch is a watch that had begun and broke off.
+type brokenWatch struct{ err error }
+
+func (b *brokenWatch) Error() string { return "watch: " + b.err.Error() }
+func (b *brokenWatch) Unwrap() error { return b.err }
+
 // watch tells of changes since f.version, until the server ends it or something fails.
 func (f *follower) watch(ctx context.Context) error {
 	f.s.watches[f.kind].Add(1)
@@ -280,7 +292,7 @@ func (f *follower) watch(ctx context.Context) error {
 			f.works()
 			return nil
 		case err != nil:
-			return fmt.Errorf("watch: %w", err)
+			return &brokenWatch{err}
 		}
 		if err := f.event(ctx, &e); err != nil {
 			return err

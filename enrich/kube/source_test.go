@@ -264,6 +264,9 @@ func TestBookmark(t *testing.T) {
 	if st := c.src.Stats(); st.Lists[Pod] != 1 || st.Gone[Pod] != 0 {
 		t.Errorf("listed again: %+v", st)
 	}
+	if c.said("", "") != 0 {
+		t.Errorf("a watch that broke off once is nothing to tell: %q", c.lines)
+	}
 }
 
 // TestRefused: without the right to read one kind the others work; it is said once, and works when the right is given.
