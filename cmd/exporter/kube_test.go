@@ -51,7 +51,7 @@ func TestKube(t *testing.T) {
 	metrics := func() string {
 		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
 		if err != nil {
-			t.Fatal(err)
+			return "" // not yet
 		}
 		defer resp.Body.Close()
 		b, _ := io.ReadAll(resp.Body)

@@ -84,7 +84,7 @@ func TestPostNAT(t *testing.T) {
 				n := map[string]int{}
 				for _, j := range r.json() {
 					switch {
-					case j.SourceEnd != nil && began[netip.AddrPortFrom(j.Source, j.SourcePort)]:
+					case j.SourceEnd != nil && (int(j.SourceEnd.PID) == cr.PID || began[netip.AddrPortFrom(j.Source, j.SourcePort)]):
 						n["client "+j.Protocol]++
 						p := j.PostNAT
 						if p == nil || j.PreNAT != nil {
