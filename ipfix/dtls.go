@@ -3,7 +3,6 @@ package ipfix
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"syscall"
@@ -103,7 +102,7 @@ func (d *secureUDP) send(msg []byte, records int) error {
 			return err
 		}
 		// A collector that refuses has lost the session.
-		return fmt.Errorf("%w: %w", errEnded, err)
+		return ended{err}
 	}
 	d.x.sent(len(msg), records)
 	return nil

@@ -58,9 +58,10 @@ type direct interface {
 	close() error
 }
 
-// errEnded is wrapped by errors of a direct transport after which there must be another session. After any other error, messages go on
-// being sent.
-var errEnded = errors.New("session ended")
+// ended is the error of a direct transport after which there must be another session. After any other, messages go on being sent.
+type ended struct{ error }
+
+func (e ended) Unwrap() error { return e.error }
 
 const (
 	maxStream     = 65535
@@ -68,6 +69,7 @@ const (
 	dialTimeout   = 5 * time.Second
 	writeTimeout  = 5 * time.Second
 	drainTime     = 1500 * time.Millisecond
+	toldAgain     = time.Second
 )
 
 // New checks cfg, and reads certificates. Nothing is connected yet: a collector that is down must not stop anything.
@@ -253,7 +255,7 @@ func (x *Exporter) runDirect(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-x.direct.dead():
-			x.failed(fmt.Errorf("the collector closed the connection (%w)", errEnded))
+			x.failed(ended{errClosed})
 		case r := <-x.queue:
 			x.encode(r)
 			if len(x.queue) == 0 {
@@ -361,16 +363,19 @@ func (x *Exporter) connect(ctx context.Context) bool {
 	}
 	x.open, x.looked = true, time.Now()
 	x.connects.Add(1)
+	if x.cfg.Network == "dtls" {
+		// What comes first in a session is easily lost, while the other side accepts it: tell templates twice.
+		x.looked = x.looked.Add(min(toldAgain-x.cfg.TemplateRefresh, 0))
+	}
 	x.enc.Restart()
 	x.setLimit()
+	x.up("connected")
 	x.failed(x.enc.Templates(time.Now()))
 	x.failed(x.direct.flush())
-	if !x.open {
-		return false
+	if x.open {
+		x.wait, x.nextTry = x.cfg.ReconnectMin, time.Time{}
 	}
-	x.wait, x.nextTry = x.cfg.ReconnectMin, time.Time{}
-	x.up("connected")
-	return true
+	return x.open
 }
 
 // setLimit follows the largest message of the transport. It reports whether it changed.
@@ -400,12 +405,13 @@ func (x *Exporter) failed(err error) {
 		// The path MTU is another one. What was told in messages that were too large may not have arrived.
 		err = errors.Join(err, x.enc.Templates(time.Now()), x.direct.flush())
 	}
+	var end ended
 	switch {
 	case err == nil:
 	case errors.Is(err, errRotated):
 		x.reopen()
 		x.connect(context.Background())
-	case errors.Is(err, errEnded):
+	case errors.As(err, &end):
 		x.open = false
 		x.direct.close()
 		x.down(err)

@@ -262,20 +262,25 @@ func (s *sink) accept() {
 			return
 		}
 		s.mu.Lock()
+		i := len(s.data)
 		s.data = append(s.data, nil)
 		s.conn = c
 		s.mu.Unlock()
-		buf := make([]byte, 65536)
-		for {
-			n, err := c.Read(buf)
-			s.mu.Lock()
-			s.data[len(s.data)-1] = append(s.data[len(s.data)-1], buf[:n]...)
-			s.mu.Unlock()
-			if err != nil {
-				break
-			}
+		go s.read(c, i) // ends with c
+	}
+}
+
+func (s *sink) read(c net.Conn, i int) {
+	defer c.Close()
+	buf := make([]byte, 65536)
+	for {
+		n, err := c.Read(buf)
+		s.mu.Lock()
+		s.data[i] = append(s.data[i], buf[:n]...)
+		s.mu.Unlock()
+		if err != nil {
+			return
 		}
-		c.Close()
 	}
 }
 

@@ -113,17 +113,25 @@ func (g *Group) share(r *flowcache.Records) {
 	}
 }
 
-// flowHash is the same for both directions of a flow. FNV-1a, with the final mix of MurmurHash3.
+// flowHash is the same for both directions of a flow.
 func flowHash(k *flowcache.Key) uint64 {
-	end := func(a *flowcache.Addr, port uint16) uint64 {
-		h := uint64(14695981039346656037)
-		for _, b := range a {
-			h = (h ^ uint64(b)) * 1099511628211
-		}
-		return (h ^ uint64(port)) * 1099511628211
+	return mix(endHash(&k.Src, k.SrcPort) + endHash(&k.Dst, k.DstPort) + uint64(k.Proto))
+}
+
+// endHash is FNV-1a, mixed: bits that both ends have must not cancel out in the sum.
+func endHash(a *flowcache.Addr, port uint16) uint64 {
+	h := uint64(14695981039346656037)
+	for _, b := range a {
+		h = (h ^ uint64(b)) * 1099511628211
 	}
-	h := end(&k.Src, k.SrcPort) + end(&k.Dst, k.DstPort) + uint64(k.Proto)
+	return mix((h ^ uint64(port)) * 1099511628211)
+}
+
+// mix is the last step of MurmurHash3 (fmix64).
+func mix(h uint64) uint64 {
 	h ^= h >> 33
 	h *= 0xff51afd7ed558ccd
+	h ^= h >> 33
+	h *= 0xc4ceb9fe1a85ec53
 	return h ^ h>>33
 }

@@ -246,8 +246,10 @@ func closed(l *link, dead chan struct{}, read *error, writeError error) error {
 	case writeError != nil && !l.fin():
 		return writeError
 	}
-	return errors.New("the collector closed the connection")
+	return errClosed
 }
+
+var errClosed = errors.New("the collector closed the connection")
 
 // sessionWriter writes messages of any session into this one.
 type sessionWriter struct {

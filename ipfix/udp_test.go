@@ -3,6 +3,7 @@ package ipfix
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -86,11 +87,12 @@ func TestPace(t *testing.T) {
 		t.Skip("needs nfcapd")
 	}
 	dir := t.TempDir()
-	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
+	var c *net.UDPConn
+	port, err := 0, error(nil)
+	for c == nil { // below those that connections take
+		port = 10000 + rand.IntN(20000)
+		c, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
 	}
-	port := c.LocalAddr().(*net.UDPAddr).Port
 	c.Close()
 	nfcapd := exec.Command("nfcapd", "-w", dir, "-b", "127.0.0.1", "-p", strconv.Itoa(port), "-t", "3600", "-B", "2000000")
 	if err := nfcapd.Start(); err != nil {
