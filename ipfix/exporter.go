@@ -12,6 +12,7 @@ import (
 
 	"github.com/sockflow/sockflow/flowcache"
 	"github.com/sockflow/sockflow/selection"
+	"github.com/sockflow/sockflow/templates"
 )
 
 // Exporter sends records to one collector. The metering never waits for it.
@@ -40,6 +41,8 @@ type Exporter struct {
 
 	counters
 	metering func() Metering
+	fields   atomic.Pointer[templates.Options] // what records carry
+	layouts  chan templates.Options
 }
 
 // direct is a transport that has no memory: UDP, DTLS, a file. One goroutine calls it.
@@ -77,7 +80,8 @@ func New(cfg Config) (*Exporter, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	x := &Exporter{cfg: cfg, queue: make(chan *flowcache.Records, 4096), wait: cfg.ReconnectMin, limit: maxStream}
+	x := &Exporter{cfg: cfg, queue: make(chan *flowcache.Records, 4096), wait: cfg.ReconnectMin, limit: maxStream, layouts: make(chan templates.Options, 1)}
+	x.fields.Store(&cfg.Options)
 	var err error
 	if cfg.Filter != "" {
 		if x.filter, err = selection.Parse(cfg.Filter); err != nil {
@@ -117,15 +121,7 @@ func New(cfg Config) (*Exporter, error) {
 }
 
 // Name is the collector as users write it.
-func (x *Exporter) Name() string {
-	switch {
-	case x.cfg.Network == "file":
-		return "file:" + x.cfg.Address
-	case x.cfg.Protocol == NetFlowV9:
-		return "netflow9+udp://" + x.cfg.Address
-	}
-	return x.cfg.Network + "://" + x.cfg.Address
-}
+func (x *Exporter) Name() string { return x.cfg.Name() }
 
 // Healthy reports whether the collector takes messages, for all that is known. Safe for concurrent use.
 func (x *Exporter) Healthy() bool { return !x.told.Load() }
@@ -186,6 +182,8 @@ func (x *Exporter) runStream(ctx context.Context) {
 			x.enc.Flush(time.Now())
 		case now := <-statistics.C:
 			x.enc.Statistics(now)
+		case opt := <-x.layouts:
+			x.enc.SetOptions(opt, true, time.Now())
 		}
 	}
 	for more := true; more; {
@@ -261,6 +259,8 @@ func (x *Exporter) runDirect(ctx context.Context) {
 			if len(x.queue) == 0 {
 				x.failed(x.direct.flush())
 			}
+		case opt := <-x.layouts:
+			x.failed(x.enc.SetOptions(opt, false, time.Now()))
 		case <-timer.C:
 		}
 	}

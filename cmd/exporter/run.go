@@ -159,7 +159,8 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 			stopSources(err)
 		}
 	}
-	go reportStatus(srcCtx, m, log) // ends with srcCtx
+	go reportStatus(srcCtx, m, log)            // ends with srcCtx
+	go followReload(srcCtx, s, exporters, log) // ends with srcCtx
 
 	err = p.run(in)
 	if p.wire != nil {
@@ -201,25 +202,34 @@ func newLogger(w io.Writer, level string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l}))
 }
 
-// destinations makes the exporters and the printer of the -c URLs.
-func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, printer, func(), error) {
+// base is what every collector's URL changes.
+func (s *settings) base() (ipfix.Config, error) {
 	node := s.nodeName
 	if node == "" {
 		node, _ = os.Hostname()
 	}
 	dialect, err := templates.ParseDialect(s.dialect)
 	if err != nil {
-		return nil, nil, nil, usageError{err}
+		return ipfix.Config{}, usageError{err}
 	}
 	base := ipfix.Config{
 		Options: templates.Options{
 			Dialect: dialect, PEN: s.pen, Uniflow: s.direction == "uniflow", CommandLine: s.cmdline, Node: node, V9Base: s.v9Base,
 		},
 		Domain: s.domain, MTU: s.mtu, TemplateRefresh: s.templateRefresh, Version: version, Kernel: kernelRelease(),
-		ReconnectMin: s.reconnectMin, ReconnectMax: s.reconnectMax,
-		Notify: notifier(log), Boot: s.boot,
+		ReconnectMin: s.reconnectMin, ReconnectMax: s.reconnectMax, Boot: s.boot,
 	}
 	s.exporting.apply(&base)
+	return base, nil
+}
+
+// destinations makes the exporters and the printer of the -c URLs.
+func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, printer, func(), error) {
+	base, err := s.base()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	base.Notify = notifier(log)
 	names := map[string]bool{}
 	var exporters []exporter
 	var out printer
@@ -235,7 +245,7 @@ func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, 
 			continue
 		}
 		if strings.HasPrefix(url, "zmq:") {
-			x, err := newNtopng(url, s, node, base.Notify)
+			x, err := newNtopng(url, s, base.Options.Node, base.Notify)
 			if err != nil {
 				return nil, nil, nil, err
 			}

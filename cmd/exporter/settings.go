@@ -37,6 +37,7 @@ type settings struct {
 	reconnectMax     time.Duration
 	exporting        exporting
 	selecting        selecting
+	given            given
 	runtimes         runtimes.Config
 	interfaces       interfaceSettings
 	wire             wireSettings
@@ -108,6 +109,7 @@ func addRuntimeFlags(f *pflag.FlagSet, c *runtimes.Config) {
 
 // load completes the flags by the environment and the configuration file, and checks them.
 func (s *settings) load(f *pflag.FlagSet) error {
+	s.given = remember(f)
 	// set gives flag name a value unless a stronger source has.
 	set := func(name, value, from string) error {
 		if f.Changed(name) {
