@@ -37,7 +37,9 @@ func TestReload(t *testing.T) {
 	talk := func(name string) {
 		t.Helper()
 		start(t, name, "", "client", "127.0.0.1", strconv.Itoa(ports.TCP), "0", "1", "100").end()
-		eventually(t, "the record of "+name, func() bool { return strings.Contains(r.out.String(), name) && bytes.Contains(stream.bytes(), []byte(name)) })
+		eventually(t, "the record of "+name, func() bool {
+			return strings.Contains(r.out.String(), name) && bytes.Contains(stream.bytes(), []byte(name))
+		})
 	}
 	talk("before-reload")
 	write("?fields=%2BobservationDomainName,-sourceProcessName", "native")
