@@ -46,8 +46,11 @@ func TestKube(t *testing.T) {
 	}
 	const tcp, udp = 17020, 17021
 	a, b := router(t, tcp, udp)
+	needTool(t, "ipfixDump")
 	port := freePort(t)
-	r := runExporter(t, "--metrics", fmt.Sprintf("127.0.0.1:%d", port), "--kube", cluster1(t), "--idle-timeout", "1s")
+	collector := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	sink := newTCPSink(t, collector)
+	r := runExporter(t, "--metrics", fmt.Sprintf("127.0.0.1:%d", port), "--kube", cluster1(t), "--idle-timeout", "1s", "-c", "json:-", "-c", "tcp://"+collector)
 	metrics := func() string {
 		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
 		if err != nil {
@@ -97,6 +100,22 @@ func TestKube(t *testing.T) {
 	want := map[string]int{"10.99.0.77 @n7 shop/db-0 u1": 1, "10.99.0.78 shop/gone@": 1, "10.99.0.79 @n8": 1, "tcp": 1, "udp": 1}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+	// And on the wire.
+	wire := map[string]int{}
+	for _, f := range ipfixDump(t, sink.bytes()) {
+		switch to := f["destinationIPv4Address"]; {
+		case strings.HasPrefix(to, "10.99.0.7"):
+			wire[strings.Join([]string{to, f["destinationServiceName"], f["destinationNodeName"], f["destinationPodNamespace"], f["destinationPodName"]}, " ")]++
+		case f["destinationServiceName"] == "shop/web":
+			wire[strings.Join([]string{to, f["postNATDestinationIPv4Address"], f["postNAPTDestinationTransportPort"]}, " ")]++
+		}
+	}
+	want = map[string]int{
+		"10.99.0.77  n7 shop db-0": 1, "10.99.0.78 shop/gone   ": 1, "10.99.0.79  n8  ": 1, "10.98.0.1 10.98.1.2 17020": 1, "10.98.0.1 10.98.1.2 17021": 1,
+	}
+	if fmt.Sprint(wire) != fmt.Sprint(want) {
+		t.Errorf("on the wire: %v, want %v", wire, want)
 	}
 	for _, line := range []string{`sockflow_kube_named_ends_total{kind="pods"} 1`, `sockflow_kube_named_ends_total{kind="services"} 3`, `sockflow_kube_errors_total{cause="failed",kind="pods"} 0`} {
 		if !strings.Contains(m, line) {
