@@ -4,6 +4,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -47,6 +49,7 @@ func newFake(t *testing.T) *fake {
 	f.changed = sync.NewCond(&f.mu)
 	f.Server = httptest.NewUnstartedServer(http.HandlerFunc(f.serve))
 	f.EnableHTTP2 = true
+	f.Config.ErrorLog = log.New(io.Discard, "", 0) // connections are cut on purpose
 	f.StartTLS()
 	t.Cleanup(func() {
 		f.CloseClientConnections()

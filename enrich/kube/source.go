@@ -25,6 +25,7 @@ type Stats struct {
 type Source struct {
 	cfg    Config
 	client *client
+	down   atomic.Int32 // kinds that cannot be read
 
 	lists, watches, changes, bookmarks, gone, refused, failed, malformed [kinds]atomic.Uint64
 }
@@ -97,7 +98,8 @@ type follower struct {
 	version string        // of what is known; empty: nothing is
 	wait    time.Duration // of the next failure
 	broke   bool          // the last watch did, which had worked: servers restart, and proxies lose patience
-	down    bool          // it was told that it fails
+	down    bool          // it fails
+	refused bool          // that it is refused was told
 }
 
 func (f *follower) run(ctx context.Context) {
@@ -126,17 +128,19 @@ func (f *follower) run(ctx context.Context) {
 	}
 }
 
-// fail counts a failure, and tells of the first.
+// fail counts a failure, and tells of the first: of a refusal for each kind, and else for all together.
 func (f *follower) fail(err error) {
-	var s *statusError
-	hint := ""
-	if errors.As(err, &s) && (s.code == http.StatusUnauthorized || s.code == http.StatusForbidden) {
+	var st *statusError
+	if errors.As(err, &st) && (st.code == http.StatusUnauthorized || st.code == http.StatusForbidden) {
 		f.s.refused[f.kind].Add(1)
-		hint = "; the token's account needs the verbs list and watch"
 		f.wait = f.s.cfg.BackoffMax // somebody has to do something first
-	} else {
-		f.s.failed[f.kind].Add(1)
+		if !f.refused {
+			f.refused = true
+			f.s.cfg.Notify(false, fmt.Sprintf("kubernetes %s at %s cannot be read: %s; the token's account needs the verbs list and watch", f.kind, f.s.Server(), oneLine(err.Error())))
+		}
+		return
 	}
+	f.s.failed[f.kind].Add(1)
 	var cut *brokenWatch
 	if errors.As(err, &cut) && !f.broke {
 		f.broke = true // told if the next one fails too
@@ -144,16 +148,24 @@ func (f *follower) fail(err error) {
 	}
 	if !f.down {
 		f.down = true
-		f.s.cfg.Notify(false, fmt.Sprintf("kubernetes %s at %s cannot be read: %s%s", f.kind, f.s.Server(), oneLine(err.Error()), hint))
+		if f.s.down.Add(1) == 1 {
+			f.s.cfg.Notify(false, fmt.Sprintf("kubernetes at %s cannot be read: %s: %s", f.s.Server(), f.kind, oneLine(err.Error())))
+		}
 	}
 }
 
 // works tells that it does, after it did not, and lets the next failure be followed by a short wait.
 func (f *follower) works() {
 	f.wait, f.broke = f.s.cfg.BackoffMin, false
+	if f.refused {
+		f.refused = false
+		f.s.cfg.Notify(true, fmt.Sprintf("kubernetes %s at %s are read", f.kind, f.s.Server()))
+	}
 	if f.down {
 		f.down = false
-		f.s.cfg.Notify(true, fmt.Sprintf("kubernetes %s at %s are read again", f.kind, f.s.Server()))
+		if f.s.down.Add(-1) == 0 {
+			f.s.cfg.Notify(true, fmt.Sprintf("kubernetes at %s is read again", f.s.Server()))
+		}
 	}
 }
 
