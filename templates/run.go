@@ -23,23 +23,25 @@ func flowRuns() []run {
 	key6 := append([]string{"sourceIPv6Address", "destinationIPv6Address"}, key4[2:]...)
 	counters := []string{"octetDeltaCount", "packetDeltaCount", "transportOctetDeltaCount", "flowStartMilliseconds", "flowEndMilliseconds"}
 	reverse := []string{"reverseOctetDeltaCount", "reversePacketDeltaCount", "reverseTransportOctetDeltaCount"}
+	tcp := []string{
+		"observationSource", "tcpControlBits", "tcpState", "connectionError", "tcpConnectTimeMicroseconds",
+		"tcpSmoothedRoundTripTimeMicroseconds", "tcpMinimumRoundTripTimeMicroseconds", "retransmittedPacketDeltaCount",
+		"retransmittedOctetDeltaCount", "tcpRoundTripTimeVarianceMicroseconds", "tcpLostPackets", "tcpUnacknowledgedPackets",
+		"tcpCongestionWindow", "tcpDeliveryRate", "tcpPacingRate",
+	}
 	process := []string{"NetworkNamespace", "SocketCookie", "ControlGroupId", "ProcessId", "UserId", "GroupId", "ProcessStartTime", "ParentProcessId", "ParentUserId"}
 	processTexts := []string{"ProcessPath", "ProcessName", "UserName", "ParentProcessPath"}
 	containerTexts := []string{"ContainerId", "ContainerName", "ContainerImage", "ContainerRuntime"}
 	podTexts := []string{"PodName", "PodNamespace", "PodUid", "PodLabels", "ServiceName"}
 	return []run{
+		{names: slices.Concat(key4, counters, reverse, tcp), octets: 144, put: putFlow4},
+		{names: slices.Concat(key6, counters, reverse, tcp), octets: 168, put: putFlow6},
 		{names: key4, octets: 15, put: putKey4},
 		{names: key6, octets: 39, put: putKey6},
 		{names: slices.Concat(counters, reverse), octets: 64, put: putBiflow},
 		{names: counters, octets: 40, put: putUniflow},
-		{octets: 25, put: putTCP, names: []string{
-			"observationSource", "tcpControlBits", "tcpState", "connectionError", "tcpConnectTimeMicroseconds",
-			"tcpSmoothedRoundTripTimeMicroseconds", "tcpMinimumRoundTripTimeMicroseconds", "retransmittedPacketDeltaCount",
-		}},
-		{octets: 40, put: putTCPMore, names: []string{
-			"retransmittedOctetDeltaCount", "tcpRoundTripTimeVarianceMicroseconds", "tcpLostPackets", "tcpUnacknowledgedPackets",
-			"tcpCongestionWindow", "tcpDeliveryRate", "tcpPacingRate",
-		}},
+		{names: tcp, octets: 65, put: putTCP},
+		{names: tcp[:8], octets: 25, put: putTCPLess},
 		{names: names(false, process), octets: 48, put: func(_ *context, b []byte, r *flowcache.Record) { putProcess(b, &r.Source) }},
 		{names: names(true, process), octets: 48, put: func(_ *context, b []byte, r *flowcache.Record) { putProcess(b, &r.Dest) }},
 		{names: names(false, append(processTexts, "ServiceUnit")), text: func(dst []byte, r *flowcache.Record, limit int) []byte { return appendUnit(dst, &r.Source, limit) }},
@@ -99,7 +101,7 @@ func putBiflow(c *context, b []byte, r *flowcache.Record) {
 	be.PutUint64(d[56:], r.Reverse.Payload)
 }
 
-func putTCP(_ *context, b []byte, r *flowcache.Record) {
+func putTCPLess(_ *context, b []byte, r *flowcache.Record) {
 	d := (*[25]byte)(b)
 	t := &r.TCP
 	d[0], d[1], d[2] = byte(r.Origin), r.Control, t.State
@@ -110,16 +112,32 @@ func putTCP(_ *context, b []byte, r *flowcache.Record) {
 	be.PutUint64(d[17:], local(r).RetransPackets)
 }
 
-func putTCPMore(_ *context, b []byte, r *flowcache.Record) {
-	d := (*[40]byte)(b)
+func putTCP(c *context, b []byte, r *flowcache.Record) {
+	d := (*[65]byte)(b)
 	t := &r.TCP
-	be.PutUint64(d[0:], local(r).RetransOctets)
-	be.PutUint32(d[8:], t.RTTVar)
-	be.PutUint32(d[12:], t.Lost)
-	be.PutUint32(d[16:], t.Unacked)
-	be.PutUint32(d[20:], t.CongestionWindow)
-	be.PutUint64(d[24:], t.DeliveryRate)
-	be.PutUint64(d[32:], t.PacingRate)
+	putTCPLess(c, d[:25], r)
+	be.PutUint64(d[25:], local(r).RetransOctets)
+	be.PutUint32(d[33:], t.RTTVar)
+	be.PutUint32(d[37:], t.Lost)
+	be.PutUint32(d[41:], t.Unacked)
+	be.PutUint32(d[45:], t.CongestionWindow)
+	be.PutUint64(d[49:], t.DeliveryRate)
+	be.PutUint64(d[57:], t.PacingRate)
+}
+
+// putFlow4 is all that a biflow of TCP over IPv4 has beside its ends.
+func putFlow4(c *context, b []byte, r *flowcache.Record) {
+	d := (*[144]byte)(b)
+	putKey4(c, d[:15], r)
+	putBiflow(c, d[15:79], r)
+	putTCP(c, d[79:], r)
+}
+
+func putFlow6(c *context, b []byte, r *flowcache.Record) {
+	d := (*[168]byte)(b)
+	putKey6(c, d[:39], r)
+	putBiflow(c, d[39:103], r)
+	putTCP(c, d[103:], r)
 }
 
 func putProcess(b []byte, e *flowcache.End) {

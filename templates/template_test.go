@@ -356,13 +356,25 @@ func FuzzAppendString(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string, limit int) {
 		limit = limit & 1023
-		b := AppendString(nil, s, limit)
+		b := AppendString(make([]byte, 0, limit&255), s, limit) // with room or without
 		n, body := int(b[0]), b[1:]
 		if n == 255 {
 			n, body = int(b[1])<<8|int(b[2]), b[3:]
 		}
 		if n != len(body) || n > limit || !utf8.Valid(body) || bytes.IndexByte(body, 0) >= 0 {
 			t.Fatalf("%q limit %d: %q", s, limit, b)
+		}
+		sound := utf8.ValidString(s) && !strings.Contains(s, "\x00")
+		if sound && string(body) != Cut(s, limit) {
+			t.Fatalf("%q limit %d: %q", s, limit, body)
+		}
+		fixed := AppendFixed(nil, s, limit)
+		text, fill := fixed, 0
+		for len(text) > 0 && text[len(text)-1] == 0 {
+			text, fill = text[:len(text)-1], fill+1
+		}
+		if len(fixed) != limit || !utf8.Valid(text) || bytes.IndexByte(text, 0) >= 0 || sound && string(text) != Cut(s, limit) {
+			t.Fatalf("%q of %d octets: %q", s, limit, fixed)
 		}
 	})
 }
