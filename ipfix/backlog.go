@@ -383,9 +383,9 @@ func (b *backlog) sync() {
 	if b.away && len(b.mem) > 0 {
 		b.spill()
 	}
-	f := b.disk.forSync()
+	files := b.disk.forSync()
 	b.mu.Unlock()
-	if f != nil {
+	for _, f := range files {
 		f.Sync()
 		f.Close()
 	}

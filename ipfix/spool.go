@@ -26,10 +26,11 @@ type spool struct {
 
 	segments []*segment // oldest first
 	size     int64
-	writer   *os.File // of the last segment; nil before the first append of this run
-	control  *session // of the segment being written
-	writes   *session // of the segment being written: what it tells
-	told     int      // of the messages of control
+	writer   *os.File   // of the last segment; nil before the first append of this run
+	full     []*os.File // of segments before, not yet synced
+	control  *session   // of the segment being written
+	writes   *session   // of the segment being written: what it tells
+	told     int        // of the messages of control
 	sequence uint32
 	scratch  []byte
 	appended uint64 // messages
@@ -224,8 +225,7 @@ func (s *spool) begin() error {
 		return err
 	}
 	if s.writer != nil {
-		s.writer.Sync()
-		s.writer.Close()
+		s.full = append(s.full, s.writer) // to be synced: that may take seconds
 	}
 	s.writer, s.writes, s.sequence, s.told = f, newSession(), 0, 0
 	s.segments = append(s.segments, &segment{id: id})
@@ -449,27 +449,27 @@ func (s *spool) before() ([][]byte, error) {
 	return control, nil
 }
 
-// forSync returns a file to sync and close if something was written since the last time.
-func (s *spool) forSync() *os.File {
+// forSync returns files to sync and close, of what was written since the last time.
+func (s *spool) forSync() []*os.File {
+	l := s.full
+	s.full = nil
 	if s.writer == nil || s.synced == s.appended {
-		return nil
+		return l
 	}
 	fd, err := unix.FcntlInt(s.writer.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil
+		return l
 	}
 	s.synced = s.appended
-	return os.NewFile(uintptr(fd), s.writer.Name())
+	return append(l, os.NewFile(uintptr(fd), s.writer.Name()))
 }
 
+// close does not wait for the device: what is written outlives the program, and the system writes it through before it goes down.
 func (s *spool) close() {
-	if s.writer != nil {
-		s.writer.Sync()
-	}
-	for _, f := range []*os.File{s.writer, s.reader, s.mark, s.lock} {
+	for _, f := range append(s.full, s.writer, s.reader, s.mark, s.lock) {
 		if f != nil {
 			f.Close()
 		}
 	}
-	s.writer, s.reader = nil, nil
+	s.full, s.writer, s.reader = nil, nil, nil
 }

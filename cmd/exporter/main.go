@@ -52,8 +52,10 @@ func newCommand(name string, stdout, stderr io.Writer) *cobra.Command {
 		Long: `Meters the sockets of this host and exports IPFIX or NetFlow v9 flow records that name the process, user and container
 behind each end. Without -c, records are printed: a table on a terminal, JSON lines otherwise.
 
-Collector URLs: udp://host:4739  tcp://host:4739  netflow9+udp://host:2055  zmq://host:5556  json:-  json:PATH?style=ntop
-Their options: ?template-refresh=60s&mtu=1400&dialect=known|native|iana&direction=biflow|uniflow&domain=1`,
+Collector URLs: udp://host:4739  tcp://host:4739  tls://host:4740  dtls://host:4740  sctp://host:4739  netflow9+udp://host:2055
+  file:PATH  zmq://host:5556  json:-  json:PATH?style=ntop
+Their options: ?template-refresh=60s&mtu=1400&dialect=known|native|iana&direction=biflow|uniflow&domain=1&filter=EXPR
+  TLS, DTLS: ca=FILE&cert=FILE&key=FILE&server-name=NAME   files: rotate=100M&rotate=1h&keep=24&fsync=close|message|1s|never`,
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
