@@ -53,10 +53,10 @@ type status struct {
 }
 
 // maxObject bounds what one object may take while it is read. etcd takes 1.5 MB by default.
-const maxObject = 8 << 20
+const maxObject = 4 << 20
 
 var (
-	errTooBig = errors.New("an object is larger than 8 MB")
+	errTooBig = errors.New("an object is larger than 4 MB")
 	errShape  = errors.New("not the JSON of a Kubernetes list")
 )
 

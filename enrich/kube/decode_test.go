@@ -23,7 +23,7 @@ func TestDecodeList(t *testing.T) {
 		"a list":          {`[]`, 0, "", "", true},
 		"items no list":   {`{"metadata":{"resourceVersion":"7"},"items":{}}`, 0, "", "", true},
 		"nothing":         {``, 0, "", "", true},
-		"too big an item": {`{"metadata":{"resourceVersion":"7"},"items":["` + strings.Repeat("x", 2*maxObject) + `"]}`, 0, "", "", true},
+		"too big an item": {`{"metadata":{"resourceVersion":"7"},"items":["` + strings.Repeat("x", maxObject+1<<17) + `"]}`, 0, "", "", true},
 	} {
 		n := 0
 		version, next, err := decodeList(strings.NewReader(c.in), func(*item) error { n++; return nil }, func(error) {})
@@ -32,9 +32,9 @@ func TestDecodeList(t *testing.T) {
 		}
 	}
 	// A page of many objects may be larger than one object may be.
-	many := `{"metadata":{"resourceVersion":"7"},"items":[` + strings.Repeat(`{"status":{"podIP":"`+strings.Repeat("x", 1<<20)+`"}},`, 20) + `{}]}`
+	many := `{"metadata":{"resourceVersion":"7"},"items":[` + strings.Repeat(`{"status":{"podIP":"`+strings.Repeat("x", 1<<20)+`"}},`, 5) + `{}]}`
 	n := 0
-	if _, _, err := decodeList(strings.NewReader(many), func(*item) error { n++; return nil }, nil); n != 21 || err != nil {
+	if _, _, err := decodeList(strings.NewReader(many), func(*item) error { n++; return nil }, nil); n != 6 || err != nil {
 		t.Errorf("%d items, %v", n, err)
 	}
 	stop := errors.New("stop")

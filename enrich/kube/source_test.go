@@ -317,7 +317,7 @@ func TestGarbage(t *testing.T) {
 		`{"type":"ADDED","object":{"metadata":{"na`,
 		`nonsense`, `[]`, `{"type":5}`, `{"type":"ADDED","object":[]}`, `{"type":"NEW","object":{}}`, "\x00\xff",
 		`{"type":"ERROR","object":{"code":500,"message":"etcdserver: leader changed"}}`,
-		`{"type":"ADDED","object":"` + strings.Repeat("x", 2*maxObject) + `"}`,
+		`{"type":"ADDED","object":"` + strings.Repeat("x", maxObject+1<<17) + `"}`,
 		``,
 	}
 	n := 0
