@@ -88,11 +88,11 @@ SOAK ?= 10m
 soak:
 	cd ipfix && SOCKFLOW_SOAK=$(SOAK) $(GO) test -count=1 -timeout 2h -v -run '^TestCollectorDies$$' .
 
-# Every fuzz target, briefly.
+# Every fuzz target, briefly. Minimizing would take up to a minute for every new input.
 fuzz:
 	@set -e; for p in $$($(GO) list ./...); do \
 		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
-			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; \
+			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$p; \
 		done; \
 	done
 
