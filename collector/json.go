@@ -54,36 +54,54 @@ func (r *Record) AppendJSON(dst []byte) []byte {
 }
 
 func (r *Record) appendFields(dst []byte) []byte {
-	fields := r.Template.Fields
-	again := r.Template.times
-	for i := range fields {
+	t := r.Template
+	for i := range t.Fields {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		name := fields[i].Name()
-		if again != nil && again[i] > 1 {
-			name += "#" + strconv.Itoa(again[i])
-		}
-		dst = appendString(dst, name)
+		dst = append(dst, t.keys[i]...)
 		dst = append(dst, ':')
-		dst = appendValue(dst, r.Value(i), fields[i].Type())
+		dst = r.appendField(dst, i)
 	}
 	return dst
 }
 
-// repeated returns how often each field's name has come up to there, nil if none comes again.
-func (t *Template) repeated() []int {
+// appendField writes what is in most records without a detour through an interface.
+func (r *Record) appendField(dst []byte, i int) []byte {
+	t, b := r.Template.Fields[i].Type(), r.Values[i]
+	switch {
+	case t >= unsigned8 && t <= unsigned64:
+		if n, ok := unsigned(b); ok {
+			return strconv.AppendUint(dst, n, 10)
+		}
+	case t == stringType && plain(b):
+		return append(append(append(dst, '"'), b...), '"')
+	}
+	return appendValue(dst, r.Value(i), t)
+}
+
+// plain reports whether octets may stand in JSON as they are.
+func plain[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
+// makeKeys returns the names of the fields as JSON strings. One that comes again has a number after it.
+func (t *Template) makeKeys() []string {
 	seen := make(map[string]int, len(t.Fields))
-	times := make([]int, len(t.Fields))
+	keys := make([]string, len(t.Fields))
 	for i := range t.Fields {
 		name := t.Fields[i].Name()
-		seen[name]++
-		times[i] = seen[name]
+		if seen[name]++; seen[name] > 1 {
+			name += "#" + strconv.Itoa(seen[name])
+		}
+		keys[i] = string(appendString(nil, name))
 	}
-	if len(seen) == len(t.Fields) {
-		return nil
-	}
-	return times
+	return keys
 }
 
 func appendValue(dst []byte, v any, t templates.Type) []byte {
@@ -152,17 +170,8 @@ func appendTime(dst []byte, t time.Time, typ templates.Type) []byte {
 }
 
 func appendString(dst []byte, s string) []byte {
-	plain := true
-	for i := range len(s) {
-		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' {
-			plain = false
-			break
-		}
-	}
-	if plain {
-		dst = append(dst, '"')
-		dst = append(dst, s...)
-		return append(dst, '"')
+	if plain(s) {
+		return append(append(append(dst, '"'), s...), '"')
 	}
 	b, _ := json.Marshal(s) // a string always can be
 	return append(dst, b...)

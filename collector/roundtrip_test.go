@@ -229,3 +229,27 @@ func TestRoundTrip(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkJSON decodes a record with every field, and writes it.
+func BenchmarkJSON(b *testing.B) {
+	msgs := encode(b, layout{}, 1400, []flowcache.Record{sample(2, false)})
+	s, err := collector.NewSession(collector.Config{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := s.Messages(msgs[:len(msgs)-1]); err != nil {
+		b.Fatal(err)
+	}
+	var line []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		recs, err := s.Decode(msgs[len(msgs)-1], now)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for i := range recs {
+			line = recs[i].AppendJSON(line[:0])
+		}
+	}
+	b.SetBytes(int64(len(line)))
+}

@@ -255,7 +255,7 @@ func TestMemory(t *testing.T) {
 		decode(t, s, message10(seq, set(2, 256+id, uint16(1), uint16(7), uint16(2))))
 	}
 	have := uint64(len(s.domains[domainKey{id: 7}].templates))
-	if have != (4096-domainCost)/(160+24) || s.stats.Refused != 100-have || s.memory < 0 {
+	if have != (4096-domainCost)/(160+80) || s.stats.Refused != 100-have || s.memory < 0 {
 		t.Errorf("%d templates, %+v, %d left", have, s.stats, s.memory)
 	}
 	// One that is known may be refreshed; another domain, or a name, is too much.

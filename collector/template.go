@@ -40,7 +40,7 @@ type Template struct {
 	MinSize int // of a record, octets; never 0
 	v9      bool
 	types   *typeFields // where a type record (RFC 5610) has its fields; nil if it is none
-	times   []int       // see repeated
+	keys    []string    // see makeKeys
 }
 
 // Index returns the place of the first field of that name, -1 if there is none.
@@ -61,7 +61,7 @@ type held struct {
 }
 
 // cost is about what a template takes of memory, in octets.
-func (t *Template) cost() int { return 160 + 24*len(t.Fields) }
+func (t *Template) cost() int { return 160 + 80*len(t.Fields) }
 
 // parseTemplate reads a Template Record or an Options Template Record (RFC 7011, section 3.4; RFC 3954, sections 5.2 and 6.1) at the
 // begin of b, and how many octets it takes. A nil template with a number of octets is a withdrawal of id.
@@ -146,7 +146,7 @@ func (s *Session) name(t *Template) {
 			f.Element = s.element(f.Number)
 		}
 	}
-	t.times = t.repeated()
+	t.keys = t.makeKeys()
 }
 
 // element returns what is known of an element: what its own exporter says comes first. It is nil if nothing is.
