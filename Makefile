@@ -54,6 +54,10 @@ test: packages
 test-pods: packages
 	SOCKFLOW_PODS=200 SOCKFLOW_HANG=60 REQUIRE_ROOT=1 $(GO) test -count=1 -v -timeout 10m -run '^(TestPods|TestHungRuntime)$$' ./cmd/exporter
 
+# Captures through replay and every transport to every collector, record by record. make test runs it too.
+harness: packages
+	@if [ "$$(id -u)" = 0 ]; then export REQUIRE_ROOT=1; fi; $(GO) test -count=1 -timeout 10m -run 'TestCaptures|TestHarness' ./cmd/exporter
+
 KERNELS ?= 5.10 6.1 6.12 7
 
 test-kernels:

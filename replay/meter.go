@@ -99,13 +99,13 @@ func NewMeter(cfg Config) (*Meter, error) {
 	}
 	cfg.Linger = min(cfg.Linger, cfg.IdleTimeout, longest)
 	cfg.ActiveTimeout, cfg.IdleTimeout = min(cfg.ActiveTimeout, longest), min(cfg.IdleTimeout, longest)
-	m := &Meter{cfg: cfg, seed: newSeed(), free: make(chan *round, 8), dec: decoder{decap: cfg.Decap}}
+	m := &Meter{cfg: cfg, seed: newSeed(), free: make(chan *round, 6), dec: decoder{decap: cfg.Decap}}
 	n := 1
 	if cfg.MaxFlows >= shardedFlows {
 		n = 2
 	}
 	for side := range n {
-		s := &shard{side: side, in: make(chan *round, 2), out: make(chan produced, 8)}
+		s := &shard{side: side, in: make(chan *round, 2), out: make(chan produced, 2)}
 		s.table = newTable(&cfg, min(cfg.MaxFlows/n, 1<<31), m.seed, func(full *flowcache.Records) *flowcache.Records {
 			if full != nil {
 				s.out <- produced{records: full}

@@ -84,7 +84,7 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 	}
 	defer in.close()
 	// Late packets may be older than the first.
-	s.boot = time.Unix(0, in.firstTime()).Add(-time.Hour)
+	s.boot = time.Unix(0, in.firstTime()).Add(-time.Hour).Truncate(time.Millisecond)
 	var names *metadata
 	if o.metadata != "" {
 		if names, err = readMetadata(o.metadata); err != nil {
@@ -107,7 +107,7 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 	}
 	p := &pipeline{exporters: newGroup(s.exporting.policy, exporters), printer: printer, selector: selector, pool: make(flowcache.RecordPool, 64)}
 	m, err := replay.NewMeter(replay.Config{
-		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows, Decap: o.decap, Pool: make(flowcache.RecordPool, 32),
+		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows, Decap: o.decap, Pool: make(flowcache.RecordPool, 8),
 	})
 	if err != nil {
 		return usageError{err}
@@ -135,14 +135,14 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 				names.name(&r.List[i])
 			}
 		}
-		waitForRoom(ctx, exporters, maxWaiting)
+		waitForRoom(ctx, exporters)
 		return p.hand(r.List)
 	})
 	if err == nil {
 		err = p.tellRecords(p.selector.flush()) // the interval of --aggregate-ports is the whole capture
 	}
 	bar.stop()
-	waitForRoom(ctx, exporters, 0)
+	waitForAll(ctx, exporters)
 	stopExport()
 	exporting.Wait()
 	summarize(exporters, log)
@@ -158,25 +158,41 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 
 const (
 	// maxWaiting is how many records may wait for a collector before reading goes on: nothing is lost to a queue.
-	maxWaiting = 4096
+	maxWaiting = 1024
 	// stuck is how long a collector may take nothing before its records are given up.
 	stuck = 10 * time.Second
+	// flushTime is more than what an exporter waits for a message to become full.
+	flushTime = 80 * time.Millisecond
 )
 
 // waitForRoom waits until no collector has more than so many records before it, or one takes none for too long.
-func waitForRoom(ctx context.Context, exporters []exporter, most uint64) {
+func waitForRoom(ctx context.Context, exporters []exporter) {
 	for _, x := range exporters {
-		last, since := x.Stats().Waiting, time.Now()
-		for ctx.Err() == nil {
-			n := x.Stats().Waiting
-			if n <= most || n >= last && time.Since(since) > stuck {
-				break
-			}
-			if n < last {
-				last, since = n, time.Now()
-			}
-			time.Sleep(200 * time.Microsecond)
+		waitFor(ctx, func() uint64 { return max(x.Stats().Waiting, maxWaiting) - maxWaiting })
+	}
+}
+
+// waitForAll waits until collectors have all records, those included that wait for a connection or an acknowledgment.
+func waitForAll(ctx context.Context, exporters []exporter) {
+	for _, x := range exporters {
+		waitFor(ctx, func() uint64 { return x.Stats().Waiting })
+	}
+	if len(exporters) > 0 && ctx.Err() == nil {
+		time.Sleep(flushTime)
+	}
+	for _, x := range exporters {
+		waitFor(ctx, func() uint64 { return x.Stats().Backlog })
+	}
+}
+
+// waitFor waits until left is 0, or has not become less for too long.
+func waitFor(ctx context.Context, left func() uint64) {
+	least, since := left(), time.Now()
+	for n := least; n > 0 && ctx.Err() == nil && time.Since(since) < stuck; n = left() {
+		if n < least {
+			least, since = n, time.Now()
 		}
+		time.Sleep(200 * time.Microsecond)
 	}
 }
 
