@@ -459,6 +459,9 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp || !tp->inet_conn.icsk_inet.inet_sport)
 		goto out; /* no port could be had: nothing was ever sent */
+	st = find(sk);
+	if (old_state == TCP_SYN_RECV && !st && !tp->fastopen_rsk)
+		return 0; /* the second child of one request, made on another CPU: it was never anybody's (inet_ehash_nolisten) */
 	r = bpf_ringbuf_reserve(&events, sizeof(*r), 0);
 	if (!r) {
 		lost(LOSS_RING_SOCKET);
@@ -471,7 +474,6 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 	r->time = bpf_ktime_get_ns();
 	put_common(r, sk);
 	put_addresses(r, sk);
-	st = find(sk);
 	put_tcp(r, tp, old_state, st ? st->role : ROLE_UNKNOWN);
 	if (st && !(st->flags & SOCK_TOUCHED)) {
 		if ((old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT) && sk->sk_shutdown == SHUTDOWN_MASK)
@@ -480,7 +482,7 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 	}
 	if (st)
 		put_state(r, st);
-	if (old_state == TCP_SYN_RECV) { /* never established: nobody knew it before */
+	if (old_state == TCP_SYN_RECV) { /* never established (Fast Open): nobody knew it before */
 		r->flags |= SOCK_BORN;
 		r->role = r->role ?: ROLE_RESPONDER;
 	}
@@ -942,9 +944,9 @@ static __always_inline __u32 put_path(char *to, struct file *file, struct task_s
 			return len; /* a file of no mounted tree: memfd, say */
 		d = up;
 	}
-	if (len <= PATH_OCTETS && !bpf_probe_read_kernel(to + len, sizeof(more), more))
-		len += sizeof(more);
-	return len;
+	BOUND(len);
+	bpf_probe_read_kernel(to + len, sizeof(more), more);
+	return len + sizeof(more);
 }
 
 static __always_inline __u32 put_cgroup(char *to, struct kernfs_node *kn)

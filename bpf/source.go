@@ -255,6 +255,24 @@ func Missing(hooks []Hook) (missing, instead []Hook) {
 // else must take snapshots.
 func (s *Source) CanWalk() bool { return s.walker != nil }
 
+// Known completes o, a connection that nobody has walked to, as those that a process holds in an io_uring only: with its owner and role, if
+// its birth was seen. Safe for concurrent use.
+func (s *Source) Known(o *flowcache.Observation) {
+	spec := s.maps.Maps["slots"]
+	var slot programSlot
+	if spec.Lookup(uint32(o.Cookie)&(spec.MaxEntries()-1), &slot) != nil || slot.Cookie != o.Cookie {
+		return
+	}
+	var clk clock
+	clk.set()
+	o.Role, o.First = flowcache.Role(slot.State.Role), clk.wall(slot.State.Start)
+	o.Kernel = slot.State.Flags&flagKernel != 0
+	if slot.State.Tgid != 0 {
+		o.Process = flowcache.ProcessID{PID: slot.State.Tgid, Start: ticks(slot.State.TaskStart)}
+		o.UID, o.GID = slot.State.Uid, slot.State.Gid
+	}
+}
+
 // Causes of losses, in the order of enum loss.
 var causes = [...]string{"ring_socket", "ring_process", "datagram_map", "storage"}
 

@@ -23,6 +23,10 @@ type Config struct {
 	// first record, if the other end is not here. Where both are here, they tell themselves.
 	Translate func(k Key, begin int64) (Path, bool)
 
+	// Known, if set, completes what an audit saw of a connection that its source has not told, by what that knows of the socket all the same:
+	// its owner and role.
+	Known func(o *Observation)
+
 	// Hold and Release, if set, are told which processes live flows belong to, so that their names are kept.
 	Hold, Release func(ProcessID)
 }
@@ -114,6 +118,9 @@ func New(cfg Config) (*Cache, error) {
 	}
 	if cfg.ActiveTimeout < 0 || cfg.IdleTimeout < 0 || cfg.MaxFlows < 0 {
 		return nil, errors.New("timeouts and the number of flows must be positive")
+	}
+	if cfg.Known == nil {
+		cfg.Known = func(*Observation) {}
 	}
 	if cfg.Hold == nil {
 		cfg.Hold = func(ProcessID) {}
@@ -336,10 +343,21 @@ func (c *Cache) AuditDone(began int64) {
 func (c *Cache) judge(dst []Record) []Record {
 	dst = c.Sweep(dst, c.auditBegan)
 	c.suspected = true
+	var lonely map[uint64]uint64
 	for i := range c.suspects {
+		o := &c.suspects[i]
 		c.stats.Suspects--
 		c.stats.Observations--
-		dst = c.Observe(dst, &c.suspects[i])
+		if c.lookup(&identity{o.Key, o.Cookie}) == 0 && !c.isStale(o) {
+			c.cfg.Known(o)
+			if lonely == nil {
+				lonely = c.lonely()
+			}
+			if conv, _, _ := c.conversation(o); o.Conversation == 0 {
+				o.Conversation = lonely[conv] // by addresses; its source knows more
+			}
+		}
+		dst = c.Observe(dst, o)
 	}
 	c.suspected = false
 	c.suspects = c.suspects[:0]

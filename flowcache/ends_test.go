@@ -118,3 +118,27 @@ func TestPortAgain(t *testing.T) {
 		}
 	}
 }
+
+// TestAuditPeer: a connection that only an audit saw is the other end of one that its source told, though the two know it by different things.
+func TestAuditPeer(t *testing.T) {
+	c := newCache(t, Config{Merge: true, ActiveTimeout: time.Second, Known: func(o *Observation) { o.Role, o.Process.PID = RoleResponder, 77 }})
+	at := 1000 * second
+	a := endOf(tcpKey(1), 1, at, 50, 30, RoleInitiator, PeerUnknown)
+	a.Event = EventUpdate
+	recs := c.Observe(nil, a)
+	recs, _ = c.Expire(recs, at+2*second, 9)
+	b := obs(tcpKey(1).Reverse(), 2, at, EventUpdate, 30, 50)
+	b.Origin, b.Audit, b.Snapshot, b.Role = OriginNetlink, true, true, RoleUnknown
+	recs = c.Observe(recs, b)
+	c.AuditDone(at)
+	recs = c.SnapshotDone(c.SnapshotDone(recs))
+	recs = c.Observe(recs, endOf(tcpKey(1).Reverse(), 2, at+3*second, 35, 50, RoleResponder, PeerUnknown))
+	recs = c.Observe(recs, endOf(tcpKey(1), 1, at+3*second, 50, 35, RoleInitiator, PeerGone))
+	var there, back uint64
+	for _, r := range recs {
+		there, back = there+r.Forward.Payload, back+r.Reverse.Payload
+	}
+	if last := recs[len(recs)-1]; there != 50 || back != 35 || last.Dest.Process.PID != 77 || last.Source.Cookie != 1 || c.Live() != 0 || c.Stats().Audited != 1 {
+		t.Fatalf("%d octets there, %d back, %d live: %+v", there, back, c.Live(), recs)
+	}
+}

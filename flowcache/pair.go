@@ -39,14 +39,29 @@ func (c *Cache) conversation(o *Observation) (conv uint64, path Path, asked bool
 			k.NetNS = o.Key.NetNS
 		}
 	}
-	// The same for both ends: the lesser first. Loopback addresses mean something in their namespace only.
+	return c.byAddress(k), path, asked
+}
+
+// byAddress is the same for both ends: the lesser first. Loopback addresses mean something in their namespace only.
+func (c *Cache) byAddress(k Key) uint64 {
 	if !k.Src.IsLoopback() && !k.Dst.IsLoopback() {
 		k.NetNS = 0
 	}
 	if string(k.Src[:]) > string(k.Dst[:]) || k.Src == k.Dst && k.SrcPort > k.DstPort {
 		k = k.Reverse()
 	}
-	return maphash.Comparable(c.seed, k), path, asked
+	return maphash.Comparable(c.seed, k)
+}
+
+// lonely lists the connections that have not met their peer, by addresses.
+func (c *Cache) lonely() map[uint64]uint64 {
+	convs := map[uint64]uint64{}
+	for i := uint32(1); i < uint32(len(c.chunks))*chunkLen; i++ {
+		if e := c.at(i); e.used && !e.datagram && e.conv != 0 && e.peer == 0 {
+			convs[c.byAddress(e.id.key)] = e.conv
+		}
+	}
+	return convs
 }
 
 func oneToMany(k Key) bool {

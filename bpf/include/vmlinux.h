@@ -272,6 +272,8 @@ struct minmax {
 	struct minmax_sample s[3];
 };
 
+struct request_sock;
+
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u16 tcp_header_len;
@@ -297,6 +299,7 @@ struct tcp_sock {
 	__u32 mss_cache;
 	__u32 rate_delivered;
 	__u32 rate_interval_us;
+	struct request_sock *fastopen_rsk;
 };
 
 struct mptcp_subflow_context {

@@ -60,10 +60,16 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 	processes := enrich.NewProcesses(enrich.ProcConfig{Proc: s.proc, CommandLine: s.cmdline}, cgroups)
 	conntrack := enrich.NewConntrack(func() map[uint32]string { return sockdiag.Namespaces(s.proc) })
 	defer conntrack.Close()
+	var ebpf *bpf.Source // nil in netlink mode
 	cache, err := flowcache.New(flowcache.Config{
 		ActiveTimeout: reportEvery(s), IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows,
 		Merge: s.localPairs == "merge", PeerMemory: max(15*time.Second, 3*s.snapshotInterval), Translate: conntrack.Translate,
 		Hold: processes.Hold, Release: processes.Release,
+		Known: func(o *flowcache.Observation) {
+			if ebpf != nil {
+				ebpf.Known(o)
+			}
+		},
 	})
 	if err != nil {
 		return usageError{err}
@@ -80,7 +86,8 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 
 	// Records must not be older than the timeout they are due by.
 	interval := min(s.snapshotInterval, s.activeTimeout)
-	srcs, ebpf, err := openSources(s, p, interval, log)
+	var srcs []source
+	srcs, ebpf, err = openSources(s, p, interval, log)
 	if err != nil {
 		return err
 	}
