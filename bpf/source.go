@@ -213,13 +213,18 @@ func (s *Source) attach(spec *ebpf.CollectionSpec, h Hook, cgroup string, cgroup
 	return nil
 }
 
-// oneLine drops the verifier's log.
+// oneLine keeps of the verifier's log the line that says why.
 func oneLine(err error) error {
 	var v *ebpf.VerifierError
-	if errors.As(err, &v) {
-		return fmt.Errorf("the kernel refused the program: %w", v.Cause)
+	if !errors.As(err, &v) {
+		return err
 	}
-	return err
+	for _, line := range slices.Backward(v.Log) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "processed ") {
+			return fmt.Errorf("the kernel refused the program: %w: %s", v.Cause, line)
+		}
+	}
+	return fmt.Errorf("the kernel refused the program: %w", v.Cause)
 }
 
 // Hooks returns what is attached and what is not.
