@@ -937,6 +937,7 @@ static __always_inline __u32 put_path(char *to, struct file *file, struct task_s
 		up = BPF_CORE_READ(d, d_parent);
 		if (len > PATH_OCTETS - NAME_OCTETS)
 			break;
+		BOUND(len);
 		n = bpf_probe_read_kernel_str(to + len, NAME_OCTETS, BPF_CORE_READ(d, d_name.name));
 		if (n > 0)
 			len += n & (2 * NAME_OCTETS - 1);
@@ -967,6 +968,7 @@ static __always_inline __u32 put_cgroup(char *to, struct kernfs_node *kn)
 			break; /* the root has no name */
 		if (len > PATH_OCTETS - NAME_OCTETS)
 			break;
+		BOUND(len);
 		n = bpf_probe_read_kernel_str(to + len, NAME_OCTETS, BPF_CORE_READ(kn, name));
 		if (n > 0)
 			len += n & (2 * NAME_OCTETS - 1);
