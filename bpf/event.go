@@ -243,6 +243,7 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk *clock, snapshot bo
 		Error:         r.err != 0,
 	}
 	o.Out, o.In = t.Counters()
+	o.Header = t.Header()
 	o.Control = t.ControlBits()
 	o.TCP = flowcache.TCPMetrics{
 		SRTT: r.srtt >> 3, RTTVar: r.rttvar >> 2, MinRTT: r.minRTT,

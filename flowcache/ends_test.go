@@ -142,3 +142,27 @@ func TestAuditPeer(t *testing.T) {
 		t.Fatalf("%d octets there, %d back, %d live: %+v", there, back, c.Live(), recs)
 	}
 }
+
+// TestManySegments: the kernel counts segments in 32 bits, a long connection has more.
+func TestManySegments(t *testing.T) {
+	c := newCache(t, Config{})
+	var recs []Record
+	var packets, octets uint64
+	const each, header, looks = 1_500_000_000, 52, 8
+	for i := range uint64(looks + 1) {
+		o := obs(tcpKey(1), 1, int64(1000+i)*second, EventUpdate, 0, 0)
+		if i == looks {
+			o.Event = EventEnd
+		}
+		sent := i * each
+		o.Header = header
+		o.Out = Counters{Payload: sent, Packets: sent & (1<<32 - 1), Octets: sent + sent&(1<<32-1)*header}
+		recs = c.Observe(recs[:0], o)
+	}
+	for _, r := range recs {
+		packets, octets = packets+r.Forward.Packets, octets+r.Forward.Octets
+	}
+	if packets != looks*each || octets != looks*each*(1+header) {
+		t.Errorf("%d packets, %d octets, want %d, %d", packets, octets, uint64(looks*each), uint64(looks*each*(1+header)))
+	}
+}

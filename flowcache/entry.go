@@ -111,8 +111,13 @@ func (e *entry) merge(o *Observation) {
 			e.begin = o.First
 		}
 	} else {
-		moved = e.out.raise(&o.Out)
-		moved = e.in.raise(&o.In) || moved
+		out, in := o.Out, o.In
+		if o.Header != 0 {
+			out.unwrap(&e.out, o.Header)
+			in.unwrap(&e.in, o.Header)
+		}
+		moved = e.out.raise(&out)
+		moved = e.in.raise(&in) || moved
 	}
 	if moved {
 		e.changed = true
@@ -216,6 +221,14 @@ func (c *Counters) raise(d *Counters) bool {
 	c.RetransPackets = max(c.RetransPackets, d.RetransPackets)
 	c.RetransOctets = max(c.RetransOctets, d.RetransOctets)
 	return *c != before
+}
+
+// unwrap adds to c, whose packets have 32 bits, what was carried over, if it is later than before.
+func (c *Counters) unwrap(before *Counters, header uint16) {
+	for c.Packets+1<<31 < before.Packets {
+		c.Packets += 1 << 32
+		c.Octets += uint64(header) << 32
+	}
 }
 
 // since returns c - told, where c is more.

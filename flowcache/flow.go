@@ -213,7 +213,9 @@ type Observation struct {
 	Inode   uint32    // socket inode, by which /proc/PID/fd names the owner where Process does not; 0 unknown
 
 	Out, In Counters // from Src to Dst, and back
-	TCP     TCPMetrics
+	// Header is not 0 where packets are the kernel's count of TCP segments, which has 32 bits: octets of the headers of each.
+	Header uint16
+	TCP    TCPMetrics
 }
 
 // End is one end of a flow, where it is on this host. Local is false for an end elsewhere; nil pointers are facts

@@ -23,6 +23,18 @@ func (t *TCPTotals) finReceived() bool {
 	return t.FINReceived || t.State == TCPCloseWait || t.State == TCPLastAck || t.State == TCPClosing || t.State == TCPTimeWait
 }
 
+// Header returns the octets of the headers of a segment, IP and TCP.
+func (t *TCPTotals) Header() uint16 {
+	header := t.HeaderLen
+	if header < 20 {
+		header = 32
+	}
+	if t.IPv4 {
+		return header + 20
+	}
+	return header + 40
+}
+
 // Counters returns the counters of both directions.
 //
 // Payload is exact. IP octets are computed: payload and retransmissions, plus the headers of every segment. What the socket
@@ -33,15 +45,7 @@ func (t *TCPTotals) finReceived() bool {
 func (t *TCPTotals) Counters() (out, in Counters) {
 	const synOptions = 8 // MSS, SACK permitted, window scale and padding, beside the timestamps
 
-	header := uint64(t.HeaderLen)
-	if header < 20 {
-		header = 32
-	}
-	if t.IPv4 {
-		header += 20
-	} else {
-		header += 40
-	}
+	header := uint64(t.Header())
 	received := t.BytesReceived
 	if received > 0 && t.finReceived() {
 		received--

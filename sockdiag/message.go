@@ -204,6 +204,7 @@ func (s *socket) tcp(o *flowcache.Observation, t *flowcache.TCPTotals) {
 		t.BytesReceived = 0 // no segment had data: it is the FIN
 	}
 	o.Out, o.In = t.Counters()
+	o.Header = t.Header()
 	o.Control = t.ControlBits()
 	o.TCP = flowcache.TCPMetrics{
 		SRTT: s.info32(68), RTTVar: s.info32(72), MinRTT: s.info32(148),
