@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -158,6 +159,26 @@ func TestLossIdentity(t *testing.T) {
 	}
 }
 
+// bpfObjects returns the ids of the programs, maps and links that a process holds.
+func bpfObjects(t *testing.T, pid int) map[string][]string {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string][]string{}
+	for _, f := range files {
+		b, _ := os.ReadFile(f) // closed meanwhile
+		for line := range strings.Lines(string(b)) {
+			name, id, _ := strings.Cut(strings.TrimSpace(line), ":")
+			if kind, ok := strings.CutSuffix(name, "_id"); ok && (kind == "prog" || kind == "map" || kind == "link") {
+				ids[kind] = append(ids[kind], strings.TrimSpace(id))
+			}
+		}
+	}
+	return ids
+}
+
 // TestKilled: after kill -9 nothing stays in the kernel, and the next start counts from there on.
 func TestKilled(t *testing.T) {
 	needRoot(t)
@@ -168,15 +189,21 @@ func TestKilled(t *testing.T) {
 	first := runExporter(t, "--metrics", "none", "--snapshot-interval", "200ms")
 	h.tell()
 	time.Sleep(500 * time.Millisecond)
+	objects := bpfObjects(t, first.cmd.Process.Pid)
+	for _, kind := range []string{"prog", "map", "link"} {
+		if len(objects[kind]) == 0 {
+			t.Fatalf("the exporter has no BPF %s", kind)
+		}
+	}
 	first.cmd.Process.Kill()
 	<-first.exited
-	eventually(t, "programs and maps are gone", func() bool {
-		out, err := exec.Command("bpftool", "prog", "show").CombinedOutput()
-		if err != nil {
-			t.Fatalf("bpftool: %v\n%s", err, out)
+	for kind, ids := range objects {
+		for _, id := range ids {
+			eventually(t, kind+" "+id+" is gone", func() bool {
+				return exec.Command("bpftool", kind, "show", "id", id).Run() != nil
+			})
 		}
-		return !strings.Contains(string(out), "name set_state") && !strings.Contains(string(out), "name count_in")
-	})
+	}
 	second := runExporter(t, "--metrics", "none", "--snapshot-interval", "200ms")
 	h.tell()
 	h.tell()
