@@ -604,7 +604,7 @@ func (n *nfacctd) flows(rows []*interopRow) map[*interopRow]map[string]sight {
 		}
 	}
 	var lines []byte
-	for range 60 {
+	for range 200 {
 		lines, _ = os.ReadFile(filepath.Join(n.dir, "out"))
 		if bytes.Count(lines, []byte("\n")) >= want {
 			break

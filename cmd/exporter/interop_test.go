@@ -285,8 +285,14 @@ func (r *interopRow) export(t *testing.T, url string, records []flowcache.Record
 	batch := pool.Get()
 	batch.List = append(batch.List, records...)
 	x.Offer(batch)
-	for range 1000 { // until the last message has left, which it does after 50 ms
-		if s := x.Stats(); s.Encoded == uint64(len(records)) && s.Records == s.Made && s.Records >= s.Encoded {
+	begin := time.Now()
+	// Until the last message has left, which waits for others for 50 ms: when nothing was made and not sent for a while.
+	for quiet, last := 0, uint64(0); quiet < 25; quiet++ {
+		s := x.Stats()
+		if s.Encoded < uint64(len(records)) || s.Records != s.Made || s.Made != last {
+			quiet, last = 0, s.Made
+		}
+		if time.Since(begin) > 20*time.Second {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -319,8 +325,12 @@ func TestInterop(t *testing.T) {
 		}
 	}
 	wg.Wait()
+	time.Sleep(300 * time.Millisecond) // what is in sockets
 	cells := map[*interopRow][]string{}
-	for i, c := range collectors {
+	for _, r := range rows {
+		cells[r] = make([]string, len(collectors))
+	}
+	for i, c := range slices.Backward(collectors) { // nfcapd, which does not tell how far it is, comes last
 		var taken []*interopRow
 		for _, r := range rows {
 			if c.url(r) != "" {
@@ -333,7 +343,7 @@ func TestInterop(t *testing.T) {
 			if slices.Contains(taken, r) {
 				cell = judge(t, fmt.Sprint(names[i], r.cells()), r.want(records[r]), flows[r])
 			}
-			cells[r] = append(cells[r], cell)
+			cells[r][i] = cell
 		}
 	}
 	var b strings.Builder
