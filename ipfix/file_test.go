@@ -70,6 +70,7 @@ func TestFile(t *testing.T) {
 
 // TestFileByTime: another file begins by the clock, and no more are kept than wanted.
 func TestFileByTime(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	x := begin(t, "file:"+filepath.Join(dir, "f.ipfix")+"?rotate=1s&keep=2", Config{})
 	for range 45 {

@@ -399,6 +399,7 @@ func TestQueueIsBounded(t *testing.T) {
 
 // TestHungCollector: a collector that accepts and never reads does not hold up the end.
 func TestHungCollector(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -158,6 +158,7 @@ func TestPathMTU(t *testing.T) {
 
 // TestBlackHole: a collector whose answers stop is given up after the send timeout; nothing is lost.
 func TestBlackHole(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("iptables"); err != nil {
 		t.Skip("needs iptables")
 	}
@@ -252,6 +253,7 @@ func names(t *testing.T, addr *atomic.Pointer[netip.Addr]) *net.Resolver {
 
 // TestNameMoves: over UDP the name is asked again with each template refresh; over TCP with each connection.
 func TestNameMoves(t *testing.T) {
+	t.Parallel()
 	var addr atomic.Pointer[netip.Addr]
 	first, second := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
 	addr.Store(&first)

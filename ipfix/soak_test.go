@@ -71,7 +71,7 @@ func collect(dir, addr string) {
 func soak(t *testing.T) time.Duration {
 	d, err := time.ParseDuration(os.Getenv("SOCKFLOW_SOAK"))
 	if err != nil {
-		return 5 * time.Second
+		return 4 * time.Second
 	}
 	t.Logf("for %s", d)
 	return d

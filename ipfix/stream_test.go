@@ -105,6 +105,7 @@ func TestSlowCollector(t *testing.T) {
 
 // TestStalled: a collector that takes nothing for the send timeout is given up.
 func TestStalled(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -125,6 +126,7 @@ func TestStalled(t *testing.T) {
 
 // TestSpoolSurvives: records that were given while the collector was away follow after a restart of the exporter, in order.
 func TestSpoolSurvives(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -179,6 +181,7 @@ func dumpAll(t *testing.T, dir string) {
 
 // TestSpoolBound: beyond the bound the oldest records are dropped, and counted.
 func TestSpoolBound(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -282,6 +285,7 @@ func TestSpoolIsLocked(t *testing.T) {
 // TestSpoolOtherLayout: messages of another configuration, whose templates have other layouts under the same ids, go over a connection
 // of their own.
 func TestSpoolOtherLayout(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -317,6 +321,7 @@ func TestSpoolOtherLayout(t *testing.T) {
 
 // TestFullDisk: where the disk takes nothing records are kept in memory, that is said, and they follow in order.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to mount")
 	}
@@ -381,6 +386,7 @@ func TestTLS(t *testing.T) {
 
 // TestTLSRefuses: what is wrong with a certificate is said in one line, and put right without a restart.
 func TestTLSRefuses(t *testing.T) {
+	t.Parallel()
 	a, other := newAuthority(t), newAuthority(t)
 	a.issue("server", "collector.test", time.Hour)
 	a.issue("client", "exporter.test", time.Hour)
