@@ -63,15 +63,13 @@ func (e *Encoder) Statistics(now time.Time) error {
 // SetOptions changes what records carry from now on. Records that wait are sent first; with withdraw, which is for streams, templates
 // that are no longer used are withdrawn (RFC 7011, section 8.1).
 func (e *Encoder) SetOptions(opt templates.Options, withdraw bool, now time.Time) error {
-	if err := e.Flush(now); err != nil {
-		return err
-	}
+	lost := e.Flush(now) // these records are lost; that is no reason to keep the fields
 	before, old := e.announced, e.set
 	if err := e.setOptions(opt); err != nil {
-		return err
+		return errors.Join(lost, err)
 	}
 	if !withdraw || e.proto == NetFlowV9 {
-		return e.Templates(now)
+		return errors.Join(lost, e.Templates(now))
 	}
 	c := e.control(now)
 	for _, t := range old.Templates() {
@@ -84,7 +82,7 @@ func (e *Encoder) SetOptions(opt templates.Options, withdraw bool, now time.Time
 			c.add(setOptionsTemplate, []byte{byte(id >> 8), byte(id), 0, 0}, 0)
 		}
 	}
-	return errors.Join(c.end(), e.Templates(now))
+	return errors.Join(lost, c.end(), e.Templates(now))
 }
 
 // control makes messages of templates and options records.
@@ -97,7 +95,6 @@ type control struct {
 	begin   int // of the open set, -1 none
 	records int // of any kind
 	data    int
-	values  []value
 	err     error
 }
 

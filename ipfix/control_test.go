@@ -270,7 +270,7 @@ func FuzzEncoder(f *testing.F) {
 				t.Fatal(err)
 			}
 			want++
-			if e.set.Uniflow() && (r.Reverse.Packets != 0 || r.Reverse.Octets != 0) {
+			if e.set.Options().Uniflow && (r.Reverse.Packets != 0 || r.Reverse.Octets != 0) {
 				want++
 			}
 		}

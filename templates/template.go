@@ -271,9 +271,6 @@ func (s *Set) Has(name string) bool {
 	return slices.ContainsFunc(s.fields, func(f field) bool { return f.name == name })
 }
 
-// Uniflow reports whether a record may need a second one, of the other direction.
-func (s *Set) Uniflow() bool { return s.opt.Uniflow }
-
 // SetUptime tells when sysUptime was 0, in Unix nanoseconds (NetFlow v9 only).
 func (s *Set) SetUptime(zero int64) { s.ctx.uptime = zero }
 
