@@ -135,11 +135,15 @@ func TestPods(t *testing.T) {
 			addr netip.Addr
 			port uint16
 			e    *jsonEnd
-		}{{j.Source, j.SourcePort, j.SourceEnd}, {j.Dest, j.DestPort, j.DestEnd}} {
+			sent uint64
+		}{{j.Source, j.SourcePort, j.SourceEnd, j.Forward.Payload}, {j.Dest, j.DestPort, j.DestEnd, j.Reverse.Payload}} {
 			if !subnet.Contains(end.addr) {
 				continue
 			}
 			if end.e == nil {
+				if end.sent == 0 {
+					continue // a pod that is gone
+				}
 				end.e = &jsonEnd{} // known by the address at least
 			}
 			var got jsonContainer
@@ -152,7 +156,7 @@ func TestPods(t *testing.T) {
 			case end.addr.String() == gateway && end.port == 18080:
 				want = jsonContainer{ID: web, Name: "web", Image: "shop/web:2", Runtime: "docker"}
 				published++
-			case p != nil && end.e.PID == 0 && (end.e.Kernel || end.e.Cookie == 0): // no process: known by the address
+			case p != nil && (end.e.Kernel || end.e.Cookie == 0 && end.sent == 0): // no process: known by the address
 				byAddress++
 				want = jsonContainer{Pod: p.name, Namespace: p.namespace, PodUID: p.uid, Labels: "app=load"}
 			case p != nil:
