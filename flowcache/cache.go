@@ -14,7 +14,8 @@ type Config struct {
 
 	// Merge makes one record of the two sockets of a conversation that has both its ends on this host.
 	Merge bool
-	// PeerWait is how long a connection that has ended waits for the end of its other socket, where nothing is known of that yet;
+	// PeerWait is how long a connection that has ended waits for the end of its other socket, where nothing is known of that yet, and ten
+	// times that where its address is one that sockets of this host have: on a busy machine the last segment may be late;
 	// default 50 ms. PeerMemory is how long it is remembered after that, for a peer that had not closed, and half as long for one
 	// that may not know yet that it is to end; default 15 s, and should be more than the time between two passes over all sockets.
 	PeerWait, PeerMemory time.Duration
@@ -69,6 +70,7 @@ type Cache struct {
 	// Flows that could have a peer and have not met it, by conversation.
 	unpaired map[uint64]uint32
 	seed     maphash.Seed
+	here     [2]addrSet // addresses of sockets: since some passes, and before
 
 	// Local ends that listen, by the pass that saw them last: who accepts is the responder.
 	listening map[listener]uint32
@@ -288,6 +290,9 @@ func (c *Cache) begin(e *entry, o *Observation) {
 	}
 	e.merge(o)
 	e.changed = true
+	if c.cfg.Merge {
+		c.here[0].add(o.Key.Src)
+	}
 	if e.role == RoleUnknown {
 		if _, ok := c.listening[listener{o.Key.NetNS, o.Key.SrcPort, o.Key.Proto}]; ok {
 			e.role = RoleResponder
@@ -329,6 +334,10 @@ func (c *Cache) SnapshotDone(dst []Record) []Record {
 		}
 	}
 	c.pass++
+	if c.pass%passesHere == 0 {
+		c.here[1] = c.here[0]
+		clear(c.here[0][:])
+	}
 	return dst
 }
 

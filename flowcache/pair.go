@@ -1,6 +1,9 @@
 package flowcache
 
-import "hash/maphash"
+import (
+	"encoding/binary"
+	"hash/maphash"
+)
 
 // Two sockets of this host that talk to each other are two flows and one conversation. They find each other by a number that
 // both have: for TCP its two initial sequence numbers, which no address translation on the way changes; where the
@@ -136,12 +139,37 @@ func (c *Cache) finish(dst []Record, i uint32) []Record {
 		}
 	case e.conv != 0 && e.other != PeerGone:
 		c.cancel(i)
-		c.set(i, max(e.last, e.seen)+int64(c.cfg.PeerWait))
+		wait := c.cfg.PeerWait
+		if dst := e.id.key.Dst; c.here[0].has(dst) || c.here[1].has(dst) {
+			wait *= 10
+		}
+		c.set(i, max(e.last, e.seen)+int64(wait))
 		return dst
 	}
 	dst = c.emitFlow(dst, i, EndDetected, true)
 	c.removeFlow(i)
 	return dst
+}
+
+// addrSet remembers addresses, and one in some hundreds that it was not told of for a thousand that it was: a bit for each.
+type addrSet [1 << 13]uint64
+
+// passesHere is after how many passes addresses are learned anew.
+const passesHere = 64
+
+func (s *addrSet) bit(a Addr) (word *uint64, mask uint64) {
+	h := (binary.LittleEndian.Uint64(a[:8])*0x9E3779B97F4A7C15 ^ binary.LittleEndian.Uint64(a[8:])) * 0xD6E8FEB86659FD93 >> 45
+	return &s[h>>6], 1 << (h & 63)
+}
+
+func (s *addrSet) add(a Addr) {
+	word, mask := s.bit(a)
+	*word |= mask
+}
+
+func (s *addrSet) has(a Addr) bool {
+	word, mask := s.bit(a)
+	return *word&mask != 0
 }
 
 // lone is the turn of flow i, which has ended and met no peer in time. It reports whether there is a record.

@@ -128,6 +128,38 @@ func TestPairsSumToTotals(t *testing.T) {
 }
 
 // TestPairDatagrams lets two datagram sockets meet, and one of them close.
+// TestLatePeer: the end of the other socket comes late. Where sockets of this host have its address it is waited for.
+func TestLatePeer(t *testing.T) {
+	for _, known := range []bool{true, false} {
+		c := newCache(t, Config{Merge: true})
+		now := 1000 * second
+		k := tcpKey(1000)
+		end := func(key Key, cookie uint64, role Role) []Record {
+			o := obs(key, cookie, now, EventEnd, 5, 5)
+			o.Role, o.Conversation = role, 77
+			return c.Observe(nil, o)
+		}
+		if known {
+			other := k.Reverse()
+			other.SrcPort = 22
+			c.Observe(nil, obs(other, 1, now, EventUpdate, 0, 0))
+		}
+		recs := end(k, 2, RoleInitiator)
+		now += second / 5
+		more, _ := c.Expire(recs, now, 10)
+		recs = append(more, end(k.Reverse(), 3, RoleResponder)...)
+		both := 0
+		for _, r := range recs {
+			if r.Source.Local && r.Dest.Local {
+				both++
+			}
+		}
+		if known && (len(recs) != 1 || both != 1) || !known && len(more) != 1 {
+			t.Errorf("known %t: %d records, %d with both ends, %d before the second", known, len(recs), both, len(more))
+		}
+	}
+}
+
 func TestPairDatagrams(t *testing.T) {
 	c := newCache(t, Config{Merge: true})
 	k := tcpKey(5)
