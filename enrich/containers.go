@@ -91,8 +91,9 @@ func (r *resolved) maybe() bool { return r.end == 0 }
 
 const (
 	maxContainers = 1 << 15
-	// How long names of a control group that was not there before are waited for.
-	namePatience = time.Second
+	// How long names of a control group that was not there before are waited for: of a container; and of what may be none.
+	namePatience  = 3 * time.Second
+	maybePatience = time.Second
 	// How long a container is remembered after its end, and a control group that no record was of.
 	containerMemory = 5 * time.Minute
 	// Leases of one address or port that are remembered.
@@ -334,8 +335,12 @@ func (c *containers) Workload(path string) *flowcache.Workload {
 }
 
 // expected reports whether names for a control group that has been there since then may come soon.
-func (c *containers) expected(since int64) bool {
-	return len(c.answering) > 0 && c.now-since < int64(namePatience)
+func (c *containers) expected(r *resolved, since int64) bool {
+	patience := namePatience
+	if r.maybe() {
+		patience = maybePatience
+	}
+	return len(c.answering) > 0 && c.now-since < int64(patience)
 }
 
 // Sweep forgets containers that ended long before now, and control groups that nothing was asked about for as long.

@@ -81,9 +81,9 @@ func TestLateNames(t *testing.T) {
 		t.Error("a record that others follow waits")
 	}
 	r.Final = true
-	e.Clock(101 * second)
+	e.Clock(103 * second)
 	if !e.EnrichOrWait(r) {
-		t.Error("a record waits for longer than a second")
+		t.Error("a record waits for longer than three seconds")
 	}
 	tell(e.CGroups, named(id64, "", "web", 98*second))
 	if !e.EnrichOrWait(r) || r.Source.Container.ContainerName != "web" {

@@ -31,11 +31,11 @@ var kernel = &flowcache.Process{Path: "[kernel]", Name: "kernel", UID: flowcache
 func (e *Enricher) enrich(r *flowcache.Record, mayWait bool) bool {
 	c := &e.CGroups.containers
 	src, srcOpen, since := e.end(&r.Source)
-	if srcOpen && mayWait && c.expected(since) {
+	if srcOpen && mayWait && c.expected(src, since) {
 		return false
 	}
 	dst, dstOpen, since := e.end(&r.Dest)
-	if dstOpen && mayWait && c.expected(since) {
+	if dstOpen && mayWait && c.expected(dst, since) {
 		return false
 	}
 	c.count(src, srcOpen)

@@ -9,6 +9,14 @@ import (
 	"time"
 )
 
+// runNaming runs the exporter, and returns when runtimes have told it what there is.
+func runNaming(t *testing.T, runtimes int, args ...string) *running {
+	t.Helper()
+	r := runExporter(t, append([]string{"--metrics", "none"}, args...)...)
+	eventually(t, "runtimes answer", func() bool { return strings.Count(r.errs.String(), "names containers") == runtimes })
+	return r
+}
+
 // within returns the records of a container, by its id, at either end.
 func within(recs []jsonRecord, id string) (ends []*jsonEnd) {
 	for i := range recs {
@@ -47,7 +55,7 @@ func TestContainerd(t *testing.T) {
 // testContainerd reads the containers by containerd's own API, or by CRI, which does not know those of other clients.
 func testContainerd(t *testing.T, c *containerdNode, api string) {
 	c.run("shop", "run", "-d", "--label", "app=web", "--label", "team=a", podImage, "older", "/bin/pod", "-serve", "7000", "-for", "1h")
-	r := runExporter(t, "--metrics", "none", "--active-timeout", "1s", "--docker", "none", "--podman", "none", "--labels", "app,tier",
+	r := runNaming(t, 1, "--active-timeout", "1s", "--docker", "none", "--podman", "none", "--labels", "app,tier",
 		"--"+api, c.socket, "--"+map[string]string{"containerd": "cri", "cri": "containerd"}[api], "none")
 	ctx := context.Background()
 	a, err := c.runPod(ctx, "server", false, map[string]string{"app": "shop", "tier": "back"}, "/bin/pod", "-serve", "7000", "-for", "1h")
@@ -135,7 +143,7 @@ func TestDocker(t *testing.T) {
 	_, rootfs := image(t)
 	d := startDocker(n, 212, rootfs)
 	older := d.run("run", "-d", "--name", "older", "shop/web:2", "/bin/pod", "-serve", "7000", "-for", "1h")
-	r := runExporter(t, "--metrics", "none", "--active-timeout", "1s", "--docker", d.socket, "--containerd", "none", "--podman", "none", "--cri", "none",
+	r := runNaming(t, 1, "--active-timeout", "1s", "--docker", d.socket, "--containerd", "none", "--podman", "none", "--cri", "none",
 		"--labels", "com.docker.compose.service,app")
 	web := d.run("run", "-d", "--name", "web", "-l", "app=web", "-l", "com.docker.compose.service=front", "-p", "18080:7000", "-p", "18080:7000/udp", "shop/web:2", "/bin/pod", "-serve", "7000", "-for", "1h")
 	gone := d.run("run", "--name", "client", "shop/web:2", "/bin/pod", "10.212.0.1:18080")
@@ -193,7 +201,7 @@ func TestPodman(t *testing.T) {
 	p := startPodman(n, rootfs)
 	older := p.run("run", "-d", "--name", "older", "--network", "host", "localhost/shop:1", "/bin/pod", "-serve", "7000", "-for", "1h")
 	// The socket as a docker socket, which it often is: it says itself what it is.
-	r := runExporter(t, "--metrics", "none", "--active-timeout", "1s", "--docker", p.socket, "--podman", "none", "--containerd", "none", "--cri", "none", "--labels", "app")
+	r := runNaming(t, 1, "--active-timeout", "1s", "--docker", p.socket, "--podman", "none", "--containerd", "none", "--cri", "none", "--labels", "app")
 	brief := p.run("run", "-d", "--rm", "--name", "brief", "--network", "host", "-l", "app=brief", "localhost/shop:1", "/bin/pod", "-for", "200ms", "127.0.0.1:7000")
 	p.run("pod", "create", "--name", "group", "--infra=false")
 	member := p.run("run", "-d", "--pod", "group", "--name", "member", "--network", "host", "-l", "app=m", "localhost/shop:1", "/bin/pod", "-wait", "1s", "-for", "1h", "127.0.0.1:7000")

@@ -72,7 +72,7 @@ var (
 	runtimeTooMany = describe(prometheus.CounterValue, "runtime_overflow_total", "Containers of a runtime that are not followed, because there are too many.", "runtime", "socket")
 	containerEnds  = describe(prometheus.CounterValue, "container_ends_total", "Ends of records in a container: named by its runtime; unnamed, with no more than the id, because no runtime had told of it (yet); address, of no socket that was seen and named by the address.", "names")
 	containerLate  = describe(prometheus.CounterValue, "container_late_total", "Containers whose names came after a record without them: later records have them.")
-	containerHeld  = describe(prometheus.CounterValue, "held_records_total", "Last records of flows of new containers that waited, for a second at most, for the names.")
+	containerHeld  = describe(prometheus.CounterValue, "held_records_total", "Last records of flows of new containers that waited, for three seconds at most, for the names.")
 	containerFull  = describe(prometheus.CounterValue, "container_overflow_total", "Containers that the table of names had no room for.")
 	selected       = describe(prometheus.CounterValue, "selection_records_total", "Flow records that are not told: filtered (no --filter selects them), merged (into others, by --aggregate-ports).", "fate")
 	selectionHeld  = describe(prometheus.GaugeValue, "selection_held_records", "Aggregated flow records that wait for the end of their interval.")

@@ -60,13 +60,13 @@ func TestPods(t *testing.T) {
 	t.Cleanup(func() { host.Process.Kill(); host.Wait() })
 	n.inside("sysctl", "-qw", "net.ipv4.ip_forward=1")
 	n.inside("iptables", "-P", "FORWARD", "ACCEPT")
-	args := []string{"--metrics", "none", "--active-timeout", "10s", "--idle-timeout", "2s", "--podman", "none", "--cri", "none", "--labels", "app"}
+	args, runtimes := []string{"--active-timeout", "10s", "--idle-timeout", "2s", "--podman", "none", "--cri", "none", "--labels", "app"}, 2
 	if os.Getenv("SOCKFLOW_NAMES") == "none" { // what naming costs: the difference
-		args = append(args, "--containerd", "none", "--docker", "none")
+		args, runtimes = append(args, "--containerd", "none", "--docker", "none"), 0
 	} else {
 		args = append(args, "--containerd", c.socket, "--docker", d.socket)
 	}
-	r := runExporter(t, args...)
+	r := runNaming(t, runtimes, args...)
 	before, _ := used(t, r.cmd.Process.Pid)
 
 	var mu sync.Mutex
@@ -200,7 +200,7 @@ func TestHungRuntime(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.inside("iptables", "-P", "FORWARD", "ACCEPT")
-	r := runExporter(t, "--metrics", "none", "--active-timeout", "1s", "--podman", "none", "--cri", "none", "--containerd", c.socket, "--docker", d.socket)
+	r := runNaming(t, 2, "--active-timeout", "1s", "--podman", "none", "--cri", "none", "--containerd", c.socket, "--docker", d.socket)
 	_, memory := used(t, r.cmd.Process.Pid)
 	c.daemon.Process.Signal(syscall.SIGSTOP)
 	stopped := time.Now()

@@ -23,9 +23,9 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// containerd speaks to containerd: it follows the event stream, and asks once for each container whose task is created, since events
-// carry no labels. Before that it has no processes; a pod's sandbox has its addresses by then. What CRI knows of pods is in the containers'
-// labels and annotations.
+// containerd speaks to containerd: it follows the event stream, and asks for each container that is created, since events carry no
+// labels; and for a pod's sandbox once more when its task is created: then it has its addresses. What CRI knows of pods is in the
+// containers' labels and annotations.
 type containerd struct {
 	e          *endpoint
 	containers containersapi.ContainersClient
@@ -71,7 +71,7 @@ func (c *containerd) watch(ctx context.Context) error {
 		return err
 	}
 	stream, err := eventsapi.NewEventsClient(conn).Subscribe(ctx, &eventsapi.SubscribeRequest{
-		Filters: []string{`topic=="/tasks/create"`, `topic=="/containers/delete"`},
+		Filters: []string{`topic=="/containers/create"`, `topic=="/tasks/create"`, `topic=="/containers/delete"`},
 	})
 	if err != nil {
 		return err
@@ -118,11 +118,15 @@ func (c *containerd) watch(ctx context.Context) error {
 			listed = time.Now()
 			err = c.listAll(ctx)
 		case <-ping.C:
-			err = c.ping(ctx)
+			if err = c.ping(ctx); err == nil && !c.e.up { // again
+				if err = c.listAll(ctx); err == nil {
+					c.e.answers(ctx)
+				}
+			}
 		case <-ctx.Done():
 			return nil
 		}
-		if err != nil {
+		if err = c.e.tolerate(ctx, err); err != nil {
 			return err
 		}
 	}
@@ -208,16 +212,16 @@ func (c *containerd) event(ctx context.Context, ev *types.Envelope) error {
 		return nil
 	}
 	switch ev.GetTopic() {
+	case "/containers/create":
+		var m apievents.ContainerCreate
+		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) == nil {
+			return c.ask(ctx, ns, m.ID)
+		}
 	case "/tasks/create":
-		var t apievents.TaskCreate
-		if proto.Unmarshal(ev.GetEvent().GetValue(), &t) != nil {
-			return nil
+		var m apievents.TaskCreate
+		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) == nil && c.pods[ns+"/"+m.ContainerID] != nil {
+			return c.ask(ctx, ns, m.ContainerID)
 		}
-		m, err := c.get(ctx, ns, t.ContainerID)
-		if m == nil {
-			return err
-		}
-		c.put(ctx, ns, m, parseSpec(m.GetSpec().GetValue()))
 	case "/containers/delete":
 		var m apievents.ContainerDelete
 		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) == nil {
@@ -225,6 +229,16 @@ func (c *containerd) event(ctx context.Context, ev *types.Envelope) error {
 			c.e.end(ns+"/"+m.ID, ev.GetTimestamp().AsTime())
 		}
 	}
+	return nil
+}
+
+// ask tells of a container what containerd has.
+func (c *containerd) ask(ctx context.Context, ns, id string) error {
+	m, err := c.get(ctx, ns, id)
+	if m == nil {
+		return err
+	}
+	c.put(ctx, ns, m, parseSpec(m.GetSpec().GetValue()))
 	return nil
 }
 

@@ -158,6 +158,18 @@ func (e *endpoint) away(ctx context.Context, err error) {
 	}
 }
 
+// tolerate lets a connection be on which an answer did not come in time: a runtime that is stopped, or has too much to do, has not lost what it has
+// to tell. It returns any other error.
+func (e *endpoint) tolerate(ctx context.Context, err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errSilent) || ctx.Err() != nil {
+		return err
+	}
+	e.fails.Add(1)
+	e.flush(ctx)
+	e.away(ctx, errSilent)
+	return nil
+}
+
 // answers notes that the runtime has told all it has.
 func (e *endpoint) answers(ctx context.Context) {
 	e.flush(ctx)

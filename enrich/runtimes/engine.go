@@ -109,11 +109,15 @@ func (g *engine) watch(ctx context.Context) error {
 			again.Reset(listInterval)
 			err = g.listAll(ctx)
 		case <-ping.C:
-			err = g.get(ctx, "/_ping", nil)
+			if err = g.get(ctx, "/_ping", nil); err == nil && !g.e.up { // again
+				if err = g.listAll(ctx); err == nil {
+					g.e.answers(ctx)
+				}
+			}
 		case <-ctx.Done():
 			return nil
 		}
-		if err != nil {
+		if err = g.e.tolerate(ctx, err); err != nil {
 			return err
 		}
 	}
@@ -343,10 +347,11 @@ func publish(list []enrich.PublishedPort, protocol string, number uint16) []enri
 	return append(list, p)
 }
 
-// event takes what the engine says. Docker's event of a new container has its names; for all else it is asked.
+// event takes what the engine says. The event of a new container has its names, and may be all that is left of it; podman's has no pod.
 func (g *engine) event(ctx context.Context, ev *event) error {
 	id := ev.Actor.ID
 	a := ev.Actor.Attributes
+	created := false
 	if ev.Type == "network" {
 		if ev.Action != "connect" && ev.Action != "disconnect" {
 			return nil
@@ -355,7 +360,8 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 	} else {
 		switch ev.Action {
 		case "create":
-			if g.podman || a["name"] == "" {
+			created = true
+			if a["name"] == "" {
 				break
 			}
 			g.e.put(ctx, id, enrich.Container{
@@ -364,7 +370,10 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 				},
 				Created: ev.TimeNano,
 			}, g.list)
-			return nil
+			if !g.podman {
+				return nil
+			}
+			g.e.flush(ctx)
 		case "start", "init", "rename":
 		case "destroy", "remove":
 			g.e.end(id, time.Unix(0, ev.TimeNano))
@@ -376,7 +385,7 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 	if id == "" {
 		return nil
 	}
-	if _, known := g.e.known[id]; g.podman && !known { // only this list tells its pod
+	if g.podman && created { // only its list tells the pod
 		one := url.Values{"all": {"true"}, "filters": {`{"id":["` + id + `"]}`}}
 		if _, err := g.read(ctx, podmanList, one); err != nil {
 			return err
