@@ -27,7 +27,7 @@ const (
 	longest = 50 * 365 * 24 * time.Hour
 	// Two shards from so many flows on; with less the limit is exact, and one is enough.
 	shardedFlows = 1 << 13
-	roundLen     = 2048
+	roundLen     = 1024
 )
 
 // ErrIdle is what the source of a Meter's packets returns to say that there is none now. The packet's Time is what the clock shows.
@@ -99,13 +99,13 @@ func NewMeter(cfg Config) (*Meter, error) {
 	}
 	cfg.Linger = min(cfg.Linger, cfg.IdleTimeout, longest)
 	cfg.ActiveTimeout, cfg.IdleTimeout = min(cfg.ActiveTimeout, longest), min(cfg.IdleTimeout, longest)
-	m := &Meter{cfg: cfg, seed: newSeed(), free: make(chan *round, 6), dec: decoder{decap: cfg.Decap}}
+	m := &Meter{cfg: cfg, seed: newSeed(), free: make(chan *round, 16), dec: decoder{decap: cfg.Decap}}
 	n := 1
 	if cfg.MaxFlows >= shardedFlows {
 		n = 2
 	}
 	for side := range n {
-		s := &shard{side: side, in: make(chan *round, 2), out: make(chan produced, 2)}
+		s := &shard{side: side, in: make(chan *round, 1), out: make(chan produced, 2)}
 		s.table = newTable(&cfg, min(cfg.MaxFlows/n, 1<<31), m.seed, func(full *flowcache.Records) *flowcache.Records {
 			if full != nil {
 				s.out <- produced{records: full}

@@ -198,7 +198,7 @@ func (t *table) take(p *packet) uint32 {
 	if t.unused == 0 {
 		t.grow()
 	}
-	if uint64(t.used)*4 >= uint64(len(t.index))*3 {
+	if uint64(t.used)*5 >= uint64(len(t.index))*4 {
 		t.reindex()
 	}
 	i := t.unused

@@ -115,8 +115,9 @@ func (j *jsonEnd) end() *flowcache.End {
 		return *p
 	}
 	e := &flowcache.End{
-		Local: true, Kernel: j.Kernel, Process: flowcache.ProcessID{PID: j.PID}, UID: id(j.UID), GID: id(j.GID), CGroup: j.CGroup,
-		NetNS: j.NetNS, Cookie: j.Cookie,
+		Local:  j.PID != 0 || j.Kernel || j.NetNS != 0 || j.Cookie != 0,
+		Kernel: j.Kernel, Process: flowcache.ProcessID{PID: j.PID}, UID: id(j.UID), GID: id(j.GID), CGroup: j.CGroup,
+		NetNS: j.NetNS, Cookie: j.Cookie, Service: j.Service, Node: j.Node,
 	}
 	if j.PID != 0 || j.Kernel {
 		w := &flowcache.Process{
@@ -132,7 +133,7 @@ func (j *jsonEnd) end() *flowcache.End {
 		w := &flowcache.Workload{ServiceUnit: j.Unit}
 		if c := j.Container; c != nil {
 			w.ContainerID, w.ContainerName, w.ContainerImage, w.ContainerRuntime = c.ID, c.Name, c.Image, c.Runtime
-			w.PodName, w.PodNamespace, w.PodUID = c.Pod, c.Namespace, c.PodUID
+			w.PodName, w.PodNamespace, w.PodUID, w.PodLabels = c.Pod, c.Namespace, c.PodUID, c.Labels
 		}
 		e.Container = w
 	}

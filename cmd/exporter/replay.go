@@ -30,8 +30,9 @@ type replaySettings struct {
 
 // notOfReplay are flags of run that have no meaning for a capture.
 var notOfReplay = []string{
-	"snapshot-interval", "source", "audit-interval", "without-hook", "local-pairs", "proc", "metrics", "containerd", "docker", "cri",
-	"interface", "promiscuous", "decap", "interface-interval", "kube", "kube-token", "kube-ca", "kube-pods", "kube-node", "kube-max", "podman", "labels",
+	"snapshot-interval", "source", "audit-interval", "without-hook", "local-pairs", "proc", "metrics", "containerd", "docker", "cri", "podman", "labels",
+	"interface", "promiscuous", "decap", "interface-interval", "kube", "kube-token", "kube-ca", "kube-pods", "kube-node", "kube-max", "privileges",
+	"flow-metrics", "flow-metrics-max", "pprof",
 }
 
 func newReplayCommand(stdout, stderr io.Writer) *cobra.Command {
@@ -107,7 +108,7 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 	}
 	p := &pipeline{exporters: newGroup(s.exporting.policy, exporters), printer: printer, selector: selector, pool: make(flowcache.RecordPool, 64)}
 	m, err := replay.NewMeter(replay.Config{
-		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows, Decap: o.decap, Pool: make(flowcache.RecordPool, 8),
+		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows, Decap: o.decap, Pool: make(flowcache.RecordPool, 64),
 	})
 	if err != nil {
 		return usageError{err}
