@@ -86,31 +86,32 @@ type programSockState struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	programMapDatagrams      = "datagrams"
-	programMapDatagramsA     = "datagrams_a"
-	programMapDatagramsB     = "datagrams_b"
-	programMapEvents         = "events"
-	programMapListeners      = "listeners"
-	programMapLosses         = "losses"
-	programMapProcessBuffers = "process_buffers"
-	programMapSlots          = "slots"
-	programMapSockets        = "sockets"
-	programMapUsers          = "users"
-	programProgAcceptReturn  = "accept_return"
-	programProgCountIn       = "count_in"
-	programProgCountOut      = "count_out"
-	programProgProcessExec   = "process_exec"
-	programProgProcessExit   = "process_exit"
-	programProgProcessFork   = "process_fork"
-	programProgProcessMove   = "process_move"
-	programProgReceive4      = "receive4"
-	programProgReceive6      = "receive6"
-	programProgRecvLength    = "recv_length"
-	programProgRelease       = "release"
-	programProgSendLength    = "send_length"
-	programProgSendPrepare   = "send_prepare"
-	programProgSetState      = "set_state"
-	programProgWalk          = "walk"
+	programMapDatagrams          = "datagrams"
+	programMapDatagramsA         = "datagrams_a"
+	programMapDatagramsB         = "datagrams_b"
+	programMapEvents             = "events"
+	programMapListeners          = "listeners"
+	programMapLosses             = "losses"
+	programMapProcessBuffers     = "process_buffers"
+	programMapSlots              = "slots"
+	programMapSockets            = "sockets"
+	programMapUsers              = "users"
+	programProgAcceptReturn      = "accept_return"
+	programProgAcceptReturnArm64 = "accept_return_arm64"
+	programProgCountIn           = "count_in"
+	programProgCountOut          = "count_out"
+	programProgProcessExec       = "process_exec"
+	programProgProcessExit       = "process_exit"
+	programProgProcessFork       = "process_fork"
+	programProgProcessMove       = "process_move"
+	programProgReceive4          = "receive4"
+	programProgReceive6          = "receive6"
+	programProgRecvLength        = "recv_length"
+	programProgRelease           = "release"
+	programProgSendLength        = "send_length"
+	programProgSendPrepare       = "send_prepare"
+	programProgSetState          = "set_state"
+	programProgWalk              = "walk"
 )
 
 // loadProgram returns the embedded CollectionSpec for program.
@@ -155,21 +156,22 @@ type programSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programProgramSpecs struct {
-	AcceptReturn *ebpf.ProgramSpec `ebpf:"accept_return"`
-	CountIn      *ebpf.ProgramSpec `ebpf:"count_in"`
-	CountOut     *ebpf.ProgramSpec `ebpf:"count_out"`
-	ProcessExec  *ebpf.ProgramSpec `ebpf:"process_exec"`
-	ProcessExit  *ebpf.ProgramSpec `ebpf:"process_exit"`
-	ProcessFork  *ebpf.ProgramSpec `ebpf:"process_fork"`
-	ProcessMove  *ebpf.ProgramSpec `ebpf:"process_move"`
-	Receive4     *ebpf.ProgramSpec `ebpf:"receive4"`
-	Receive6     *ebpf.ProgramSpec `ebpf:"receive6"`
-	RecvLength   *ebpf.ProgramSpec `ebpf:"recv_length"`
-	Release      *ebpf.ProgramSpec `ebpf:"release"`
-	SendLength   *ebpf.ProgramSpec `ebpf:"send_length"`
-	SendPrepare  *ebpf.ProgramSpec `ebpf:"send_prepare"`
-	SetState     *ebpf.ProgramSpec `ebpf:"set_state"`
-	Walk         *ebpf.ProgramSpec `ebpf:"walk"`
+	AcceptReturn      *ebpf.ProgramSpec `ebpf:"accept_return"`
+	AcceptReturnArm64 *ebpf.ProgramSpec `ebpf:"accept_return_arm64"`
+	CountIn           *ebpf.ProgramSpec `ebpf:"count_in"`
+	CountOut          *ebpf.ProgramSpec `ebpf:"count_out"`
+	ProcessExec       *ebpf.ProgramSpec `ebpf:"process_exec"`
+	ProcessExit       *ebpf.ProgramSpec `ebpf:"process_exit"`
+	ProcessFork       *ebpf.ProgramSpec `ebpf:"process_fork"`
+	ProcessMove       *ebpf.ProgramSpec `ebpf:"process_move"`
+	Receive4          *ebpf.ProgramSpec `ebpf:"receive4"`
+	Receive6          *ebpf.ProgramSpec `ebpf:"receive6"`
+	RecvLength        *ebpf.ProgramSpec `ebpf:"recv_length"`
+	Release           *ebpf.ProgramSpec `ebpf:"release"`
+	SendLength        *ebpf.ProgramSpec `ebpf:"send_length"`
+	SendPrepare       *ebpf.ProgramSpec `ebpf:"send_prepare"`
+	SetState          *ebpf.ProgramSpec `ebpf:"set_state"`
+	Walk              *ebpf.ProgramSpec `ebpf:"walk"`
 }
 
 // programMapSpecs contains maps before they are loaded into the kernel.
@@ -251,26 +253,28 @@ type programVariables struct {
 //
 // It can be passed to loadProgramObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programPrograms struct {
-	AcceptReturn *ebpf.Program `ebpf:"accept_return"`
-	CountIn      *ebpf.Program `ebpf:"count_in"`
-	CountOut     *ebpf.Program `ebpf:"count_out"`
-	ProcessExec  *ebpf.Program `ebpf:"process_exec"`
-	ProcessExit  *ebpf.Program `ebpf:"process_exit"`
-	ProcessFork  *ebpf.Program `ebpf:"process_fork"`
-	ProcessMove  *ebpf.Program `ebpf:"process_move"`
-	Receive4     *ebpf.Program `ebpf:"receive4"`
-	Receive6     *ebpf.Program `ebpf:"receive6"`
-	RecvLength   *ebpf.Program `ebpf:"recv_length"`
-	Release      *ebpf.Program `ebpf:"release"`
-	SendLength   *ebpf.Program `ebpf:"send_length"`
-	SendPrepare  *ebpf.Program `ebpf:"send_prepare"`
-	SetState     *ebpf.Program `ebpf:"set_state"`
-	Walk         *ebpf.Program `ebpf:"walk"`
+	AcceptReturn      *ebpf.Program `ebpf:"accept_return"`
+	AcceptReturnArm64 *ebpf.Program `ebpf:"accept_return_arm64"`
+	CountIn           *ebpf.Program `ebpf:"count_in"`
+	CountOut          *ebpf.Program `ebpf:"count_out"`
+	ProcessExec       *ebpf.Program `ebpf:"process_exec"`
+	ProcessExit       *ebpf.Program `ebpf:"process_exit"`
+	ProcessFork       *ebpf.Program `ebpf:"process_fork"`
+	ProcessMove       *ebpf.Program `ebpf:"process_move"`
+	Receive4          *ebpf.Program `ebpf:"receive4"`
+	Receive6          *ebpf.Program `ebpf:"receive6"`
+	RecvLength        *ebpf.Program `ebpf:"recv_length"`
+	Release           *ebpf.Program `ebpf:"release"`
+	SendLength        *ebpf.Program `ebpf:"send_length"`
+	SendPrepare       *ebpf.Program `ebpf:"send_prepare"`
+	SetState          *ebpf.Program `ebpf:"set_state"`
+	Walk              *ebpf.Program `ebpf:"walk"`
 }
 
 func (p *programPrograms) Close() error {
 	return _ProgramClose(
 		p.AcceptReturn,
+		p.AcceptReturnArm64,
 		p.CountIn,
 		p.CountOut,
 		p.ProcessExec,

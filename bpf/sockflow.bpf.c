@@ -588,14 +588,8 @@ int BPF_PROG(receive6, struct socket *sock)
 }
 
 /* Where neither is to be had: who accepted a connection. */
-SEC("kretprobe/inet_csk_accept")
-int accept_return(struct pt_regs *ctx)
+static __always_inline int accepted_by(__u64 sk)
 {
-#if defined(__TARGET_ARCH_arm64)
-	__u64 sk = ((struct user_pt_regs *)ctx)->regs[0];
-#else
-	__u64 sk = ctx->ax;
-#endif
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct sock_state st = {};
 
@@ -607,6 +601,19 @@ int accept_return(struct pt_regs *ctx)
 	st.gid = BPF_CORE_READ(task, cred, egid.val);
 	bpf_map_update_elem(&users, &sk, &st, BPF_ANY);
 	return 0;
+}
+
+/* What a function returns is in another register on each machine; one object serves both, and the loader chooses. */
+SEC("kretprobe/inet_csk_accept")
+int accept_return(struct pt_regs *ctx)
+{
+	return accepted_by(ctx->ax);
+}
+
+SEC("kretprobe/inet_csk_accept")
+int accept_return_arm64(struct user_pt_regs *ctx)
+{
+	return accepted_by(ctx->regs[0]);
 }
 
 /* A datagram socket is closed. In the context of the process that closes it, which need not be the owner. */

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -184,20 +185,21 @@ func load(cfg Config, all bool) (*Source, error) {
 
 func (s *Source) attach(spec *ebpf.CollectionSpec, h Hook, cgroup string, cgroupErr error) error {
 	one := spec.Copy()
-	one.Programs = map[string]*ebpf.ProgramSpec{h.Name: one.Programs[h.Name]}
+	name := programOf(h.Name, runtime.GOARCH)
+	one.Programs = map[string]*ebpf.ProgramSpec{name: one.Programs[name]}
 	c, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: s.maps.Maps})
 	if err != nil {
 		return oneLine(err)
 	}
 	s.programs = append(s.programs, c)
-	p := c.Programs[h.Name]
+	p := c.Programs[name]
 	var l link.Link
 	switch {
 	case strings.HasPrefix(h.Target, "cgroup"):
 		if cgroupErr != nil {
 			return cgroupErr
 		}
-		l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: one.Programs[h.Name].AttachType, Program: p})
+		l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: one.Programs[name].AttachType, Program: p})
 	case strings.HasPrefix(h.Target, "kretprobe/"):
 		l, err = link.Kretprobe(strings.TrimPrefix(h.Target, "kretprobe/"), p, nil)
 	case strings.HasPrefix(h.Target, "iter/"):
@@ -211,6 +213,14 @@ func (s *Source) attach(spec *ebpf.CollectionSpec, h Hook, cgroup string, cgroup
 	}
 	s.links = append(s.links, l)
 	return nil
+}
+
+// programOf is the program of a hook: where registers are read, each machine has its own.
+func programOf(hook, arch string) string {
+	if hook == "accept_return" && arch == "arm64" {
+		return "accept_return_arm64"
+	}
+	return hook
 }
 
 // oneLine keeps of the verifier's log the line that says why.

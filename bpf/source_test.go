@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/sockflow/sockflow/flowcache"
 )
 
@@ -177,4 +179,27 @@ func TestUDPPeers(t *testing.T) {
 			t.Errorf("%s: %d sockets closed, want 4", ip, closed)
 		}
 	}
+}
+
+// TestProgramsOfMachines: the object has a program for every hook on every machine that it is built for, and the verifier takes each.
+func TestProgramsOfMachines(t *testing.T) {
+	needRoot(t)
+	spec, err := loadProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, arch := range []string{"amd64", "arm64"} {
+		for _, hook := range HookNames() {
+			if spec.Programs[programOf(hook, arch)] == nil {
+				t.Errorf("%s has no program for %s", arch, hook)
+			}
+		}
+	}
+	one := spec.Copy()
+	one.Programs = map[string]*ebpf.ProgramSpec{"accept_return_arm64": one.Programs["accept_return_arm64"]}
+	c, err := ebpf.NewCollection(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
 }
