@@ -22,7 +22,7 @@ type metrics struct {
 	p          *pipeline
 	ebpf       *bpf.Source      // nil in netlink mode
 	netlink    *sockdiag.Source // the netlink source, or the audit; nil if there is none
-	exporters  []exporter
+	exporters  *fleet
 	namer      *runtimes.Watcher
 	interfaces *sockdiag.Interfaces // nil if they are not read
 	done       context.Context      // ends with the cache loop's sources
@@ -137,7 +137,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 		put(interfaceFails, st.Errors)
 	}
 	// Collectors before the cache: what is under way between the two is then missing there, and not here.
-	for _, x := range m.exporters {
+	for _, x := range m.exporters.list() {
 		st, name := x.Stats(), x.Name()
 		put(collected, st.Encoded, name, "encoded")
 		put(collected, st.Filtered, name, "filtered")

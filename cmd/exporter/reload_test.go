@@ -1,93 +1,138 @@
 package main
 
 import (
-	"bytes"
-	"encoding/binary"
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
-// TestReload: at SIGHUP collectors get the fields that the file says by then. On a stream the old templates are withdrawn.
+// TestReload: collectors, filters and timeouts change while a connection goes on, and no octet of it is lost or told twice.
 func TestReload(t *testing.T) {
 	needRoot(t)
-	needTool(t, "ipfixDump")
-	stream, ninth := newTCPSink(t, "127.0.0.1:0"), newUDPSink(t)
-	config := filepath.Join(t.TempDir(), "sockflow.yaml")
-	write := func(fields, dialect string) {
+	first, second := newUDPSink(t), newUDPSink(t)
+	stays := newTCPSink(t, "127.0.0.1:0")
+	file := filepath.Join(t.TempDir(), "sockflow.yaml")
+	write := func(format string, args ...any) {
 		t.Helper()
-		if err := os.WriteFile(config, fmt.Appendf(nil, "collector:\n- json:-\n- tcp://%s%s\n- netflow9+udp://127.0.0.1:%d\ndialect: %s\n", stream.l.Addr(), fields, ninth.port(), dialect), 0o600); err != nil {
+		if err := os.WriteFile(file, fmt.Appendf(nil, format, args...), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	write("", "known")
-	r := runExporter(t, "--config", config)
-	hup := func(says string) {
+	kept := "tcp://" + stays.l.Addr().String()
+	write("collector: ['udp://127.0.0.1:%d', '%s']\nactive-timeout: 1h\n", first.port(), kept)
+	page := fmt.Sprintf("http://127.0.0.1:%d", freePort(t))
+	r := runExporter(t, "--config", file, "--snapshot-interval", "200ms", "--metrics", strings.TrimPrefix(page, "http://"))
+	reload := func(want string) {
 		t.Helper()
-		n := strings.Count(r.errs.String(), says)
+		n := strings.Count(r.errs.String(), want)
 		r.cmd.Process.Signal(syscall.SIGHUP)
-		eventually(t, says, func() bool { return strings.Count(r.errs.String(), says) > n })
+		eventually(t, want+" in "+r.errs.String(), func() bool { return strings.Count(r.errs.String(), want) > n })
 	}
-	srv := start(t, "reload-server", "", "server", "127.0.0.1", "10")
+	srv := start(t, "tango-server", "", "server", "127.0.0.1", "0")
 	ports := srv.next()
-	talk := func(name string) {
-		t.Helper()
-		start(t, name, "", "client", "127.0.0.1", strconv.Itoa(ports.TCP), "0", "1", "100").end()
-		eventually(t, "the record of "+name, func() bool {
-			return strings.Contains(r.out.String(), name) && bytes.Contains(stream.bytes(), []byte(name))
-		})
+	h := start(t, "uniform-hold", "", "hold", "127.0.0.1", strconv.Itoa(ports.TCP))
+	h.next()
+	step := func() {
+		fmt.Fprintln(h.in)
+		h.next()
 	}
-	talk("before-reload")
-	write("?fields=%2BobservationDomainName,-sourceProcessName", "native")
-	hup("collectors_with_other_fields=")
-	talk("after-reload")
-	write("?fields=-nonsense", "native")
-	hup("settings are as they were")
-	hup("settings are as they were")
-	talk("same-as-before")
+	for range 5 {
+		step()
+	}
+	write("collector: ['udp://127.0.0.1:%d', '%s']\nactive-timeout: 300ms\n", second.port(), kept)
+	reload("settings are read again")
+	sum := func(s *udpSink) (octets uint64) {
+		for _, f := range goflow2(t, s.messages()) {
+			if f["0:11"] == strconv.Itoa(ports.TCP) {
+				octets += f.number(t, "0:401")
+			}
+		}
+		return octets
+	}
+	// By the new timeout, at the new collector.
+	eventually(t, "a record within the new timeout", func() bool { return sum(second) == 5000 })
+	if n := sum(first); n != 0 {
+		t.Errorf("%d octets at the old collector, whose timeout was an hour", n)
+	}
+	// What is wrong changes nothing.
+	for bad, why := range map[string]string{
+		"collector: ['udp://127.0.0.1:0']": "port must be", "active-timeout: never": "invalid argument", "max-flows: 7": "max-flows cannot change",
+		"nonsense: 1": "unknown key", "collector: ['json:-']": "what is printed",
+	} {
+		write("%s\n", bad)
+		reload("settings are as they were")
+		if !strings.Contains(r.errs.String(), why) {
+			t.Errorf("%s: no %q in %s", bad, why, r.errs.String())
+		}
+	}
+	step()
+	eventually(t, "a record after what was wrong", func() bool { return sum(second) == 6000 })
+	// A filter.
+	write("collector: ['udp://127.0.0.1:%d', '%s']\nactive-timeout: 300ms\nfilter: ['not port %d']\n", second.port(), kept, ports.TCP)
+	reload("changed=filter")
+	step()
+	time.Sleep(time.Second)
+	if n := sum(second); n != 6000 {
+		t.Errorf("%d octets, though they are excluded", n)
+	}
+	if _, body := get(t, page+"/metrics"); !strings.Contains(body, fmt.Sprintf("sockflow_collector_connects_total{collector=%q} 1\n", kept)) {
+		t.Errorf("the collector that stays has lost its connection:\n%s", body)
+	}
+	h.end()
 	srv.end()
 	r.stop()
+}
 
-	recs := ipfixDump(t, stream.bytes())
-	for name, want := range map[string]bool{"before-reload": false, "after-reload": true, "same-as-before": true} {
-		n := 0
-		for _, f := range recs {
-			if strings.HasSuffix(f["sourceProcessPath"], name) {
-				n++
-				if _, has := f["observationDomainName"]; has != want {
-					t.Errorf("%s: %v", name, f)
-				}
-				if _, has := f["sourceProcessName"]; has == want {
-					t.Errorf("%s: %v", name, f)
-				}
+// TestNotify: a service manager is told that the program is ready, lives, reads its settings again and ends.
+func TestNotify(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	file := filepath.Join(dir, "sockflow.yaml")
+	os.WriteFile(file, []byte("idle-timeout: 10s\n"), 0o600)
+	cmd := exec.Command(buildExporter(t), "--config", file, "-c", "udp://127.0.0.1:9", "--metrics", "none")
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path, "WATCHDOG_USEC=400000")
+	var stderr syncBuffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill() })
+	next := func(want string) {
+		t.Helper()
+		l.SetReadDeadline(time.Now().Add(patience()))
+		buf := make([]byte, 4096)
+		for {
+			n, err := l.Read(buf)
+			if err != nil {
+				t.Fatalf("no %s: %v\n%s", want, err, stderr.String())
+			}
+			if strings.HasPrefix(string(buf[:n]), want) {
+				return
 			}
 		}
-		if n == 0 {
-			t.Errorf("no record of %s", name)
-		}
 	}
-	withdrawn := 0
-	for b := stream.bytes(); len(b) >= 16; b = b[binary.BigEndian.Uint16(b[2:]):] {
-		for m := b[16:binary.BigEndian.Uint16(b[2:])]; len(m) >= 8; m = m[binary.BigEndian.Uint16(m[2:]):] {
-			if binary.BigEndian.Uint16(m) == 2 && binary.BigEndian.Uint16(m[6:]) == 0 {
-				withdrawn++
-			}
-		}
-	}
-	if withdrawn == 0 {
-		t.Error("nothing was withdrawn")
-	}
-	natives := 0
-	for _, f := range goflow2(t, ninth.messages()) {
-		if strings.HasSuffix(f["0:30003"], "after-reload") {
-			natives++
-		}
-	}
-	if natives == 0 {
-		t.Error("netflow v9 did not follow")
+	next("READY=1")
+	next("WATCHDOG=1")
+	next("WATCHDOG=1")
+	cmd.Process.Signal(syscall.SIGHUP)
+	next("RELOADING=1\nMONOTONIC_USEC=")
+	next("READY=1")
+	cmd.Process.Signal(syscall.SIGTERM)
+	next("STOPPING=1")
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v\n%s", err, stderr.String())
 	}
 }

@@ -109,15 +109,10 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 
 	exportCtx, stopExport := context.WithCancel(context.Background())
 	defer stopExport()
-	tellMetering(exportCtx, exporters, p, ebpf)
-	var exporting sync.WaitGroup
-	for _, x := range exporters {
-		exporting.Add(1)
-		go func() { // ends with exportCtx
-			defer exporting.Done()
-			x.Run(exportCtx)
-		}()
-	}
+	begin := func(exporters []exporter) { tellMetering(exportCtx, exporters, p, ebpf) }
+	begin(exporters)
+	sending := &fleet{}
+	sending.set(sending.start(exportCtx, s, exporters))
 	in := make(chan *flowcache.Batch, 16)
 	srcCtx, stopSources := context.WithCancelCause(ctx)
 	defer stopSources(nil)
@@ -151,7 +146,7 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 		p.readings = make(chan interfaceReading)
 		go p.readInterfaces(srcCtx, interfaces, s.proc) // ends with srcCtx
 	}
-	m := &metrics{p: p, ebpf: ebpf, interfaces: interfaces, namer: namer, exporters: exporters, done: srcCtx}
+	m := &metrics{p: p, ebpf: ebpf, interfaces: interfaces, namer: namer, exporters: sending, done: srcCtx}
 	for _, src := range srcs {
 		if n, ok := src.(*sockdiag.Source); ok {
 			m.netlink = n
@@ -166,8 +161,16 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 			stopSources(err)
 		}
 	}
-	go reportStatus(srcCtx, m, log)            // ends with srcCtx
-	go followReload(srcCtx, s, exporters, log) // ends with srcCtx
+	go reportStatus(srcCtx, m, log) // ends with srcCtx
+	go watchdog(srcCtx, m)          // ends with srcCtx
+	again := &reloader{s: s, p: p, fleet: sending, begin: begin, log: log}
+	reloading := make(chan struct{})
+	go func() { // ends with srcCtx
+		again.run(srcCtx, exportCtx)
+		close(reloading)
+	}()
+	notifyService(readyState)
+	context.AfterFunc(srcCtx, func() { notifyService(stoppingState) })
 
 	err = p.run(in)
 	if p.wire != nil {
@@ -177,9 +180,10 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 	for b := range in { // a printer that failed: let the sources end
 		p.batches.Put(b)
 	}
+	<-reloading // it may start exporters
 	stopExport()
-	exporting.Wait()
-	summarize(exporters, log)
+	sending.gone.Wait()
+	summarize(sending.list(), log)
 	if p.wire != nil && p.wire.live.Drops() > 0 {
 		log.Warn("packets were dropped", "interface", s.wire.iface, "packets", p.wire.live.Drops())
 	}
@@ -392,7 +396,7 @@ func reportStatus(ctx context.Context, m *metrics, log *slog.Logger) {
 		if m.netlink != nil {
 			args = append(args, slog.Any("netlink", m.netlink.Stats()))
 		}
-		for _, x := range m.exporters {
+		for _, x := range m.exporters.list() {
 			args = append(args, slog.Any(x.Name(), x.Stats()))
 		}
 		log.Info("status", args...)

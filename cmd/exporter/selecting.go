@@ -49,18 +49,40 @@ type selector struct {
 	filtered   uint64
 }
 
+// parse returns the filters.
+func (s *selecting) parse() ([]*selection.Filter, error) {
+	var filters []*selection.Filter
+	for _, text := range s.filters {
+		f, err := selection.Parse(text)
+		if err != nil {
+			return nil, usagef("--%w", err)
+		}
+		filters = append(filters, f)
+	}
+	return filters, nil
+}
+
+// with returns a selector by other filters; what it holds and counted stays.
+func (s *selector) with(filters []*selection.Filter) *selector {
+	if s == nil {
+		if len(filters) == 0 {
+			return nil
+		}
+		s = &selector{}
+	}
+	s.filters = filters
+	return s
+}
+
 // open returns nil if the flags ask for nothing.
 func (s *selecting) open() (*selector, error) {
 	if len(s.filters) == 0 && s.anonymize == "" && s.aggregatePorts == 0 {
 		return nil, nil
 	}
 	sel := &selector{}
-	for _, text := range s.filters {
-		f, err := selection.Parse(text)
-		if err != nil {
-			return nil, usagef("--%w", err)
-		}
-		sel.filters = append(sel.filters, f)
+	var err error
+	if sel.filters, err = s.parse(); err != nil {
+		return nil, err
 	}
 	if s.anonymize != "" {
 		key, err := selection.ReadKey(s.anonymize)

@@ -37,7 +37,6 @@ type settings struct {
 	reconnectMax     time.Duration
 	exporting        exporting
 	selecting        selecting
-	given            given
 	runtimes         runtimes.Config
 	interfaces       interfaceSettings
 	wire             wireSettings
@@ -52,6 +51,9 @@ type settings struct {
 	flowMetricsMax   int
 	logLevel         string
 	config           string
+
+	flags *pflag.FlagSet
+	given []given
 
 	boot time.Time // when sysUptime of NetFlow v9 was 0, if not now
 }
@@ -109,7 +111,7 @@ func addRuntimeFlags(f *pflag.FlagSet, c *runtimes.Config) {
 
 // load completes the flags by the environment and the configuration file, and checks them.
 func (s *settings) load(f *pflag.FlagSet) error {
-	s.given = remember(f)
+	s.remember(f)
 	// set gives flag name a value unless a stronger source has.
 	set := func(name, value, from string) error {
 		if f.Changed(name) {
