@@ -84,7 +84,7 @@ Their options: ?template-refresh=60s&mtu=1400&dialect=known|native|iana&directio
 		},
 	}
 	runSettings.addFlags(runCmd.Flags())
-	root.AddCommand(runCmd, newListCommand(stdout, stderr), newElementsCommand(stdout), newDoctorCommand(stdout), newTopCommand(stdout, stderr), newCollectCommand(stdout, stderr), newReplayCommand(stdout, stderr))
+	root.AddCommand(runCmd, newListCommand(stdout, stderr), newElementsCommand(stdout), newDoctorCommand(stdout), newManCommand(), newTopCommand(stdout, stderr), newCollectCommand(stdout, stderr), newReplayCommand(stdout, stderr))
 	return root
 }
 
