@@ -313,13 +313,14 @@ func TestInterop(t *testing.T) {
 	records := map[*interopRow][]flowcache.Record{}
 	var wg sync.WaitGroup
 	for _, r := range rows {
-		records[r] = r.records(time.Now())
+		list := r.records(time.Now())
+		records[r] = list
 		for _, c := range collectors {
 			if url := c.url(r); url != "" {
 				wg.Add(1)
 				go func() { // ends when the records are sent
 					defer wg.Done()
-					r.export(t, url, records[r], boot)
+					r.export(t, url, list, boot)
 				}()
 			}
 		}
