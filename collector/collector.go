@@ -21,7 +21,7 @@ type Options struct {
 	Memory           int           // of templates and names of all sessions, octets; default 64 MiB
 	Senders          int           // over UDP at a time; default 4096, and then the one that was silent for longest is forgotten
 	Connections      int           // at a time; default 1024, and more are refused
-	// Notify, if set, is told in one line of sessions that fail. It must not wait.
+	// Notify, if set, is told in one line of sessions that fail or send what is malformed. It must not wait, nor call the Collector.
 	Notify func(line string)
 }
 
@@ -49,7 +49,8 @@ type Collector struct {
 	sessions map[*Session]*list.Element // its place in senders; nil of connections
 	senders  *list.List                 // *sender, the last one heard first
 	bySender map[senderKey]*list.Element
-	counts   Counts // of sessions that are over
+	counts   Counts    // of sessions that are over
+	told     time.Time // that a message is malformed
 }
 
 // end is an open socket.
@@ -254,6 +255,17 @@ func (c *Collector) endSession(s *Session) {
 	s.close()
 }
 
+// decode decodes a message of s and hands on its records; c.mu is held. What is wrong is told once for each session, and at most once a second.
+func (c *Collector) decode(s *Session, msg []byte, handle func([]Record) error) error {
+	err := s.decodeTo(msg, handle)
+	var m *MalformedError
+	if errors.As(err, &m) && !s.told && time.Since(c.told) > time.Second {
+		s.told, c.told = true, time.Now()
+		c.opt.Notify(fmt.Sprintf("%s: %v; more of its messages are but counted", s.cfg.Name, m))
+	}
+	return err
+}
+
 // decodeTo decodes a message and hands on its records.
 func (s *Session) decodeTo(msg []byte, handle func([]Record) error) error {
 	records, err := s.Decode(msg, time.Now())
@@ -281,7 +293,7 @@ func (c *Collector) stream(s *Session, r io.Reader, handle func([]Record) error)
 	return readMessages(r, func(msg []byte) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return s.decodeTo(msg, handle)
+		return c.decode(s, msg, handle)
 	}, func(octets int, err *MalformedError) {
 		c.mu.Lock()
 		defer c.mu.Unlock()

@@ -26,7 +26,7 @@ func (c *Collector) accept(i int) {
 			c.fail("%s: %v", e.name, err)
 			select {
 			case <-c.ctx.Done():
-			case <-time.After(100 * time.Millisecond):
+			case <-time.After(time.Second):
 			}
 			continue
 		}
@@ -97,7 +97,7 @@ func (c *Collector) messages(conn net.Conn, s *Session) error {
 			return err
 		}
 		c.mu.Lock()
-		err = s.decodeTo(buf[:n], c.handle)
+		err = c.decode(s, buf[:n], c.handle)
 		c.mu.Unlock()
 		if err != nil && c.ctx.Err() != nil {
 			return nil

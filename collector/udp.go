@@ -53,7 +53,7 @@ func (c *Collector) datagrams(i int) {
 			drops = total
 		}
 		s := c.sender(senderKey{i, netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())})
-		err = s.decodeTo(buf[:n], c.handle)
+		err = c.decode(s, buf[:n], c.handle)
 		c.mu.Unlock()
 		if err != nil && c.ctx.Err() != nil {
 			return
