@@ -28,9 +28,8 @@ type spool struct {
 	size     int64
 	writer   *os.File   // of the last segment; nil before the first append of this run
 	full     []*os.File // of segments before, not yet synced
-	control  *session   // of the segment being written
 	writes   *session   // of the segment being written: what it tells
-	told     int        // of the messages of control
+	told     int        // of the messages of writes
 	sequence uint32
 	scratch  []byte
 	appended uint64 // messages

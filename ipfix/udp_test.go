@@ -14,16 +14,6 @@ import (
 	"time"
 )
 
-// drain reads datagrams until c is closed, many in one call.
-func drain(c *net.UDPConn) {
-	buf := make([]byte, 65536)
-	for {
-		if _, err := c.Read(buf); err != nil {
-			return
-		}
-	}
-}
-
 // BenchmarkUDP compares what a message of the path MTU of Ethernet costs by Write, by sendmmsg alone, and by sendmmsg with UDP_SEGMENT: of
 // equal lengths, and of two lengths in turn. Nobody reads: the receiver's cost is not the sender's.
 func BenchmarkUDP(b *testing.B) {
@@ -88,10 +78,10 @@ func TestPace(t *testing.T) {
 	}
 	dir := t.TempDir()
 	var c *net.UDPConn
-	port, err := 0, error(nil)
+	port := 0
 	for c == nil { // below those that connections take
 		port = 10000 + rand.IntN(20000)
-		c, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
+		c, _ = net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
 	}
 	c.Close()
 	nfcapd := exec.Command("nfcapd", "-w", dir, "-b", "127.0.0.1", "-p", strconv.Itoa(port), "-t", "3600", "-B", "2000000")

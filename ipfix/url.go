@@ -134,7 +134,7 @@ func ParseURL(s string, base Config) (Config, error) {
 	}
 	port, ok := schemes[u.Scheme]
 	if !ok {
-		return cfg, fmt.Errorf("collector %q: scheme must be one of udp://, tcp://, tls://, dtls://, sctp://, netflow9+udp://, zmq://, file:, json:", s)
+		return cfg, fmt.Errorf("collector %q: the scheme must be udp, tcp, tls, dtls, sctp, netflow9+udp, zmq, file or json", s)
 	}
 	cfg.Protocol, cfg.Network = IPFIX, u.Scheme
 	if u.Scheme == "netflow9+udp" {

@@ -709,7 +709,7 @@ func TestUsage(t *testing.T) {
 	}{
 		{"--no-such-flag", 2, "unknown flag"},
 		{"nonsense", 2, "unknown command"},
-		{"-c http://x", 2, "scheme must be one of"},
+		{"-c http://x", 2, "scheme must be udp"},
 		{"-c tls://x:1?ca=/no/such/file", 2, "no such file"},
 		{"-c file:", 2, "no path"},
 		{"-c udp://h -c udp://h", 2, "given twice"},

@@ -316,7 +316,7 @@ type pod struct {
 	name, namespace, uid string
 	ip                   string // "" on the host's network
 	sandbox, container   string
-	started, removed     time.Time
+	started              time.Time
 }
 
 // runPod starts a pod with one container.

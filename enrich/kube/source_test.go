@@ -193,7 +193,10 @@ func TestGone(t *testing.T) {
 	c := follow(t, f, nil)
 	c.becomes("10.1.0.1", "shop/a@n1 ")
 	f.mu.Lock()
-	f.before = func(w http.ResponseWriter, r *http.Request) bool { http.Error(w, "", 503); return true }
+	f.before = func(w http.ResponseWriter, r *http.Request) bool {
+		http.Error(w, "", http.StatusServiceUnavailable)
+		return true
+	}
 	f.mu.Unlock()
 	f.cut()
 	f.remove("pods", "uid-of-a")
