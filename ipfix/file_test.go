@@ -146,7 +146,7 @@ func TestClockSteps(t *testing.T) {
 	}
 	lost := begin(t, "file:/no/such/folder/f", Config{})
 	lost.said("no such file")
-	if !strings.Contains(strings.Join(lost.lines, ""), "trying again") {
-		t.Errorf("%q", lost.lines)
+	if !strings.Contains(lost.text(), "trying again") {
+		t.Errorf("%q", lost.text())
 	}
 }

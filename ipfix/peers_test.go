@@ -15,7 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -80,14 +80,17 @@ func (s *started) give(n int) {
 	}
 }
 
+// text is all that Notify was told.
+func (s *started) text() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Join(s.lines, "\n")
+}
+
 // said waits for a line of Notify.
 func (s *started) said(text string) {
 	s.t.Helper()
-	eventually(s.t, "it says "+text, func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return slices.ContainsFunc(s.lines, func(l string) bool { return bytes.Contains([]byte(l), []byte(text)) })
-	})
+	eventually(s.t, "it says "+text, func() bool { return strings.Contains(s.text(), text) })
 }
 
 // balance checks the two sums of Stats.

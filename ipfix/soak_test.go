@@ -196,8 +196,8 @@ func TestCollectorDies(t *testing.T) {
 			if lost > int(st.DroppedQueue+st.DroppedSpool+st.DroppedSend) {
 				t.Errorf("%d records are lost, and %d are counted", lost, st.DroppedQueue+st.DroppedSpool+st.DroppedSend)
 			}
-			if strings.Contains(strings.Join(x.lines, "\n"), "spool") {
-				t.Errorf("%q", x.lines)
+			if strings.Contains(x.text(), "spool") {
+				t.Errorf("%q", x.text())
 			}
 		})
 	}

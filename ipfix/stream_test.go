@@ -119,7 +119,7 @@ func TestStalled(t *testing.T) {
 	defer c.Close()
 	x.give(50000)
 	eventually(t, "it is given up", func() bool { return x.Stats().Connects > 1 })
-	if s := strings.Join(x.lines, "\n"); !strings.Contains(s, "timed out") && !strings.Contains(s, "timeout") {
+	if s := x.text(); !strings.Contains(s, "timed out") && !strings.Contains(s, "timeout") {
 		t.Errorf("said %s", s)
 	}
 }
