@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -207,14 +206,14 @@ func cgroup2(t *testing.T) string {
 func TestLossyPath(t *testing.T) {
 	a, b := netns(t)
 	needTool(t, "iptables")
-	const conns, size = 24, 30000
+	const programs, conns, size = 8, 4, 5000
 	for _, tc := range []struct {
 		name  string
 		rules map[string]string // by namespace
 	}{
 		{"lost", map[string]string{
-			a: "-A INPUT -p tcp -m statistic --mode random --probability 0.15 -j DROP",
-			b: "-A INPUT -p tcp -m statistic --mode random --probability 0.15 -j DROP",
+			a: "-A INPUT -p tcp -m statistic --mode random --probability 0.2 -j DROP",
+			b: "-A INPUT -p tcp -m statistic --mode random --probability 0.2 -j DROP",
 		}},
 		{"refused", map[string]string{a: "-A OUTPUT -p tcp -m length --length 100:65535 -m statistic --mode random --probability 0.3 -j DROP"}},
 	} {
@@ -229,16 +228,14 @@ func TestLossyPath(t *testing.T) {
 			r := runExporter(t, "--metrics", "none", "--snapshot-interval", "1s")
 			srv := start(t, "lossy-server", b, "server", "10.99.0.2", "500")
 			port := strconv.Itoa(srv.next().TCP)
-			var wg sync.WaitGroup
 			var clients []*program
-			for range conns {
-				clients = append(clients, start(t, "lossy-client", a, "client", "10.99.0.2", port, "0", "1", strconv.Itoa(size)))
+			for range programs {
+				clients = append(clients, start(t, "lossy-client", a, "client", "10.99.0.2", port, "0", strconv.Itoa(conns), strconv.Itoa(size)))
 			}
 			var flows []counted
 			for _, c := range clients {
 				flows = append(flows, c.end().Flows...)
 			}
-			wg.Wait()
 			srv.end()
 			time.Sleep(2 * time.Second) // for a FIN to be sent again, if its acknowledgement was lost
 			r.stop()
