@@ -16,8 +16,8 @@ type Config struct {
 	Merge bool
 	// PeerWait is how long a connection that has ended waits for the end of its other socket, where nothing is known of that yet, and ten
 	// times that where its address is one that sockets of this host have: on a busy machine the last segment may be late;
-	// default 50 ms. PeerMemory is how long it is remembered after that, for a peer that had not closed, and half as long for one
-	// that may not know yet that it is to end; default 15 s, and should be more than the time between two passes over all sockets.
+	// default 50 ms. PeerMemory is how long it is remembered after that, for a peer that had not closed, half as long for one
+	// that may not know yet that it is to end, an eighth for one that ends with it; default 15 s, and should be more than the time between two passes over all sockets.
 	PeerWait, PeerMemory time.Duration
 	// Translate, if set, tells how the addresses of a flow are translated (NAT) between its ends: Key is what the end here sees, and begin
 	// when it began. It is asked once for a flow, and must be quick: at its begin where the source knows no Conversation, and else at its

@@ -181,7 +181,7 @@ type Peer uint8
 // The other end's socket.
 const (
 	PeerUnknown Peer = iota // ends soon, or has: it may wait for an acknowledgement that is lost, or does not know of a reset
-	PeerGone                // ended before this one, and its source has told so if it is on this host
+	PeerGone                // ends at the same time (the last ACK may overtake it) or has
 	PeerOpen                // had not closed
 )
 

@@ -137,7 +137,7 @@ func (c *Cache) finish(dst []Record, i uint32) []Record {
 		if e.follows {
 			i = e.peer
 		}
-	case e.conv != 0 && e.other != PeerGone:
+	case e.conv != 0:
 		c.cancel(i)
 		wait := c.cfg.PeerWait
 		if dst := e.id.key.Dst; c.here[0].has(dst) || c.here[1].has(dst) {
@@ -182,8 +182,11 @@ func (c *Cache) lone(dst []Record, i uint32, now int64) ([]Record, bool) {
 	dst = c.emit(dst, e, nil, EndDetected, true)
 	e.told = true
 	memory := c.cfg.PeerMemory
-	if e.other != PeerOpen {
+	switch e.other {
+	case PeerUnknown:
 		memory /= 2
+	case PeerGone: // only whoever reads may be late
+		memory /= 8
 	}
 	c.set(i, now+int64(memory))
 	return dst, true
