@@ -39,7 +39,7 @@ func TestPeerLate(t *testing.T) {
 		late := at + int64(tc.after)
 		recs, _ = c.Expire(recs, late, 9)
 		recs = c.Observe(recs, endOf(tcpKey(1).Reverse(), 2, late, 20, 10, RoleResponder, PeerGone))
-		recs, _ = c.Expire(recs, late+second/10, 9)
+		recs, _ = c.Expire(recs, late+second, 9)
 		if len(recs) != 2 || recs[0].Forward.Payload != 10 || recs[0].Reverse.Payload != 20 {
 			t.Fatalf("%v: %+v", tc, recs)
 		}
