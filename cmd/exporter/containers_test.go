@@ -30,7 +30,7 @@ func within(recs []jsonRecord, id string) (ends []*jsonEnd) {
 }
 
 // TestContainerd: plain containers, pods, and a pod on the host's network, with their names, images and labels; by the system's containerd
-// (1.6) and by those of later Debian suites (1.7, 2.1), and one by CRI as well.
+// (1.6) and by those of later Debian suites (1.7, 2.1).
 func TestContainerd(t *testing.T) {
 	needRoot(t)
 	oci, _ := image(t)
@@ -44,19 +44,17 @@ func TestContainerd(t *testing.T) {
 				}
 				bin = strings.TrimSpace(string(out))
 			}
-			testContainerd(t, startContainerd(newNode(t), bin, 211, oci), "containerd")
+			testContainerd(t, startContainerd(newNode(t), bin, 211, oci))
 		})
 	}
-	t.Run("cri", func(t *testing.T) {
-		testContainerd(t, startContainerd(newNode(t), "", 211, oci), "cri")
-	})
 }
 
-// testContainerd reads the containers by containerd's own API, or by CRI, which does not know those of other clients.
-func testContainerd(t *testing.T, c *containerdNode, api string) {
+// testContainerd reads the containers by containerd's own API and, in another exporter, by CRI, which does not know those of other clients.
+func testContainerd(t *testing.T, c *containerdNode) {
 	c.run("shop", "run", "-d", "--label", "app=web", "--label", "team=a", podImage, "older", "/bin/pod", "-serve", "7000", "-for", "1h")
-	r := runNaming(t, 1, "--active-timeout", "1s", "--docker", "none", "--podman", "none", "--labels", "app,tier",
-		"--"+api, c.socket, "--"+map[string]string{"containerd": "cri", "cri": "containerd"}[api], "none")
+	args := []string{"--active-timeout", "1s", "--docker", "none", "--podman", "none", "--labels", "app,tier"}
+	r := runNaming(t, 1, append(args, "--containerd", c.socket, "--cri", "none")...)
+	byCRI := runNaming(t, 1, append(args, "--cri", c.socket, "--containerd", "none")...)
 	ctx := context.Background()
 	a, err := c.runPod(ctx, "server", false, map[string]string{"app": "shop", "tier": "back"}, "/bin/pod", "-serve", "7000", "-for", "1h")
 	if err != nil {
@@ -75,28 +73,30 @@ func testContainerd(t *testing.T, c *containerdNode, api string) {
 	c.run("shop", "task", "exec", "--exec-id", "x", "older", "/bin/pod", "127.0.0.1:7000")
 	time.Sleep(patience() * 3 / 20)
 	r.stop()
+	byCRI.stop()
 	recs := r.json()
-	if api == "containerd" {
-		names(t, recs, 2, jsonContainer{"older", "older", podImage, "containerd", "", "", "", "app=web"})
-		names(t, recs, 2, jsonContainer{"brief", "brief", podImage, "containerd", "", "", "", "app=brief"})
-	}
-	names(t, recs, 6, jsonContainer{a.container, "main", podImage, "containerd", "server", "tests", a.uid, "app=shop,tier=back"})
-	names(t, recs, 2, jsonContainer{b.container, "main", podImage, "containerd", "client", "tests", b.uid, "app=shop"})
-	names(t, recs, 2, jsonContainer{h.container, "main", podImage, "containerd", "onhost", "tests", h.uid, ""})
-	// Nobody listens at 7001: no socket tells whose address it is.
-	refused := 0
-	for _, j := range recs {
-		if j.DestPort == 7001 && j.SourceEnd != nil {
-			refused++
-			if e := j.DestEnd; e == nil || e.Container == nil || e.Container.Pod != "server" || e.Container.ID != "" || e.Container.Labels != "app=shop,tier=back" {
-				t.Errorf("%s refused by a pod: the other end is %+v", j.Protocol, j.DestEnd)
+	names(t, recs, 2, jsonContainer{"older", "older", podImage, "containerd", "", "", "", "app=web"})
+	names(t, recs, 2, jsonContainer{"brief", "brief", podImage, "containerd", "", "", "", "app=brief"})
+	for _, recs := range [][]jsonRecord{recs, byCRI.json()} {
+		names(t, recs, 6, jsonContainer{a.container, "main", podImage, "containerd", "server", "tests", a.uid, "app=shop,tier=back"})
+		names(t, recs, 2, jsonContainer{b.container, "main", podImage, "containerd", "client", "tests", b.uid, "app=shop"})
+		names(t, recs, 2, jsonContainer{h.container, "main", podImage, "containerd", "onhost", "tests", h.uid, ""})
+		// Nobody listens at 7001: no socket tells whose address it is.
+		refused := 0
+		for _, j := range recs {
+			if j.DestPort == 7001 && j.SourceEnd != nil {
+				refused++
+				if e := j.DestEnd; e == nil || e.Container == nil || e.Container.Pod != "server" || e.Container.ID != "" || e.Container.Labels != "app=shop,tier=back" {
+					t.Errorf("%s refused by a pod: the other end is %+v", j.Protocol, j.DestEnd)
+				}
 			}
 		}
-	}
-	if refused == 0 {
-		t.Error("no record of what was refused")
+		if refused == 0 {
+			t.Error("no record of what was refused")
+		}
 	}
 	show(t, r, recs)
+	show(t, byCRI, byCRI.json())
 }
 
 // names compares every end in a container with what must be known of it.

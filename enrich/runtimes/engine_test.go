@@ -162,6 +162,7 @@ func only(socket string) Config {
 
 // TestRestart: an engine that is not there, comes, goes, and comes again with other containers. Each is said once.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	f.list = `[{"Id":"` + id(1) + `","Names":["/web"],"Image":"shop/web","Labels":{"app":"w"},"Created":7}]`
 	f.server.Close()
@@ -192,6 +193,7 @@ func TestRestart(t *testing.T) {
 
 // TestSilent: an engine that takes requests and does not answer is given up, and recovers.
 func TestSilent(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	f.silent = true
 	g := watch(t, only(f.socket))
@@ -205,6 +207,7 @@ func TestSilent(t *testing.T) {
 
 // TestFlood: a hundred thousand events, most of no interest, and containers beyond all bounds, in bounded memory.
 func TestFlood(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	const many = maxKnown + 5000
 	later := time.Now().Add(time.Hour).UnixNano() // than any list, which shows none of them
@@ -230,6 +233,7 @@ func TestFlood(t *testing.T) {
 
 // TestBadAnswers: whatever an engine says, it costs names only.
 func TestBadAnswers(t *testing.T) {
+	t.Parallel()
 	for name, list := range map[string]string{
 		"no JSON": "<html>", "an object": "{}", "cut": `[{"Id":"a`, "types": `[{"Id":7}]`, "endless": `[{"Id":"` + strings.Repeat("a", 2*maxValue) + `"}]`, "nothing": "",
 	} {
