@@ -14,14 +14,14 @@ TAGS     := grpcnotrace
 FUZZTIME ?= 50000x
 
 # What the tests talk to.
-TEST_PACKAGES := nfdump bpftool iptables libfixbuf-tools tshark tcpdump iproute2 busybox-static netcat-openbsd python3-zmq prometheus procps curl gcc libc6-dev containerd runc containernetworking-plugins docker.io podman pmacct openssl
+TEST_PACKAGES := nfdump bpftool iptables libfixbuf-tools tshark tcpdump iproute2 busybox-static netcat-openbsd python3-zmq prometheus systemd procps curl gcc libc6-dev containerd runc containernetworking-plugins docker.io podman pmacct openssl
 # What turns bpf/sockflow.bpf.c into the committed object.
 BPF_PACKAGES  := clang-14 llvm-14 libbpf-dev
 
 export CGO_ENABLED ?= 0
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: run build test soak test-pods test-containers-v2 test-kernels test-kube check lint generate generate-check fuzz bench clean packages bpf-packages
+.PHONY: cross image manuals dist run build test soak test-pods test-containers-v2 test-kernels test-kube check lint generate generate-check fuzz bench clean packages bpf-packages
 
 run: build
 	./bin/exporter
@@ -29,6 +29,30 @@ run: build
 build:
 	$(GO) build -tags '$(TAGS)' -trimpath -ldflags '$(LDFLAGS)' -o bin/exporter ./cmd/exporter
 	cp bin/exporter bin/sockflow
+
+# For other machines, in dist/: static programs, images, packages. Nothing of it needs a registry.
+ARCHES ?= amd64 arm64
+NFPM   ?= $(GO) run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.41.1
+IMAGE  ?= docker.io/library/sockflow:$(VERSION)
+
+cross:
+	mkdir -p dist
+	for a in $(ARCHES); do GOARCH=$$a $(GO) build -tags '$(TAGS)' -trimpath -ldflags '$(LDFLAGS)' -o dist/sockflow-$$a ./cmd/exporter || exit 1; done
+
+image: cross
+	for a in $(ARCHES); do deploy/image/build.sh dist/sockflow-$$a $$a $(IMAGE) dist/sockflow-$$a.tar || exit 1; done
+
+# Man pages and completion are made of the flags.
+manuals: build
+	mkdir -p dist/completion
+	bin/sockflow man dist/man
+	bin/sockflow completion bash >dist/completion/sockflow.bash
+	bin/sockflow completion zsh >dist/completion/_sockflow
+	bin/sockflow completion fish >dist/completion/sockflow.fish
+
+dist: cross manuals
+	for a in $(ARCHES); do for p in deb rpm; do \
+		DIST=dist ARCH=$$a VERSION='$(VERSION)' $(NFPM) package --config deploy/packaging/nfpm.yaml --packager $$p --target dist/ || exit 1; done; done
 
 # install needs root and does nothing when every package is there.
 define install
@@ -101,4 +125,4 @@ bench:
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./flowcache ./templates ./ipfix ./sockdiag
 
 clean:
-	rm -rf bin
+	rm -rf bin dist

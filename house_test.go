@@ -46,6 +46,7 @@ var only = map[string][]string{
 	"github.com/klauspost/compress": {"replay"},
 	"github.com/mdlayher/netlink":   {"sockdiag", "enrich"},
 	"github.com/spf13/":             {"cmd/exporter"},
+	"github.com/coreos/go-systemd":  {"cmd/exporter"},
 	"github.com/gdamore/tcell":      {"cmd/exporter"},
 	"github.com/netsampler/goflow":  {},
 	"github.com/pion/":              {"ipfix", "collector"},
@@ -66,7 +67,7 @@ func check(root string) ([]string, error) {
 			return err
 		}
 		if d.IsDir() {
-			if n := d.Name(); path != root && (strings.HasPrefix(n, ".") || n == "testdata" || n == "bin") {
+			if n := d.Name(); path != root && (strings.HasPrefix(n, ".") || n == "testdata" || n == "bin" || n == "dist") {
 				return filepath.SkipDir
 			}
 			return nil
