@@ -186,6 +186,9 @@ func (c *Collector) Close() {
 	}
 }
 
+// drainTime is for how long datagrams are read after the end: those that came before it wait in the socket.
+const drainTime = 100 * time.Millisecond
+
 // Run collects until ctx ends, or until handle, which is given the records of each message, returns an error: that is returned. The
 // records are valid during the call. While handle takes its time streams wait, and datagrams may be lost.
 func (c *Collector) Run(ctx context.Context, handle func([]Record) error) error {
@@ -199,11 +202,20 @@ func (c *Collector) Run(ctx context.Context, handle func([]Record) error) error 
 		}
 		return err
 	}
-	stop := context.AfterFunc(ctx, c.Close)
+	stop := context.AfterFunc(ctx, func() {
+		for _, e := range c.ends {
+			if e.udp != nil {
+				e.udp.SetReadDeadline(time.Now().Add(drainTime))
+			} else {
+				e.conn.Close()
+			}
+		}
+	})
 	defer stop()
+	defer c.Close()
 	for i := range c.ends {
 		c.running.Add(1)
-		go func() { // ends with its socket, which ctx closes
+		go func() { // ends with its socket, which ctx closes, or after drainTime
 			defer c.running.Done()
 			if c.ends[i].udp != nil {
 				c.datagrams(i)
@@ -264,6 +276,12 @@ func (c *Collector) decode(s *Session, msg []byte, handle func([]Record) error) 
 		c.opt.Notify(fmt.Sprintf("%s: %v; more of its messages are but counted", s.cfg.Name, m))
 	}
 	return err
+}
+
+// passable reports whether an error is but that of a message, and the next may be read.
+func passable(err error) bool {
+	var m *MalformedError
+	return err == nil || errors.As(err, &m)
 }
 
 // decodeTo decodes a message and hands on its records.

@@ -408,3 +408,21 @@ func TestEndOfDTLS(t *testing.T) {
 	}
 	c.wait("all records", func(n Counts) bool { return n.Records == 3*sessions && n.Sessions == 0 })
 }
+
+// TestEnd takes the datagrams that came before the end.
+func TestEnd(t *testing.T) {
+	c := collect(t, Options{}, "udp://127.0.0.1:0")
+	conn := dial(t, "udp", c.addr(0))
+	const n = 500
+	c.Collector.mu.Lock() // nothing is read meanwhile, but for one
+	for i := range uint32(n) {
+		write(t, conn, message10(i, named, text1("x")))
+	}
+	c.Collector.mu.Unlock()
+	if err := c.stop(); err != nil {
+		t.Error(err)
+	}
+	if k := c.Counts(); k.Records != n || k.Gaps != 0 {
+		t.Errorf("%+v", k)
+	}
+}

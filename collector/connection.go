@@ -99,8 +99,8 @@ func (c *Collector) messages(conn net.Conn, s *Session) error {
 		c.mu.Lock()
 		err = c.decode(s, buf[:n], c.handle)
 		c.mu.Unlock()
-		if err != nil && c.ctx.Err() != nil {
-			return nil
+		if !passable(err) {
+			return err
 		}
 	}
 }

@@ -45,7 +45,7 @@ func (c *Collector) datagrams(i int) {
 	for {
 		n, oobn, _, addr, err := c.ends[i].udp.ReadMsgUDPAddrPort(buf, oob)
 		if err != nil {
-			return // nothing else fails on a socket that is not connected
+			return // it is closed, or the time after the end is over: nothing else fails on a socket that is not connected
 		}
 		c.mu.Lock()
 		if total, ok := overflow(oob[:oobn]); ok {
@@ -55,7 +55,7 @@ func (c *Collector) datagrams(i int) {
 		s := c.sender(senderKey{i, netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())})
 		err = c.decode(s, buf[:n], c.handle)
 		c.mu.Unlock()
-		if err != nil && c.ctx.Err() != nil {
+		if !passable(err) {
 			return
 		}
 	}
