@@ -19,7 +19,8 @@ type flow struct {
 	prev    uint32
 	slot    uint16
 	state   state
-	control uint8 // tcpControlBits of the record under way
+	control uint8  // tcpControlBits of the record under way
+	resent  uint16 // of TCP: from the first SYN to the latest, in units of synUnit
 
 	tcp tcpFlow
 }
@@ -51,7 +52,7 @@ func (f *flow) initiator() int {
 func (f *flow) begin(p *packet) {
 	f.last, f.start = p.time, p.time
 	f.octets, f.payload, f.packets = [2]uint64{}, [2]uint64{}, [2]uint64{}
-	f.state, f.control = 0, 0
+	f.state, f.control, f.resent = 0, 0, 0
 	if p.kind&kindTCP != 0 {
 		f.tcp = tcpFlow{}
 	}

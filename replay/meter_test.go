@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -46,7 +47,10 @@ func summary(r *flowcache.Record) string {
 		s += " arbitrary"
 	}
 	if r.TCP.ConnectTime != 0 {
-		s += fmt.Sprintf(" rtt=%dus", r.TCP.ConnectTime)
+		s += fmt.Sprintf(" rtt=%dus", r.TCP.SRTT)
+		if n := (r.TCP.ConnectTime - r.TCP.SRTT) / 1000; n > 0 {
+			s += fmt.Sprintf("+%dms", n)
+		}
 	}
 	if n := r.Forward.RetransPackets + r.Reverse.RetransPackets; n != 0 {
 		s += fmt.Sprintf(" again=%d/%d", n, r.Forward.RetransOctets+r.Reverse.RetransOctets)
@@ -84,6 +88,8 @@ func TestConnections(t *testing.T) {
 			[]string{ab + "end +0-1ms 1/0:1/0 errno=111 state=7 flags=0x16"}},
 		{"half open", talk().send(0, 100, syn, 0).send(1000, 100, syn, 0).send(3000, 100, syn, 0),
 			[]string{ab + "forced +0-3000ms 3/0:0/0 again=2/0 state=2 flags=0x2"}},
+		{"SYN sent again", talk().send(0, 100, syn, 0).send(1000, 100, syn, 0).answer(1001, 900, syn|ack, 0).send(1002, 101, ack, 0),
+			[]string{ab + "forced +0-1002ms 3/0:1/0 rtt=2000us+1000ms again=1/0 state=1 flags=0x12"}},
 		{"reset", talk().send(0, 100, syn, 0).answer(1, 900, syn|ack, 0).send(2, 101, ack, 0).send(3, 101, rst|ack, 0),
 			[]string{ab + "end +0-3ms 3/0:1/0 rtt=2000us state=7 flags=0x16"}},
 		{"found in the middle", talk().answer(0, 900, ack, 10).send(1, 100, ack, 20),
@@ -91,7 +97,7 @@ func TestConnections(t *testing.T) {
 		{"answer first", talk().answer(0, 900, syn|ack, 0).send(1, 101, ack, 0),
 			[]string{ab + "forced +0-1ms 1/0:1/0 state=1 flags=0x12"}},
 		{"answer before its question", talk().answer(0, 900, syn|ack, 0).send(1, 100, syn, 0).send(2, 101, ack, 0),
-			[]string{ab + "forced +0-2ms 2/0:1/0 rtt=2000us state=1 flags=0x12"}},
+			[]string{ab + "forced +0-2ms 2/0:1/0 rtt=1000us state=1 flags=0x12"}},
 		{"half closed", talk().send(0, 100, syn, 0).answer(1, 900, syn|ack, 0).send(2, 101, fin|ack, 0).answer(3, 901, ack, 9),
 			[]string{ab + "forced +0-3ms 2/0:2/9 rtt=2000us state=4 flags=0x13"}},
 		{"retransmitted", talk().send(0, 100, syn, 0).answer(1, 900, syn|ack, 0).send(2, 101, ack, 0).send(3, 101, ack, 100).
@@ -451,5 +457,12 @@ func BenchmarkMeter(b *testing.B) {
 				return nil
 			}, func(r *flowcache.Records) error { r.Release(); return nil })
 		})
+	}
+}
+
+// TestFlowSize: a flow is three cache lines.
+func TestFlowSize(t *testing.T) {
+	if n := unsafe.Sizeof(flow{}); n != 192 {
+		t.Errorf("a flow takes %d octets", n)
 	}
 }

@@ -7,7 +7,7 @@ type tcpFlow struct {
 	next      [2]uint32 // sequence number after the highest that was seen
 	gap       [2]gap    // the latest that was left out
 	isn       uint32    // of the initiator's SYN
-	roundTrip uint32    // microseconds from SYN to the acknowledgment of its answer; 0 unknown
+	roundTrip uint32    // microseconds from the latest SYN to the acknowledgment of its answer; 0 unknown
 	retrans   [2]uint32 // segments
 	repeated  [2]uint32 // their octets
 	reordered [2]uint32 // segments
@@ -16,8 +16,11 @@ type tcpFlow struct {
 // gap is a range of sequence numbers that was skipped, and when.
 type gap struct {
 	from, to uint32
-	time     uint32 // microseconds, wrapping
+	time     uint32 // microseconds, wrapping; before the first gap that of the latest SYN
 }
+
+// synUnit is 4 ms: SYNs are sent again after a second and more.
+const synUnit = 4e6
 
 // reorderTime is how long a segment may be overtaken: what comes later is a retransmission of what was lost before it could be
 // captured. Wireshark takes the same.
@@ -99,7 +102,10 @@ func (f *flow) life(p *packet, d int) (closed bool) {
 				f.state |= stateSecond
 			}
 			f.tcp.isn = p.seq
+		} else if d == f.initiator() {
+			f.resent = uint16(min(max(0, p.time-f.start)/synUnit, 1<<16-1))
 		}
+		f.tcp.gap[d].time = uint32(p.time / 1000)
 	case p.flags&syn != 0:
 		if f.state&(stateKnown|stateTold) == 0 {
 			f.state = f.state&^stateSecond | stateKnown
@@ -113,7 +119,7 @@ func (f *flow) life(p *packet, d int) (closed bool) {
 	case f.state&(stateAccepted|stateEstablished) == stateAccepted && p.flags&ack != 0 && d == f.initiator():
 		f.state |= stateEstablished
 		if f.state&(stateSYN|stateTold) == stateSYN {
-			f.tcp.roundTrip = uint32(min((f.last-f.start)/1000, 1<<32-1))
+			f.tcp.roundTrip = uint32(p.time/1000) - f.tcp.gap[d].time
 		}
 	}
 	if p.flags&fin != 0 {
@@ -146,7 +152,9 @@ func (f *flow) tcpRecord(r *flowcache.Record, i int) {
 	r.Forward.RetransOctets, r.Reverse.RetransOctets = uint64(t.repeated[i]), uint64(t.repeated[o])
 	r.Reordered, r.ReverseReordered = uint64(t.reordered[i]), uint64(t.reordered[o])
 	t.retrans, t.repeated, t.reordered = [2]uint32{}, [2]uint32{}, [2]uint32{}
-	r.TCP.SRTT, r.TCP.MinRTT, r.TCP.ConnectTime = t.roundTrip, t.roundTrip, t.roundTrip
+	if t.roundTrip != 0 {
+		r.TCP.SRTT, r.TCP.MinRTT, r.TCP.ConnectTime = t.roundTrip, t.roundTrip, t.roundTrip+uint32(f.resent)*(synUnit/1000)
+	}
 	if f.state&stateRefused != 0 {
 		r.TCP.ConnectError = econnrefused
 	}

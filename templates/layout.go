@@ -65,6 +65,12 @@ func localEnd(r *flowcache.Record) *flowcache.End {
 	return &r.Dest
 }
 
+// packetsOnly holds for TCP of which neither end is here: packets told of it, and they tell of both directions alike.
+func packetsOnly(k kind) bool { return isTCP(k) && k.source() < endKernel && k.dest() < endKernel }
+
+// bothSeen holds for TCP where what each end sent again is known.
+func bothSeen(k kind) bool { return isTCP(k) && bothLocal(k) || packetsOnly(k) }
+
 // icmp is type * 256 + code of the question. The cache keeps it in the port of the end that is spoken to; the other port is 0.
 func icmp(r *flowcache.Record) uint64 { return uint64(r.Key.SrcPort | r.Key.DstPort) }
 
@@ -136,8 +142,10 @@ func flowFields() []field {
 		number("tcpCongestionWindow", isTCP, func(r *flowcache.Record) uint64 { return uint64(r.TCP.CongestionWindow) }),
 		number("tcpDeliveryRate", isTCP, func(r *flowcache.Record) uint64 { return r.TCP.DeliveryRate }),
 		number("tcpPacingRate", isTCP, func(r *flowcache.Record) uint64 { return r.TCP.PacingRate }),
-		number("reverseRetransmittedPacketDeltaCount", func(k kind) bool { return isTCP(k) && bothLocal(k) }, func(r *flowcache.Record) uint64 { return r.Reverse.RetransPackets }),
-		number("reverseRetransmittedOctetDeltaCount", func(k kind) bool { return isTCP(k) && bothLocal(k) }, func(r *flowcache.Record) uint64 { return r.Reverse.RetransOctets }),
+		number("reverseRetransmittedPacketDeltaCount", bothSeen, func(r *flowcache.Record) uint64 { return r.Reverse.RetransPackets }),
+		number("reverseRetransmittedOctetDeltaCount", bothSeen, func(r *flowcache.Record) uint64 { return r.Reverse.RetransOctets }),
+		number("reorderedPacketDeltaCount", packetsOnly, func(r *flowcache.Record) uint64 { return r.Reordered }),
+		number("reverseReorderedPacketDeltaCount", packetsOnly, func(r *flowcache.Record) uint64 { return r.ReverseReordered }),
 
 		address("postNATSourceIPv4Address", func(k kind) bool { return hasNAT(k) && isV4(k) }, func(r *flowcache.Record) *flowcache.Addr { return &r.Post.Src }),
 		address("postNATDestinationIPv4Address", func(k kind) bool { return hasNAT(k) && isV4(k) }, func(r *flowcache.Record) *flowcache.Addr { return &r.Post.Dst }),

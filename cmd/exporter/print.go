@@ -90,17 +90,21 @@ type jsonContainer struct {
 }
 
 type jsonTCP struct {
-	State      string `json:"state"`
-	SRTT       uint32 `json:"smoothedRttMicroseconds"`
-	RTTVar     uint32 `json:"rttVarianceMicroseconds"`
-	MinRTT     uint32 `json:"minimumRttMicroseconds"`
-	Connect    uint32 `json:"connectTimeMicroseconds,omitempty"`
-	Retrans    uint64 `json:"retransmittedPackets"`
-	Lost       uint32 `json:"lostPackets"`
-	Unacked    uint32 `json:"unacknowledgedPackets"`
-	Window     uint32 `json:"congestionWindow"`
-	Error      uint16 `json:"connectionError,omitempty"`
-	Congestion string `json:"congestionControl,omitempty"`
+	State   string `json:"state"`
+	SRTT    uint32 `json:"smoothedRttMicroseconds"`
+	RTTVar  uint32 `json:"rttVarianceMicroseconds"`
+	MinRTT  uint32 `json:"minimumRttMicroseconds"`
+	Connect uint32 `json:"connectTimeMicroseconds,omitempty"`
+	Retrans uint64 `json:"retransmittedPackets"`
+	// Of flows of packets: what the responder sent again, and what others had overtaken.
+	ReverseRetrans   uint64 `json:"reverseRetransmittedPackets,omitempty"`
+	Reordered        uint64 `json:"reorderedPackets,omitempty"`
+	ReverseReordered uint64 `json:"reverseReorderedPackets,omitempty"`
+	Lost             uint32 `json:"lostPackets"`
+	Unacked          uint32 `json:"unacknowledgedPackets"`
+	Window           uint32 `json:"congestionWindow"`
+	Error            uint16 `json:"connectionError,omitempty"`
+	Congestion       string `json:"congestionControl,omitempty"`
 }
 
 func toJSON(r *flowcache.Record) *jsonRecord {
@@ -124,6 +128,10 @@ func toJSON(r *flowcache.Record) *jsonRecord {
 			State: stateName(r.TCP.State), SRTT: r.TCP.SRTT, RTTVar: r.TCP.RTTVar, MinRTT: r.TCP.MinRTT, Connect: r.TCP.ConnectTime,
 			Retrans: local.RetransPackets, Lost: r.TCP.Lost, Unacked: r.TCP.Unacked, Window: r.TCP.CongestionWindow,
 			Error: r.TCP.ConnectError, Congestion: fixedString(r.TCP.CongestionControlName[:]),
+		}
+		if r.Origin == flowcache.OriginPackets {
+			j.TCP.Retrans, j.TCP.ReverseRetrans = r.Forward.RetransPackets, r.Reverse.RetransPackets
+			j.TCP.Reordered, j.TCP.ReverseReordered = r.Reordered, r.ReverseReordered
 		}
 	}
 	return j

@@ -113,7 +113,7 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 	if err != nil {
 		return usageError{err}
 	}
-	in.meter = m
+	in.meter, in.idle = m, s.idleTimeout
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -212,6 +212,7 @@ type captures struct {
 	total  int64 // octets of all files; 0 if that is not known
 	read   *readCount
 
+	idle      time.Duration
 	speed     float64
 	began     time.Time // when the packet of the time origin was due
 	origin    int64
@@ -343,7 +344,7 @@ func (c *captures) next(p *replay.Packet) error {
 	}
 	if c.checkTime {
 		c.checkTime = false
-		if clock := c.meter.Clock(); clock != 0 && c.packet.Time < clock {
+		if clock := c.meter.Clock(); clock != 0 && clock-c.packet.Time > int64(c.idle) {
 			c.meter.Restart() // a capture that is older than the one before
 			c.origin = 0
 		}

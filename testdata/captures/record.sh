@@ -4,6 +4,7 @@
 # Needs root and: tcpdump tshark iproute2 iptables curl nginx-light openssl dnsmasq-base bind9-dnsutils chrony openssh-server
 # openssh-client iperf3 iputils-ping python3. Packets are cut after 128 octets: what programs said to each other is not kept.
 set -eu
+want=("$@")
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 a=sfcap-a b=sfcap-b n=sfcap-n
@@ -21,14 +22,13 @@ in_b() { ip netns exec $b "$@"; }
 ip netns add $a; ip netns add $b
 ip -n $a link add eth0 type veth peer name eth0 netns $b
 for x in "$a 1" "$b 2"; do
-	set -- $x "${@:3}"
+	set -- $x
 	ip -n $1 addr add 10.77.0.$2/24 dev eth0
 	ip -n $1 addr add fd77::$2/64 dev eth0 nodad
 	ip -n $1 link set eth0 up; ip -n $1 link set lo up
 	ip netns exec $1 sysctl -qw net.ipv6.conf.eth0.router_solicitations=0
 	ip netns exec $1 python3 "$here/offload.py" eth0
 done
-shift $(($# > 2 ? 2 : $#))
 ping_until() { for _ in $(seq 50); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; echo "record.sh: no answer: $*" >&2; exit 1; }
 ping_until in_a ping -c1 -W1 fd77::2
 
@@ -63,8 +63,6 @@ record() {
 	cp "$work/$name" "$here/$name"
 	echo "$name: $(stat -c %s "$here/$name") octets"
 }
-want=("$@")
-
 http() { in_a curl -s http://10.77.0.2/page; in_a curl -s 'http://[fd77::2]/page' 'http://[fd77::2]/none'; }
 tls() { in_a curl -sk https://10.77.0.2/page; in_a curl -sk --tls-max 1.2 'https://[fd77::2]/page'; }
 dns() { in_a dig +tries=1 @10.77.0.2 b.test; in_a dig +tries=1 @fd77::2 b.test AAAA; in_a dig +tcp @10.77.0.2 b.test; }
@@ -79,7 +77,7 @@ resets() { in_a curl -s http://10.77.0.2:81/; in_a curl -s 'http://[fd77::2]:81/
 for a in ("10.77.0.2", "fd77::2"):
     s=socket.create_connection((a, 80)); s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)); s.send(b"GET /page HTTP/1.0\r\n\r\n"); s.recv(10); s.close()'; }
 half_open() { in_b iptables -A INPUT -p tcp --dport 82 -j DROP; in_a curl -s -m 4 http://10.77.0.2:82/; }
-retransmissions() { in_b iptables -A INPUT -p tcp --dport 80 -m statistic --mode nth --every 9 -j DROP; in_a iptables -A INPUT -p tcp --sport 80 -m statistic --mode nth --every 11 -j DROP
+retransmissions() { in_b iptables -A INPUT -p tcp --dport 80 -m statistic --mode nth --every 9 --packet 4 -j DROP; in_a iptables -A INPUT -p tcp --sport 80 -m statistic --mode nth --every 11 --packet 5 -j DROP
 	in_a curl -s -m 20 http://10.77.0.2/page; in_a curl -s -m 20 --data-binary @"$work/www/page" http://10.77.0.2/page; in_a iptables -F; in_b iptables -F; }
 vxlan() {
 	for x in "$a 1 2" "$b 2 1"; do set -- $x
@@ -135,4 +133,4 @@ if [ ${#want[@]} = 0 ] || [[ " ${want[*]} " == *" interfaces.pcapng "* ]]; then
 	cp "$work/i.pcapng" "$here/interfaces.pcapng"
 	echo "interfaces.pcapng: $(stat -c %s "$here/interfaces.pcapng") octets"
 fi
-gzip -9kf "$here/http.pcap" && mv "$here/http.pcap.gz" "$here/compressed.pcap.gz"
+[ ${#want[@]} != 0 ] || gzip -9c "$here/http.pcap" >"$here/compressed.pcap.gz"
