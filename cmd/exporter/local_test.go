@@ -166,7 +166,7 @@ func TestManyConnections(t *testing.T) {
 	const clients = 4
 	var programs []*program
 	for i := range clients {
-		programs = append(programs, start(t, fmt.Sprintf("victor-client%d", i), "", "client", "127.0.0.1", strconv.Itoa(master.TCP), "0", strconv.Itoa(count/clients), "0"))
+		programs = append(programs, start(t, fmt.Sprintf("victor-client%d", i), "", "client", "127.0.0.1", strconv.Itoa(master.TCP), "0", strconv.Itoa(count/clients), "1"))
 	}
 	type key struct {
 		pid    int
