@@ -24,7 +24,6 @@ type backlog struct {
 	reading bool     // the last message that was sent came from disk
 	failed  error    // of the disk, while it does not work
 	retry   time.Time
-	free    [][]byte // buffers
 	scratch []byte
 
 	more, room chan struct{} // told that there is a message; that there is room
@@ -106,25 +105,9 @@ func (b *backlog) put(msg []byte, records int) error {
 			return nil
 		}
 	}
-	b.mem = append(b.mem, pending{append(b.buffer(), msg...), records})
+	b.mem = append(b.mem, pending{bytes.Clone(msg), records})
 	b.octets += len(msg)
 	return nil
-}
-
-func (b *backlog) buffer() []byte {
-	n := len(b.free)
-	if n == 0 {
-		return make([]byte, 0, maxStream)
-	}
-	buf := b.free[n-1]
-	b.free = b.free[:n-1]
-	return buf[:0]
-}
-
-func (b *backlog) recycle(buf []byte) {
-	if len(b.free) < 16 {
-		b.free = append(b.free, buf)
-	}
 }
 
 // spill moves what is in memory to disk, in order. It reports whether all of it is there.
@@ -147,7 +130,6 @@ func (b *backlog) spill() bool {
 		} else {
 			b.octets -= len(f.msg)
 		}
-		b.recycle(f.msg)
 		f.msg, f.after = nil, after
 	}
 	for i := range b.mem {
@@ -157,7 +139,6 @@ func (b *backlog) spill() bool {
 			return false
 		}
 		b.octets -= len(m.msg)
-		b.recycle(m.msg)
 	}
 	clear(b.mem)
 	b.mem = b.mem[:0]
@@ -287,7 +268,6 @@ func (b *backlog) forget(f *inFlight) {
 		return
 	}
 	b.old -= len(f.msg)
-	b.recycle(f.msg)
 }
 
 // shift removes the first n that are in flight.
