@@ -45,22 +45,6 @@ type Exporter struct {
 	layouts  chan templates.Options
 }
 
-// direct is a transport that has no memory: UDP, DTLS, a file. One goroutine calls it.
-type direct interface {
-	// open begins a Transport Session.
-	open(ctx context.Context) error
-	// limit is the largest message, in octets. It may change with any call of send or flush.
-	limit() int
-	// send takes a message with its number of Data Records. It may keep it until flush.
-	send(msg []byte, records int) error
-	flush() error
-	// renew looks, from time to time, whether the session should be another one.
-	renew(ctx context.Context) (another bool)
-	// dead is closed when the other side ends the session; nil if it cannot.
-	dead() <-chan struct{}
-	close() error
-}
-
 // ended is the error of a direct transport after which there must be another session. After any other, messages go on being sent.
 type ended struct{ error }
 
@@ -210,94 +194,6 @@ func (x *Exporter) late() bool {
 	return by != 0 && time.Now().UnixNano() > by
 }
 
-// runDirect encodes and sends.
-func (x *Exporter) runDirect(ctx context.Context) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	var flush time.Time // of the message under way, zero if there is none
-	for ctx.Err() == nil {
-		if !x.open && !x.connect(ctx) {
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Until(x.nextTry)):
-			}
-			continue
-		}
-		now := time.Now()
-		if now.Sub(x.looked) >= x.cfg.TemplateRefresh {
-			x.looked = now
-			if x.direct.renew(ctx) {
-				x.reopen()
-				continue
-			}
-			x.failed(x.refresh(now))
-			x.failed(x.direct.flush())
-		}
-		wake := x.looked.Add(x.cfg.TemplateRefresh)
-		switch {
-		case !x.open:
-			continue
-		case x.enc.Waiting() == 0:
-			flush = time.Time{}
-		case flush.IsZero():
-			flush = now.Add(flushInterval)
-		case !now.Before(flush):
-			x.failed(x.enc.Flush(now))
-			x.failed(x.direct.flush())
-			continue
-		}
-		if !flush.IsZero() && flush.Before(wake) {
-			wake = flush
-		}
-		timer.Reset(time.Until(wake))
-		select {
-		case <-ctx.Done():
-		case <-x.direct.dead():
-			x.failed(ended{errClosed})
-		case r := <-x.queue:
-			x.encode(r)
-			if len(x.queue) == 0 {
-				x.failed(x.direct.flush())
-			}
-		case opt := <-x.layouts:
-			x.failed(x.enc.SetOptions(opt, false, time.Now()))
-		case <-timer.C:
-		}
-	}
-	x.drainDirect()
-}
-
-// drainDirect sends what waits, at the end.
-func (x *Exporter) drainDirect() {
-	deadline := time.Now().Add(drainTime)
-	ctx, cancel := context.WithDeadline(context.Background(), deadline)
-	defer cancel()
-	if !x.open {
-		x.nextTry = time.Time{}
-		x.connect(ctx)
-	}
-	for more := true; more; {
-		select {
-		case r := <-x.queue:
-			if !x.open || time.Now().After(deadline) {
-				x.dropQueued(r)
-			} else {
-				x.encode(r)
-			}
-		default:
-			more = false
-		}
-	}
-	x.failed(x.enc.Flush(time.Now()))
-	if x.open {
-		x.failed(x.direct.flush())
-	}
-	if x.open {
-		x.open = false
-		x.direct.close()
-	}
-}
-
 // encode encodes records: the one place where a batch becomes messages.
 func (x *Exporter) encode(r *flowcache.Records) {
 	now := time.Now()
@@ -350,83 +246,6 @@ func (x *Exporter) sent(octets, records int) {
 	x.messages.Add(1)
 	x.octets.Add(uint64(octets))
 	x.records.Add(uint64(records))
-}
-
-// connect begins a Transport Session of a direct transport once its time has come.
-func (x *Exporter) connect(ctx context.Context) bool {
-	if time.Now().Before(x.nextTry) {
-		return false
-	}
-	if err := x.direct.open(ctx); err != nil {
-		x.down(err)
-		return false
-	}
-	x.open, x.looked = true, time.Now()
-	x.connects.Add(1)
-	if x.cfg.Network == "dtls" {
-		// What comes first in a session is easily lost, while the other side accepts it: tell templates twice.
-		x.looked = x.looked.Add(min(toldAgain-x.cfg.TemplateRefresh, 0))
-	}
-	x.enc.Restart()
-	x.setLimit()
-	x.up("connected")
-	x.failed(x.enc.Templates(time.Now()))
-	x.failed(x.direct.flush())
-	if x.open {
-		x.wait, x.nextTry = x.cfg.ReconnectMin, time.Time{}
-	}
-	return x.open
-}
-
-// setLimit follows the largest message of the transport. It reports whether it changed.
-func (x *Exporter) setLimit() bool {
-	n := x.direct.limit()
-	if n == x.limit {
-		return false
-	}
-	x.limit = n
-	x.enc.SetMaxMessage(n)
-	return true
-}
-
-// reopen ends a session in order; another one follows at once.
-func (x *Exporter) reopen() {
-	x.direct.flush()
-	x.open = false
-	x.direct.close()
-}
-
-// failed handles the error of a direct transport.
-func (x *Exporter) failed(err error) {
-	if x.direct == nil || !x.open {
-		return
-	}
-	if x.setLimit() {
-		// The path MTU is another one. What was told in messages that were too large may not have arrived.
-		err = errors.Join(err, x.enc.Templates(time.Now()), x.direct.flush())
-	}
-	var end ended
-	switch {
-	case err == nil:
-	case errors.Is(err, errRotated):
-		x.reopen()
-		x.connect(context.Background())
-	case errors.As(err, &end):
-		x.open = false
-		x.direct.close()
-		x.down(err)
-	default:
-		x.errs.Add(1)
-		x.refuse(err)
-	}
-}
-
-// refuse notes that datagrams do not arrive. They go on being sent: who listens later gets them.
-func (x *Exporter) refuse(err error) {
-	x.refused = time.Now()
-	if !x.told.Swap(true) {
-		x.cfg.Notify(false, fmt.Sprintf("collector %s: %s; records go on being sent", x.Name(), reason(err)))
-	}
 }
 
 // up notes that the collector takes messages.

@@ -98,7 +98,7 @@ func (s *stream) run() {
 		switch {
 		case err == nil:
 			return
-		case errors.Is(err, errOtherLayout): // not the collector's fault
+		case errors.Is(err, errSettled): // not the collector's fault
 			x.nextTry = time.Time{}
 		default:
 			x.down(err)
@@ -141,13 +141,18 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 	defer awake()
 	control := b.begin()
 	if err := w.writeAll(control); err != nil {
-		return err
+		return closed(l, dead, &readError, err)
 	}
 	told := len(control) // of the backlog's
 	x.up("connected")
 	tick := time.NewTicker(ackInterval)
 	defer tick.Stop()
-	refresh := time.Now()
+	var refresh <-chan time.Time
+	if x.cfg.StreamRefresh {
+		t := time.NewTicker(x.cfg.TemplateRefresh)
+		defer t.Stop()
+		refresh = t.C
+	}
 	var buf []byte
 	stop := s.stop
 	for {
@@ -186,21 +191,22 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 			}
 			continue
 		}
+		acks := tick.C
+		if b.idle() { // nothing to wait for
+			if acks = nil; stop == nil {
+				return nil
+			}
+		}
 		select {
 		case <-b.more:
 		case <-dead:
 			return closed(l, dead, &readError, nil)
-		case <-tick.C:
+		case <-acks:
 			b.confirm(l.progress())
-			if x.cfg.StreamRefresh && time.Since(refresh) >= x.cfg.TemplateRefresh {
-				refresh = time.Now()
-				w.session = newSession()
-				if err := w.writeAll(b.all()); err != nil {
-					return err
-				}
-			}
-			if stop == nil && b.idle() {
-				return nil
+		case <-refresh:
+			w.session = newSession()
+			if err := w.writeAll(b.all()); err != nil {
+				return closed(l, dead, &readError, err)
 			}
 		case <-stop:
 			stop = nil
