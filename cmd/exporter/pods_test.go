@@ -87,7 +87,7 @@ func TestPods(t *testing.T) {
 			}
 			mu.Unlock()
 			p, err := c.runPod(ctx, fmt.Sprintf("pod%d", i), false, map[string]string{"app": "load"},
-				append([]string{"/bin/pod", "-serve", "7000", "-for", "3s"}, talk...)...)
+				append([]string{"/bin/pod", "-serve", "7000", "-for", "3s", "-times", strconv.Itoa(size("SOCKFLOW_TIMES", 1))}, talk...)...)
 			if err != nil {
 				t.Errorf("pod %d: %v", i, err)
 				return

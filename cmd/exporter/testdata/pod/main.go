@@ -1,6 +1,6 @@
 // Command pod talks TCP and UDP as the tests of containers want: it serves at one port, and talks to each address it is told.
 //
-//	pod [-serve PORT] [-for DURATION] [-wait DURATION] HOST:PORT...
+//	pod [-serve PORT] [-for DURATION] [-wait DURATION] [-times N] HOST:PORT...
 package main
 
 import (
@@ -17,6 +17,7 @@ func main() {
 	port := flag.Int("serve", 0, "serve TCP and UDP at this port")
 	life := flag.Duration("for", 0, "how long to live")
 	wait := flag.Duration("wait", 0, "how long to wait before talking")
+	times := flag.Int("times", 1, "how often to talk to each")
 	flag.Parse()
 	end := time.Now().Add(*life)
 	if *port != 0 {
@@ -29,8 +30,14 @@ func main() {
 	var wg sync.WaitGroup
 	for _, to := range flag.Args() {
 		wg.Add(2)
-		go func() { defer wg.Done(); tcp(to) }() // ends with the conversation
-		go func() { defer wg.Done(); udp(to) }() // the same
+		for _, talk := range []func(string){tcp, udp} {
+			go func() { // ends with its conversations
+				defer wg.Done()
+				for range *times {
+					talk(to)
+				}
+			}()
+		}
 	}
 	wg.Wait()
 	time.Sleep(time.Until(end))
