@@ -24,15 +24,21 @@ import (
 )
 
 // containerd speaks to containerd: it follows the event stream, and asks for each container that is created, since events carry no
-// labels; and for a pod's sandbox once more when its task is created: then it has its addresses. What CRI knows of pods is in the
-// containers' labels and annotations.
+// labels. What CRI knows of pods is in the labels and annotations of containers. A pod's sandbox is asked for when the first container is made in
+// it, since by then it has its addresses; sooner only if its image may be another's: each question and answer costs, and it has no traffic.
 type containerd struct {
 	e          *endpoint
 	containers containersapi.ContainersClient
 	namespaces namespacesapi.NamespacesClient
 	sandboxes  sandboxapi.StoreClient
-	pods       map[string]*flowcache.Workload // by namespace/id of the sandbox
+	pods       map[string]*sandbox // by namespace/id
+	images     map[string]bool     // whether all containers of an image are sandboxes
 	list       uint64
+}
+
+type sandbox struct {
+	work  *flowcache.Workload
+	whole bool // it was read when it had its addresses
 }
 
 func newContainerd(e *endpoint) client { return &containerd{e: e} }
@@ -66,12 +72,12 @@ func (c *containerd) watch(ctx context.Context) error {
 	c.containers = containersapi.NewContainersClient(conn)
 	c.namespaces = namespacesapi.NewNamespacesClient(conn)
 	c.sandboxes = sandboxapi.NewStoreClient(conn)
-	c.pods = map[string]*flowcache.Workload{}
+	c.pods, c.images = map[string]*sandbox{}, map[string]bool{}
 	if err := c.ping(ctx); err != nil {
 		return err
 	}
 	stream, err := eventsapi.NewEventsClient(conn).Subscribe(ctx, &eventsapi.SubscribeRequest{
-		Filters: []string{`topic=="/containers/create"`, `topic=="/tasks/create"`, `topic=="/containers/delete"`},
+		Filters: []string{`topic=="/containers/create"`, `topic=="/containers/delete"`},
 	})
 	if err != nil {
 		return err
@@ -214,14 +220,10 @@ func (c *containerd) event(ctx context.Context, ev *types.Envelope) error {
 	switch ev.GetTopic() {
 	case "/containers/create":
 		var m apievents.ContainerCreate
-		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) == nil {
-			return c.ask(ctx, ns, m.ID)
+		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) != nil || c.images[m.Image] {
+			return nil
 		}
-	case "/tasks/create":
-		var m apievents.TaskCreate
-		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) == nil && c.pods[ns+"/"+m.ContainerID] != nil {
-			return c.ask(ctx, ns, m.ContainerID)
-		}
+		return c.ask(ctx, ns, m.ID)
 	case "/containers/delete":
 		var m apievents.ContainerDelete
 		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) == nil {
@@ -285,30 +287,54 @@ func (c *containerd) put(ctx context.Context, ns string, m *containersapi.Contai
 	if s.image != "" {
 		w.ContainerImage = s.image
 	}
-	if id := c.sandboxOf(m, s); id != "" {
-		pod := c.pods[ns+"/"+id]
-		if id == m.GetID() {
-			pod = podOf(labels, w.PodLabels)
-			if len(c.pods) < maxKnown {
-				c.pods[ns+"/"+id] = pod
-			}
-			t.Behind = pod
-			t.Addresses = c.addresses(ctx, ns, m)
-		} else if pod == nil {
-			// It came while we looked away.
-			if sandbox, _ := c.get(ctx, ns, id); sandbox != nil {
-				own := sandbox.GetLabels()
-				pod = podOf(own, choose(c.e.labels, own))
-			} else {
-				pod = podOf(labels, "")
-			}
+	key, id := ns+"/"+m.GetID(), c.sandboxOf(m, s)
+	if id == m.GetID() {
+		t.Addresses = c.addresses(ctx, ns, m)
+		t.Behind = podOf(labels, w.PodLabels)
+		if old := c.pods[key]; old != nil || len(c.pods) < maxKnown {
+			c.pods[key] = &sandbox{t.Behind, t.Addresses != nil || old != nil && old.whole}
+		}
+	}
+	c.learn(m.GetImage(), id == m.GetID())
+	if id != "" {
+		pod := c.pod(ctx, ns, id, id == m.GetID())
+		if pod == nil {
+			pod = podOf(labels, "") // the sandbox is gone
 		}
 		w.PodName, w.PodNamespace, w.PodUID = pod.PodName, pod.PodNamespace, pod.PodUID
 		if pod.PodLabels != "" {
 			w.PodLabels = pod.PodLabels
 		}
 	}
-	c.e.put(ctx, ns+"/"+m.GetID(), t, c.list)
+	c.e.put(ctx, key, t, c.list)
+}
+
+// learn notes of an image whether sandboxes alone are made of it.
+func (c *containerd) learn(image string, sandbox bool) {
+	only, known := c.images[image]
+	if image != "" && (len(c.images) < maxKnown || known) {
+		c.images[image] = sandbox && (only || !known)
+	}
+}
+
+// pod returns the names of a sandbox's pod, nil if there is none. Of one in which a container is made it tells first, if it has not told all.
+func (c *containerd) pod(ctx context.Context, ns, id string, itself bool) *flowcache.Workload {
+	key := ns + "/" + id
+	p := c.pods[key]
+	if !itself && (p == nil || !p.whole) {
+		if m, _ := c.get(ctx, ns, id); m != nil {
+			if s := parseSpec(m.GetSpec().GetValue()); c.sandboxOf(m, s) == id {
+				c.put(ctx, ns, m, s)
+			}
+		}
+		if p = c.pods[key]; p != nil {
+			p.whole = true
+		}
+	}
+	if p == nil {
+		return nil
+	}
+	return p.work
 }
 
 func podOf(labels map[string]string, chosen string) *flowcache.Workload {
