@@ -373,6 +373,7 @@ func TestNtopngBound(t *testing.T) {
 
 // TestNtopngHungSubscriber: one that does not read is let go, and does not hold up the end.
 func TestNtopngHungSubscriber(t *testing.T) {
+	t.Parallel() // it waits for a timeout
 	x := startNtopng(t, "zmq://127.0.0.1:"+freePort(t)+"?bind=true&queue=100000")
 	var c net.Conn
 	eventually(t, "it is bound", func() bool {

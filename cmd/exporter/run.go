@@ -103,6 +103,7 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 	}
 	processes.Seed()
 	confine(s.privileges, log)
+	shedStart()
 	if r, ok := printer.(interface{ start() }); ok {
 		r.start()
 	}
