@@ -72,6 +72,12 @@ func testContainerd(t *testing.T, c *containerdNode) {
 	c.run("shop", "run", "--rm", "--net-host", "--label", "app=brief", podImage, "brief", "/bin/pod", "-for", "200ms", a.ip+":7000")
 	c.run("shop", "task", "exec", "--exec-id", "x", "older", "/bin/pod", "127.0.0.1:7000")
 	time.Sleep(patience() * 3 / 20)
+	table := must(t, buildExporter(t), "list", "--listening", "--containerd", c.socket, "--docker", "none", "--podman", "none", "--cri", "none")
+	for _, want := range []string{"pod=tests/server", "container=older"} {
+		if !strings.Contains(table, want) {
+			t.Errorf("list does not show %s:\n%s", want, table)
+		}
+	}
 	r.stop()
 	byCRI.stop()
 	recs := r.json()
