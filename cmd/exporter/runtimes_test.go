@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -145,11 +146,31 @@ func newNode(t *testing.T) *node {
 			}
 		}
 		os.RemoveAll(dir)
+		removeCGroups()
 	})
 	must(t, "ip", "netns", "add", n.name)
 	t.Cleanup(func() { exec.Command("ip", "netns", "del", n.name).Run() })
 	must(t, "ip", "-n", n.name, "link", "set", "lo", "up")
 	return n
+}
+
+// removeCGroups removes the empty control groups that runtimes leave behind.
+func removeCGroups() {
+	for _, parent := range []string{"shop", "kubepods", "k8s.io", "docker", "libpod_parent"} {
+		roots, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent)
+		for _, root := range append(roots, "/sys/fs/cgroup/"+parent) {
+			var dirs []string
+			filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+				if err == nil && d.IsDir() {
+					dirs = append(dirs, path)
+				}
+				return nil
+			})
+			for _, d := range slices.Backward(dirs) {
+				os.Remove(d) // fails where it is in use
+			}
+		}
+	}
 }
 
 // start runs a daemon in the node, and returns it when its socket is there. It ends with the test.
