@@ -106,10 +106,26 @@ func TestCaptures(t *testing.T) {
 				t.Errorf("not what tshark counts, packets/octets by 5-tuple:\n%s", diff)
 			}
 			never := []string{"--idle-timeout", "10000h", "--active-timeout", "10000h"}
-			if diff := cmp.Diff(tsharkConversations(t, file), streams(jsonLines(t, replayed(t, append(never, file)...)))); diff != "" {
+			if diff := cmp.Diff(tsharkConversations(t, file, "not vxlan"), streams(jsonLines(t, replayed(t, append(never, file)...)))); diff != "" {
 				t.Errorf("not the TCP conversations of tshark -z conv,tcp:\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestDecap compares what a tunnel carries.
+func TestDecap(t *testing.T) {
+	needTool(t, "tshark")
+	const file = "../../testdata/captures/vxlan.pcap"
+	got := jsonLines(t, replayed(t, "--decap", file))
+	if diff := cmp.Diff(tsharkConversations(t, file, "vxlan"), streams(got)); diff != "" || len(got) < 3 {
+		t.Errorf("%d records\n%s", len(got), diff)
+	}
+	for _, r := range got {
+		// What is no IP stays the tunnel's: ARP, 28 octets in 50 of headers.
+		if r.DestPort == 4789 && r.Forward.Octets != 78*r.Forward.Packets {
+			t.Errorf("the tunnel is there: %+v", r)
+		}
 	}
 }
 

@@ -123,10 +123,10 @@ func tsharkTuples(t *testing.T, file string) map[string]string {
 
 var convLine = regexp.MustCompile(`^(\S+):(\d+) +<-> +(\S+):(\d+) +(\d+) \d.*? +(\d+) \d`)
 
-// tsharkConversations lists the TCP conversations outside tunnels, with the packets of both directions.
-func tsharkConversations(t *testing.T, file string) []string {
+// tsharkConversations lists the TCP conversations of packets that pass a display filter, with the packets of both directions.
+func tsharkConversations(t *testing.T, file, filter string) []string {
 	t.Helper()
-	out, err := exec.Command("tshark", "-n", "-r", file, "-q", "-z", "conv,tcp,not vxlan").Output()
+	out, err := exec.Command("tshark", "-n", "-r", file, "-q", "-z", "conv,tcp,"+filter).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
