@@ -14,6 +14,9 @@ import (
 	"testing"
 )
 
+// debianPython has Debian's modules; another one may come first in the path.
+const debianPython = "/usr/bin/python3"
+
 // zmqMessage is what testdata/zmqsub.py prints.
 type zmqMessage struct {
 	Topic string
@@ -32,7 +35,7 @@ type zmqSubscriber struct {
 
 func newZMQSubscriber(t *testing.T, args ...string) *zmqSubscriber {
 	t.Helper()
-	c := exec.Command("python3", append([]string{"testdata/zmqsub.py"}, args...)...)
+	c := exec.Command(debianPython, append([]string{"testdata/zmqsub.py"}, args...)...)
 	s := &zmqSubscriber{}
 	c.Stderr = &s.errs
 	in, err := c.StdinPipe()
@@ -112,8 +115,8 @@ func (s *zmqSubscriber) flows(t *testing.T) []map[string]any {
 // TestNtopng: libzmq receives what programs did, bound and connected, in both forms.
 func TestNtopng(t *testing.T) {
 	needRoot(t)
-	needTool(t, "python3")
-	if exec.Command("python3", "-c", "import zmq").Run() != nil {
+	needTool(t, debianPython)
+	if exec.Command(debianPython, "-c", "import zmq").Run() != nil {
 		miss(t, "needs python3-zmq")
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -22,6 +22,7 @@ type topUI struct {
 	filter string
 	typing bool // the filter
 	frozen bool
+	stale  bool // rows are not what was asked for last
 	help   bool
 	tree   bool
 }
@@ -75,26 +76,39 @@ func topScreen(ctx context.Context, m *topModel, o *topOptions, notes *lastNotes
 			if !ok {
 				return nil
 			}
-			switch ev := ev.(type) {
-			case *tcell.EventKey:
-				if u.key(ev) {
-					return nil
+			// All that waits, and then one picture.
+			for ; ev != nil; ev = next(events) {
+				switch ev := ev.(type) {
+				case *tcell.EventKey:
+					if u.key(ev) {
+						return nil
+					}
+				case *tcell.EventResize:
+					screen.Sync()
 				}
-			case *tcell.EventResize:
-				screen.Sync()
 			}
 			u.draw()
 		case <-ready:
 			ready = nil
 			tick.Reset(o.first())
 		case <-tick.C:
-			tick.Reset(o.interval)
 			u.refresh()
 			u.draw()
+			tick.Reset(o.interval) // from now: where a picture takes long, keys have their turn
 			if n++; o.rounds != 0 && n >= o.rounds {
 				return nil
 			}
 		}
+	}
+}
+
+// next returns an event that waits, or nil.
+func next(events <-chan tcell.Event) tcell.Event {
+	select {
+	case ev := <-events:
+		return ev
+	default:
+		return nil
 	}
 }
 
@@ -105,11 +119,15 @@ func (u *topUI) refresh() {
 	if !u.frozen {
 		u.flows = u.model.snapshot(time.Now().UnixNano())
 	}
-	u.arrange()
+	u.stale = true
 }
 
-// arrange makes the lines and keeps the cursor at its row.
+// arrange makes the lines, if they are stale, and keeps the cursor at its row.
 func (u *topUI) arrange() {
+	if !u.stale {
+		return
+	}
+	u.stale = false
 	l := u.level()
 	u.rows = l.view.arrange(u.flows, l.scope, u.filter, u.order, u.tree, u.model.proc)
 	if i := slices.IndexFunc(u.rows, func(r topRow) bool { return r.id == l.chosen }); i >= 0 {
@@ -120,6 +138,7 @@ func (u *topUI) arrange() {
 
 // move moves the cursor by n rows, and the rows so that it is seen.
 func (u *topUI) move(n int) {
+	u.arrange()
 	l := u.level()
 	l.cursor = max(0, min(l.cursor+n, len(u.rows)-1))
 	l.offset = max(0, min(l.offset, l.cursor), l.cursor-u.height()+1)
@@ -138,7 +157,7 @@ func (u *topUI) height() int {
 func (u *topUI) show(name string) {
 	u.stack = []topLevel{{view: viewNamed(name)}}
 	u.order = topOrder{column: -1}
-	u.arrange()
+	u.stale = true
 }
 
 // key handles a key; true ends the program.
@@ -158,7 +177,7 @@ func (u *topUI) key(ev *tcell.EventKey) bool {
 		case tcell.KeyRune:
 			u.filter += string(ev.Rune())
 		}
-		u.arrange()
+		u.stale = true
 		return false
 	}
 	if u.help {
@@ -186,10 +205,10 @@ func (u *topUI) key(ev *tcell.EventKey) bool {
 		if len(u.stack) > 1 {
 			u.stack = u.stack[:len(u.stack)-1]
 			u.order = topOrder{column: -1}
-			u.arrange()
+			u.stale = true
 		} else if u.filter != "" {
 			u.filter = ""
-			u.arrange()
+			u.stale = true
 		}
 	case tcell.KeyRune:
 		return u.rune(ev.Rune())
@@ -222,23 +241,25 @@ func (u *topUI) rune(r rune) bool {
 	case 'h', '?':
 		u.help = true
 	}
-	u.arrange()
+	u.stale = true
 	return false
 }
 
 // enter opens what is in the row under the cursor.
 func (u *topUI) enter() {
+	u.arrange()
 	l := u.level()
 	if l.view.inner == "" || l.cursor >= len(u.rows) || u.rows[l.cursor].scope == (topScope{}) {
 		return
 	}
 	u.stack = append(u.stack, topLevel{view: viewNamed(l.view.inner), scope: u.rows[l.cursor].scope})
 	u.order = topOrder{column: -1}
-	u.arrange()
+	u.stale = true
 }
 
 // draw draws everything. Only attributes, no colours: it looks the same on every terminal.
 func (u *topUI) draw() {
+	u.arrange()
 	plain, bold, inverse := tcell.StyleDefault, tcell.StyleDefault.Bold(true), tcell.StyleDefault.Reverse(true)
 	u.screen.Clear()
 	w, h := u.screen.Size()
