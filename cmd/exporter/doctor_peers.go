@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -21,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockflow/sockflow/enrich"
+	"github.com/sockflow/sockflow/enrich/kube"
 	"github.com/sockflow/sockflow/enrich/runtimes"
 	"github.com/sockflow/sockflow/flowcache"
 )
@@ -52,59 +50,69 @@ func (d *doctor) runtimes() {
 	}
 }
 
-const serviceAccount = "/var/run/secrets/kubernetes.io/serviceaccount/"
-
-// kubernetes speaks to the API server that a pod is told of.
+// kubernetes asks the API server for everything that run would, once.
 func (d *doctor) kubernetes() {
-	host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT")
-	if host == "" {
-		d.say(note, "cluster", "this process is not in a pod")
-		return
-	}
-	token, err := os.ReadFile(serviceAccount + "token")
-	if err != nil {
-		d.say(bad, "service account", err.Error(), "automountServiceAccountToken: true")
-		return
-	}
-	roots := x509.NewCertPool()
-	if ca, err := os.ReadFile(serviceAccount + "ca.crt"); err != nil || !roots.AppendCertsFromPEM(ca) {
-		d.say(bad, "service account", "no certificate authority in "+serviceAccount, "automountServiceAccountToken: true")
-		return
-	}
-	client := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
-	get := func(path string) (int, error) {
-		req, err := http.NewRequest("GET", "https://"+net.JoinHostPort(host, port)+path, nil)
-		if err != nil {
-			return 0, err
-		}
-		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
-		res, err := client.Do(req)
-		if err != nil {
-			return 0, err
-		}
-		defer res.Body.Close()
-		io.Copy(io.Discard, io.LimitReader(res.Body, 1<<20))
-		return res.StatusCode, nil
-	}
-	if code, err := get("/version"); err != nil {
-		d.say(bad, "API server", err.Error(), "let this pod reach the API server (NetworkPolicy)")
-		return
-	} else {
-		d.say(good, "API server", fmt.Sprintf("answers (%d)", code))
-	}
-	node := os.Getenv("NODE_NAME")
-	if node == "" {
-		d.say(reduced, "NODE_NAME", "not set", "set it from fieldRef spec.nodeName, so that only this node's pods are asked for")
-		return
-	}
-	code, err := get("/api/v1/pods?limit=1&fieldSelector=spec.nodeName%3D" + url.QueryEscape(node))
+	c, err := d.settings.kube.open(d.settings.nodeName, slog.New(&lastLine{}))
 	switch {
 	case err != nil:
-		d.say(bad, "pods of this node", err.Error())
-	case code != http.StatusOK:
-		d.say(bad, "pods of this node", fmt.Sprintf("refused (%d)", code), "apply the ClusterRole of deploy/kubernetes")
-	default:
-		d.say(good, "pods of this node", "may be listed")
+		d.say(bad, "API server", err.Error(), "see --kube in run --help, and docs/kubernetes.md")
+		return
+	case c == nil && os.Getenv("KUBERNETES_SERVICE_HOST") != "":
+		d.say(reduced, "API server", "not asked, though this is a pod: pods of this node have names by their runtime, services and other nodes' pods have none", "--kube auto, with the ClusterRole of deploy/kubernetes")
+		return
+	case c == nil:
+		d.say(note, "API server", "not asked (--kube)")
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	objects := map[kube.Kind]int{}
+	changes := make(chan []kube.Change)
+	go func() { // ends with ctx
+		c.source.Run(ctx, changes)
+		close(changes)
+	}()
+	// A kind is told of when it is watched: then its list is whole.
+	settled := func() bool {
+		st := c.source.Stats()
+		for k := range kube.Kinds() {
+			if st.Watches[k]+st.Refused[k]+st.Failed[k] == 0 {
+				return false
+			}
+		}
+		return true
+	}
+	for tick := time.NewTicker(20 * time.Millisecond); ; {
+		select {
+		case list, ok := <-changes:
+			for i := range list {
+				if list[i].Step == kube.Set {
+					objects[list[i].Object.Kind]++
+				}
+			}
+			if ok {
+				continue
+			}
+			tick.Stop()
+		case <-tick.C:
+			if settled() {
+				cancel()
+			}
+			continue
+		}
+		break
+	}
+	st := c.source.Stats()
+	for k := range kube.Kinds() {
+		name := k.String() + " of " + c.source.Server()
+		switch {
+		case st.Refused[k] > 0:
+			d.say(bad, name, "refused: "+c.source.Server()+" does not let this identity list them", "apply the ClusterRole of docs/kubernetes.md")
+		case st.Failed[k] > 0 || st.Watches[k] == 0:
+			d.say(bad, name, "no answer from "+c.source.Server(), "let this host reach the API server, and see --kube-ca and --kube-token")
+		default:
+			d.say(good, name, fmt.Sprintf("%d are told", objects[k]))
+		}
 	}
 }
 

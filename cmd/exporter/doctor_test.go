@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -97,6 +99,32 @@ func TestDoctor(t *testing.T) {
 	want(t, checks, "Privileges/CAP_SYS_ADMIN", reduced, "namespaces")
 	want(t, checks, "eBPF hooks/source", bad, "netlink is used")
 	want(t, checks, "Self-test/connection", good, "seen by netlink, with its process")
+}
+
+// TestDoctorKube: what the API server lets this host list.
+func TestDoctorKube(t *testing.T) {
+	refuses := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }))
+	defer refuses.Close()
+	for server, what := range map[string]struct {
+		verdict verdict
+		detail  string
+	}{
+		cluster1(t):          {good, "are told"},
+		refuses.URL:          {bad, "refused"},
+		"http://127.0.0.1:1": {bad, "no answer"},
+	} {
+		s := settings{kube: kubeSettings{server: server, pods: "all", max: 100}}
+		d := &doctor{settings: &s, group: "Kubernetes"}
+		d.kubernetes()
+		if len(d.checks) != 3 {
+			t.Errorf("%s: %+v", server, d.checks)
+		}
+		for _, c := range d.checks {
+			if c.Verdict != what.verdict || !strings.Contains(c.Detail, what.detail) {
+				t.Errorf("%s: %+v, want %s %q", server, c, what.verdict, what.detail)
+			}
+		}
+	}
 }
 
 // TestDoctorTable: every bad line is followed by its remedy.
