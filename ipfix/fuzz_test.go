@@ -10,8 +10,8 @@ import (
 	"github.com/sockflow/sockflow/templates"
 )
 
-// sample returns the messages of a session: templates, facts, statistics and records.
-func sample(t testing.TB) (msgs [][]byte) {
+// sampleMessages returns the messages of a session: templates, facts, statistics and records.
+func sampleMessages(t testing.TB) (msgs [][]byte) {
 	t.Helper()
 	e, err := NewEncoder(IPFIX, templates.Options{}, 1, 1400, now, func(m []byte, _ int) error {
 		msgs = append(msgs, bytes.Clone(m))
@@ -32,7 +32,7 @@ func sample(t testing.TB) (msgs [][]byte) {
 // FuzzAdmit: whatever a spool may hold, what a session lets through are whole messages that it does not let through twice in their
 // templates and facts, and that it counts in the same way again.
 func FuzzAdmit(f *testing.F) {
-	msgs := sample(f)
+	msgs := sampleMessages(f)
 	for _, m := range msgs {
 		f.Add(m)
 	}
@@ -71,7 +71,7 @@ func FuzzAdmit(f *testing.F) {
 
 // FuzzSpool: any file in a spool is read as far as it is one, and its messages come in order, once.
 func FuzzSpool(f *testing.F) {
-	msgs := sample(f)
+	msgs := sampleMessages(f)
 	whole := bytes.Join(msgs, nil)
 	f.Add(whole, uint16(0))
 	f.Add(whole[:len(whole)-7], uint16(40))
