@@ -90,7 +90,7 @@ func (l *link) progress() (acked, read uint64) {
 		if l.acked < firstBuffer {
 			doubt = l.acked // the window grows until the buffer has its size, read or not
 		}
-		l.read = max(l.read, min(l.acked-min(l.acked, doubt), l.ackedBefore(time.Now())))
+		l.read = max(l.read, min(l.acked-min(l.acked, doubt), max(l.ackedBefore(time.Now()), l.acked-min(l.acked, timeDoubt))))
 	})
 	return l.acked, l.read
 }
@@ -130,6 +130,7 @@ func unackedTCP(fd int) (int, uint32, error) {
 
 const (
 	windowDoubt = 32 << 10               // octets that may be unread though the window does not show it
+	timeDoubt   = 2 << 20                // octets that may be unread because of readTime alone
 	readTime    = 250 * time.Millisecond // in which a collector that is alive has read what its kernel has
 	firstBuffer = 128 << 10              // octets that a receive buffer begins with (tcp_rmem, tcp(7))
 	// What the kernel holds unsent is little, so that little is in doubt when the connection ends.
