@@ -243,6 +243,7 @@ type sink struct {
 	l    net.Listener
 	mu   sync.Mutex
 	data [][]byte // of each connection
+	done int      // connections that have ended
 	conn net.Conn
 }
 
@@ -279,9 +280,23 @@ func (s *sink) read(c net.Conn, i int) {
 		s.data[i] = append(s.data[i], buf[:n]...)
 		s.mu.Unlock()
 		if err != nil {
+			s.mu.Lock()
+			s.done++
+			s.mu.Unlock()
 			return
 		}
 	}
+}
+
+// all returns what every connection brought, once they have ended.
+func (s *sink) all(t *testing.T) [][]byte {
+	t.Helper()
+	eventually(t, "connections end", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.done == len(s.data)
+	})
+	return s.streams()
 }
 
 func (s *sink) streams() [][]byte {

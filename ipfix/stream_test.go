@@ -33,7 +33,7 @@ func TestClosedInOrder(t *testing.T) {
 		s.mu.Unlock()
 	}
 	x.stop()
-	if n := inOrder(t, s.streams(), 0, x.next-1); n != 0 {
+	if n := inOrder(t, s.all(t), 0, x.next-1); n != 0 {
 		t.Errorf("%d records came twice", n)
 	}
 	x.balance()
@@ -58,7 +58,7 @@ func TestReset(t *testing.T) {
 	s := serve(t, l)
 	eventually(t, "they arrive", func() bool { l := s.streams(); return len(l) == 1 && len(numbers(t, l[0])) == x.next })
 	x.stop()
-	inOrder(t, s.streams(), 0, x.next-1)
+	inOrder(t, s.all(t), 0, x.next-1)
 	if st := x.Stats(); st.Resent < 150 {
 		t.Errorf("%+v", st)
 	}
@@ -88,13 +88,16 @@ func TestSlowCollector(t *testing.T) {
 			s.data[0] = append(s.data[0], buf[:n]...)
 			s.mu.Unlock()
 			if err != nil {
+				s.mu.Lock()
+				s.done++
+				s.mu.Unlock()
 				return
 			}
 		}
 	}()
 	eventually(t, "all is taken", func() bool { return x.Stats().Backlog == 0 })
 	x.stop()
-	if n := inOrder(t, s.streams(), 0, x.next-1); n != 0 {
+	if n := inOrder(t, s.all(t), 0, x.next-1); n != 0 {
 		t.Errorf("%d records came twice", n)
 	}
 	if st := x.Stats(); st.SpoolOctets > leastSegment {
@@ -156,7 +159,7 @@ func TestSpoolSurvives(t *testing.T) {
 	x.give(1000)
 	eventually(t, "all is taken", func() bool { st := x.Stats(); return st.Backlog == 0 && st.Waiting == 0 && st.Encoded == 1000 })
 	x.stop()
-	if n := inOrder(t, s.streams(), 0, x.next-1); n != 0 {
+	if n := inOrder(t, s.all(t), 0, x.next-1); n != 0 {
 		t.Errorf("%d records came twice", n)
 	}
 	x.next = 1000
@@ -201,7 +204,7 @@ func TestSpoolBound(t *testing.T) {
 	x.stop()
 	x.balance()
 	got := 0
-	for _, b := range s.streams() {
+	for _, b := range s.all(t) {
 		l := numbers(t, b)
 		got += len(l)
 		for i := range l {
@@ -308,7 +311,7 @@ func TestSpoolOtherLayout(t *testing.T) {
 	x.give(100)
 	eventually(t, "all is taken", func() bool { st := x.Stats(); return st.Backlog == 0 && st.Waiting == 0 && st.Encoded == 100 })
 	x.stop()
-	if n := inOrder(t, s.streams(), 0, x.next-1); n != 0 {
+	if n := inOrder(t, s.all(t), 0, x.next-1); n != 0 {
 		t.Errorf("%d records came twice", n)
 	}
 	if n := len(s.streams()); n < 2 {
@@ -352,7 +355,7 @@ func TestFullDisk(t *testing.T) {
 	s = listen(t, addr)
 	eventually(t, "all is taken again", func() bool { st := x.Stats(); return st.Backlog == 0 && st.Waiting == 0 && st.Encoded == 8100 })
 	x.stop()
-	if n := inOrder(t, append(sessions, s.streams()...), 0, x.next-1); n != 0 {
+	if n := inOrder(t, append(sessions, s.all(t)...), 0, x.next-1); n != 0 {
 		t.Errorf("%d records came twice", n)
 	}
 	x.balance()
@@ -376,7 +379,7 @@ func TestTLS(t *testing.T) {
 		eventually(t, "all is taken", func() bool { st := x.Stats(); return st.Backlog == 0 && st.Encoded == 5000 })
 		x.stop()
 		eventually(t, "all is read", func() bool { return len(numbers(t, s.streams()[0])) == 5000 })
-		if n := inOrder(t, s.streams(), 0, x.next-1); n != 0 {
+		if n := inOrder(t, s.all(t), 0, x.next-1); n != 0 {
 			t.Errorf("%d records came twice", n)
 		}
 		ipfixDump(t, s.streams()[0])
