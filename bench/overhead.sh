@@ -7,13 +7,14 @@
 # probe costs in its own process shows in the ratio as far as no core is idle.
 #
 # Needs root and the packages of bench/README.md. Usage: [NAME=value...] bench/overhead.sh
+#   FLAGS="..."                                  more flags for the exporter
 #   PAIRS=20 DURATION=3                          pairs for each workload and probe; seconds of a run
-#   WORKLOADS="short iperf3 pingpong"            PROBES="null sockflow conntrack softflowd pmacctd"
+#   WORKLOADS="short pages iperf3 pingpong"      PROBES="null sockflow conntrack softflowd pmacctd"
 #   OUT=file                                     raw results, tab-separated
 #   EXPORTER=binary                              default: built from this tree
 set -euo pipefail
 pairs=${PAIRS:-20} seconds=${DURATION:-3} # not SECONDS: in bash that is a clock
-read -ra workloads <<<"${WORKLOADS:-short iperf3 pingpong}"
+read -ra workloads <<<"${WORKLOADS:-short pages iperf3 pingpong}"
 read -ra probes <<<"${PROBES:-null sockflow conntrack softflowd pmacctd}"
 dir=$(mktemp -d)
 out=$(realpath -m "${OUT:-$dir/raw.tsv}") # before the cd
@@ -69,12 +70,21 @@ cat >"$dir/nginx.conf" <<-EOF
 		fastcgi_temp_path $dir/fastcgi;
 		uwsgi_temp_path $dir/uwsgi;
 		scgi_temp_path $dir/scgi;
+		# short: nothing but the connection.
 		server {
 			listen 127.0.0.1:80 backlog=4096;
 			location / { return 200 "hello\n"; }
 		}
+		# pages: a file and a line in the access log, as most servers do.
+		server {
+			listen 127.0.0.1:81 backlog=4096;
+			root $dir/pages;
+			access_log $dir/access.log;
+		}
 	}
 EOF
+mkdir "$dir/pages"
+head -c 615 /dev/zero | tr '\0' x >"$dir/pages/index.html" # as long as nginx's own
 daemon nginx -e stderr -c "$dir/nginx.conf"
 daemon iperf3 -s -B 127.0.0.1
 daemon "$dir/sink" -port "$port"
@@ -87,6 +97,8 @@ done
 work() {
 	case $1 in
 	short) inside wrk -t 1 -c 8 -d "${seconds}s" -H 'Connection: close' http://127.0.0.1/ >"$dir/work" 2>&1 && # connections/s
+		awk '/Socket errors/ {print >"/dev/stderr"} /^Requests\/sec/ {rate = $2} END {if (!rate) exit 1; print rate}' "$dir/work" ;;
+	pages) inside wrk -t 1 -c 64 -d "${seconds}s" -H 'Connection: close' http://127.0.0.1:81/ >"$dir/work" 2>&1 && # connections/s
 		awk '/Socket errors/ {print >"/dev/stderr"} /^Requests\/sec/ {rate = $2} END {if (!rate) exit 1; print rate}' "$dir/work" ;;
 	iperf3) inside iperf3 -c 127.0.0.1 -t "$seconds" -f m >"$dir/work" 2>&1 && # Mbit/s
 		awk '/receiver/ {rate = $7} END {if (!rate) exit 1; print rate}' "$dir/work" ;;
@@ -197,7 +209,7 @@ quantiles() {
 		END {print q(.25), q(.5), q(.75)}'
 }
 echo
-echo "medians of $pairs pairs of $seconds s; rates: short connections/s, iperf3 Mbit/s, pingpong exchanges/s; CPU: the probe's seconds a second"
+echo "medians of $pairs pairs of $seconds s; rates: short and pages connections/s, iperf3 Mbit/s, pingpong exchanges/s; CPU: the probe's seconds a second"
 printf '%-9s %-10s %10s %10s %8s  %-17s %8s\n' workload probe without with ratio quartiles CPU
 for workload in "${workloads[@]}"; do
 	for name in "${probes[@]}"; do

@@ -206,7 +206,7 @@ func cgroup2(t *testing.T) string {
 func TestLossyPath(t *testing.T) {
 	a, b := netns(t)
 	needTool(t, "iptables")
-	const programs, conns, size = 8, 4, 5000
+	const programs, conns, size = 24, 1, 5000
 	for _, tc := range []struct {
 		name  string
 		rules map[string]string // by namespace
