@@ -103,6 +103,7 @@ work() {
 	iperf3) inside iperf3 -c 127.0.0.1 -t "$seconds" -f m >"$dir/work" 2>&1 && # Mbit/s
 		awk '/receiver/ {rate = $7} END {if (!rate) exit 1; print rate}' "$dir/work" ;;
 	pingpong) inside "$dir/pingpong" -duration "${seconds}s" ;; # exchanges/s
+	pingpong1) inside "$dir/pingpong" -one -duration "${seconds}s" ;; # the same by one thread, which never sleeps: the worst case
 	*) echo "no workload $1" >"$dir/work"; false ;;
 	esac || { echo "workload $1 failed:" >&2; cat "$dir/work" >&2; return 1; }
 }

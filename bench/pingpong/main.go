@@ -1,13 +1,15 @@
 // Command pingpong sends a datagram back and forth between two UDP sockets of the loopback for a fixed time and prints the exchanges
-// (four system calls, two datagrams) a second. One thread does both ends: the loopback delivers within the send, so that nothing
-// sleeps or wakes, the scheduler adds no noise, and what a probe adds to a datagram shows in full.
+// (four system calls, two datagrams) a second. One thread for each end, which sleeps until the other has sent, as programs do; or one
+// for both (-one): the loopback delivers within the send, so that nothing sleeps or wakes, and what a probe adds to a datagram shows in full.
 package main
 
 import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,14 +17,15 @@ import (
 func main() {
 	duration := flag.Duration("duration", 3*time.Second, "how long")
 	size := flag.Int("size", 64, "octets in a datagram")
+	one := flag.Bool("one", false, "one thread does both ends")
 	flag.Parse()
-	if err := run(*duration, *size); err != nil {
+	if err := run(*duration, *size, *one); err != nil {
 		fmt.Fprintln(os.Stderr, "pingpong:", err)
 		os.Exit(1)
 	}
 }
 
-func run(duration time.Duration, size int) error {
+func run(duration time.Duration, size int, one bool) error {
 	a, aAddr, err := bind()
 	if err != nil {
 		return err
@@ -38,20 +41,66 @@ func run(duration time.Duration, size int) error {
 		return fmt.Errorf("connect: %w", err)
 	}
 	ball := make([]byte, size)
+	exchange := func() error {
+		if err := send(a, ball); err != nil {
+			return err
+		}
+		return receive(a, ball)
+	}
+	if one {
+		exchange = func() error {
+			for _, way := range [2][2]int{{a, b}, {b, a}} {
+				if err := send(way[0], ball); err != nil {
+					return err
+				}
+				if err := receive(way[1], ball); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	} else {
+		runtime.LockOSThread()
+		go echo(b, size) // ends with the program
+	}
 	begin := time.Now()
 	n := 0
 	for ; n%64 != 0 || time.Since(begin) < duration; n++ { // the clock is read once in 64
-		for _, way := range [2][2]int{{a, b}, {b, a}} {
-			if _, err := unix.Write(way[0], ball); err != nil {
-				return fmt.Errorf("send: %w", err)
-			}
-			if _, err := unix.Read(way[1], ball); err != nil {
-				return fmt.Errorf("receive: %w", err)
-			}
+		if err := exchange(); err != nil {
+			return err
 		}
 	}
 	fmt.Printf("%.1f\n", float64(n)/time.Since(begin).Seconds())
 	return nil
+}
+
+// echo sends back what comes, until nothing does.
+func echo(fd, size int) {
+	runtime.LockOSThread()
+	ball := make([]byte, size)
+	for receive(fd, ball) == nil && send(fd, ball) == nil {
+	}
+}
+
+// The system calls are made without telling Go's scheduler, which would wake other threads to no purpose.
+func send(fd int, ball []byte) error {
+	if n, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&ball[0])), uintptr(len(ball))); errno != 0 || int(n) != len(ball) {
+		return fmt.Errorf("send: %w", errno)
+	}
+	return nil
+}
+
+func receive(fd int, ball []byte) error {
+	for {
+		_, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&ball[0])), uintptr(len(ball)))
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR: // Go's scheduler signals threads
+		default:
+			return fmt.Errorf("receive: %w", errno)
+		}
+	}
 }
 
 // bind opens a UDP socket on the loopback. A read gives up after a second, in case a datagram was lost.
