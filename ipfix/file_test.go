@@ -87,11 +87,11 @@ func TestFileByTime(t *testing.T) {
 // TestFullFile: a device that takes nothing loses records, which are counted and said; the file stays whole.
 func TestFullFile(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount")
+		miss(t, "needs root to mount")
 	}
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=200k"); err != nil {
-		t.Skip("cannot mount: ", err)
+		miss(t, "cannot mount: "+err.Error())
 	}
 	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
 	path := filepath.Join(dir, "f.ipfix")

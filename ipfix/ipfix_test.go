@@ -309,6 +309,15 @@ func (s *sink) streams() [][]byte {
 	return l
 }
 
+// miss skips a test that needs what is not there; where all is to be there it fails.
+func miss(t *testing.T, what string) {
+	t.Helper()
+	if os.Getenv("REQUIRE_ROOT") == "1" {
+		t.Fatal(what)
+	}
+	t.Skip(what)
+}
+
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {

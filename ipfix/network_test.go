@@ -25,7 +25,7 @@ type space struct {
 func newSpace(t *testing.T) *space {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		miss(t, "needs root")
 	}
 	s := &space{t: t}
 	done := make(chan error, 1)
@@ -160,7 +160,7 @@ func TestPathMTU(t *testing.T) {
 func TestBlackHole(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("iptables"); err != nil {
-		t.Skip("needs iptables")
+		miss(t, "needs iptables")
 	}
 	s := newSpace(t)
 	var l net.Listener

@@ -326,11 +326,11 @@ func TestSpoolOtherLayout(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount")
+		miss(t, "needs root to mount")
 	}
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-		t.Skip("cannot mount: ", err)
+		miss(t, "cannot mount: "+err.Error())
 	}
 	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
 	l, err := net.Listen("tcp", "127.0.0.1:0")

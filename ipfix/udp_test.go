@@ -71,10 +71,7 @@ func BenchmarkUDP(b *testing.B) {
 // the time in which nfcapd writes a block of its file.
 func TestPace(t *testing.T) {
 	if _, err := exec.LookPath("nfcapd"); err != nil {
-		if os.Getenv("REQUIRE_ROOT") == "1" {
-			t.Fatal("needs nfcapd")
-		}
-		t.Skip("needs nfcapd")
+		miss(t, "needs nfcapd")
 	}
 	dir := t.TempDir()
 	var c *net.UDPConn
