@@ -134,7 +134,11 @@ pack() {
 	chmod 755 "$root/init"
 	echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 	echo 127.0.0.1 localhost >"$root/etc/hosts"
-	echo "${TEST_RUN:-^(TestAcceptance|TestSCTP)\$}" >"$root/tests"
+	local tests='^(TestAcceptance|TestSCTP)$'
+	case $version in
+	5.10.*) tests='^TestAcceptance$' ;; # by netlink: the programs of the other live too short to be named
+	esac
+	echo "${TEST_RUN:-$tests}" >"$root/tests"
 	# modules.dep is made at installation, which does not take place. It warns of lists that newer packages do not have.
 	depmod -b "${lib%/lib}" "$version" 2>/dev/null
 	for module in "${modules[@]}"; do
