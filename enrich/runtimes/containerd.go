@@ -82,22 +82,7 @@ func (c *containerd) watch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	events := make(chan *types.Envelope)
-	failed := make(chan error, 1)
-	go func() { // ends with ctx, or the stream
-		for {
-			ev, err := stream.Recv()
-			if err != nil {
-				failed <- err
-				return
-			}
-			select {
-			case events <- ev:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
+	events, failed := pump(ctx, stream.Recv)
 	if err := c.listAll(ctx); err != nil {
 		return err
 	}

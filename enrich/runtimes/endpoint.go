@@ -232,3 +232,23 @@ func (e *endpoint) flush(ctx context.Context) {
 	e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: true, Containers: e.pending})
 	e.pending = nil
 }
+
+// pump reads a stream of events until ctx ends or the stream does, which failed then tells.
+func pump[T any](ctx context.Context, next func() (T, error)) (events <-chan T, failed <-chan error) {
+	out, end := make(chan T), make(chan error, 1)
+	go func() { // ends with ctx, or the stream
+		for {
+			ev, err := next()
+			if err != nil {
+				end <- err
+				return
+			}
+			select {
+			case out <- ev:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out, end
+}

@@ -70,23 +70,11 @@ func (g *engine) watch(ctx context.Context) error {
 		return err
 	}
 	defer stream.Close()
-	events := make(chan *event)
-	failed := make(chan error, 1)
-	go func() { // ends with ctx, or the stream
-		d := decode(stream)
-		for {
-			ev := new(event)
-			if err := d.next(ev); err != nil {
-				failed <- err
-				return
-			}
-			select {
-			case events <- ev:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
+	d := decode(stream)
+	events, failed := pump(ctx, func() (*event, error) {
+		ev := new(event)
+		return ev, d.next(ev)
+	})
 	if err := g.listAll(ctx); err != nil {
 		return err
 	}
