@@ -20,13 +20,6 @@ const (
 
 func newEnded() ended { return ended{make([]endedSocket, endedPlaces)} }
 
-func shorten(conv uint64) uint32 {
-	if conv == 0 {
-		return 0
-	}
-	return uint32(conv^conv>>32) | 1
-}
-
 // put remembers a socket.
 func (d *ended) put(cookie, conv uint64, pass uint32) {
 	d.places[cookie%endedPlaces] = endedSocket{cookie, shorten(conv), pass}
@@ -38,36 +31,26 @@ func (d *ended) has(cookie, conv uint64, pass uint32) bool {
 	return s.cookie == cookie && pass-s.pass < endedPasses && (s.conv == shorten(conv) || s.conv == 0 || conv == 0)
 }
 
-// lookup finds the live flow of a socket, 0 if there is none. A connection's socket has one at a time.
-func (c *Cache) lookup(id *identity) uint32 {
-	if id.key.Proto != ProtoTCP || id.cookie == 0 {
-		return c.index[*id]
-	}
-	i := c.connections[id.cookie]
-	if i != 0 && c.at(i).id.key != id.key {
+func shorten(conv uint64) uint32 {
+	if conv == 0 {
 		return 0
 	}
-	return i
+	return uint32(conv^conv>>32) | 1
 }
 
-// link makes flow i the live one of its socket.
-func (c *Cache) link(i uint32) {
-	if id := &c.at(i).id; id.key.Proto != ProtoTCP || id.cookie == 0 {
-		c.index[*id] = i
-	} else {
-		c.connections[id.cookie] = i
-	}
-}
-
-// unlink makes it no longer that.
-func (c *Cache) unlink(i uint32) {
-	e := c.at(i)
-	if c.lookup(&e.id) != i {
+// end remembers that a socket is gone.
+func (c *Cache) end(o *Observation) {
+	if o.Cookie == 0 || o.Delta {
 		return
 	}
-	if e.id.key.Proto != ProtoTCP || e.id.cookie == 0 {
-		delete(c.index, e.id)
-	} else {
-		delete(c.connections, e.id.cookie)
+	c.ended.put(o.Cookie, o.Conversation, c.pass)
+	delete(c.residue, o.Cookie)
+}
+
+// isStale reports whether o tells of a connection that has ended since, or ended before.
+func (c *Cache) isStale(o *Observation) bool {
+	if o.Delta || o.Cookie == 0 || !o.Snapshot && o.Event != EventEnd {
+		return false
 	}
+	return c.ended.has(o.Cookie, o.Conversation, c.pass)
 }

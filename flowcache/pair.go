@@ -1,9 +1,6 @@
 package flowcache
 
-import (
-	"encoding/binary"
-	"hash/maphash"
-)
+import "hash/maphash"
 
 // Two sockets of this host that talk to each other are two flows and one conversation. They find each other by a number that
 // both have: for TCP its two initial sequence numbers, which no address translation on the way changes; where the
@@ -54,17 +51,6 @@ func (c *Cache) byAddress(k Key) uint64 {
 		k = k.Reverse()
 	}
 	return maphash.Comparable(c.seed, k)
-}
-
-// lonely lists the connections that have not met their peer, by addresses.
-func (c *Cache) lonely() map[uint64]uint64 {
-	convs := map[uint64]uint64{}
-	for i := uint32(1); i < uint32(len(c.chunks))*chunkLen; i++ {
-		if e := c.at(i); e.used && !e.datagram && e.conv != 0 && e.peer == 0 {
-			convs[c.byAddress(e.id.key)] = e.conv
-		}
-	}
-	return convs
 }
 
 func oneToMany(k Key) bool {
@@ -151,27 +137,6 @@ func (c *Cache) finish(dst []Record, i uint32) []Record {
 	return dst
 }
 
-// addrSet remembers addresses, and one in some hundreds that it was not told of for a thousand that it was: a bit for each.
-type addrSet [1 << 13]uint64
-
-// passesHere is after how many passes addresses are learned anew.
-const passesHere = 64
-
-func (s *addrSet) bit(a Addr) (word *uint64, mask uint64) {
-	h := (binary.LittleEndian.Uint64(a[:8])*0x9E3779B97F4A7C15 ^ binary.LittleEndian.Uint64(a[8:])) * 0xD6E8FEB86659FD93 >> 45
-	return &s[h>>6], 1 << (h & 63)
-}
-
-func (s *addrSet) add(a Addr) {
-	word, mask := s.bit(a)
-	*word |= mask
-}
-
-func (s *addrSet) has(a Addr) bool {
-	word, mask := s.bit(a)
-	return *word&mask != 0
-}
-
 // lone is the turn of flow i, which has ended and met no peer in time. It reports whether there is a record.
 func (c *Cache) lone(dst []Record, i uint32, now int64) ([]Record, bool) {
 	e := c.at(i)
@@ -190,75 +155,4 @@ func (c *Cache) lone(dst []Record, i uint32, now int64) ([]Record, bool) {
 	}
 	c.set(i, now+int64(memory))
 	return dst, true
-}
-
-// A short conversation's port is soon another's, perhaps before its server's counters are read: then the server's one flow with that port is of
-// several sockets. It has received more than the one that it met has sent.
-
-// beyond reports whether datagram flow i was spoken to by more sockets than its peer p since the last record.
-func (c *Cache) beyond(i, p uint32) bool {
-	_, in := c.rest(c.at(i), c.at(p))
-	return in.Packets > 0
-}
-
-// rest is what e counted since the last record and p did not.
-func (c *Cache) rest(e, p *entry) (out, in Counters) {
-	heard, said := p.in.since(&p.inTold), p.out.since(&p.outTold)
-	out, in = e.out.since(&e.outTold), e.in.since(&e.inTold)
-	return out.since(&heard), in.since(&said)
-}
-
-// claim tells the conversation of flow i, which ends, with its part of what a flow that has another peer counted. It reports whether there is one.
-func (c *Cache) claim(dst []Record, i uint32) ([]Record, bool) {
-	e := c.at(i)
-	p := c.unpaired[e.conv]
-	if p == 0 {
-		return dst, false
-	}
-	s := c.at(p)
-	if s.role == e.role && s.peer != 0 {
-		s = c.at(s.peer)
-	}
-	if s.peer == 0 || s.role == e.role || s.id.cookie == e.id.cookie {
-		return dst, false
-	}
-	out, in := s.out, s.in
-	moreOut, moreIn := c.rest(s, e)
-	s.out, s.in = out.since(&moreOut), in.since(&moreIn)
-	dst = c.emit(dst, e, s, EndDetected, true)
-	s.out, s.in, s.changed = out, in, true
-	c.remove(i)
-	return dst, true
-}
-
-// part tells the conversation of flow i and its peer p, and ends i. What p counted beyond it is left to p, for the next that comes by.
-func (c *Cache) part(dst []Record, i, p uint32) []Record {
-	e, peer := c.at(i), c.at(p)
-	out, in := c.rest(peer, e)
-	peer.out, peer.in = peer.out.since(&out), peer.in.since(&in)
-	lead := i
-	if e.follows {
-		lead = p
-	}
-	dst = c.emitFlow(dst, lead, EndDetected, true)
-	e.peer, peer.peer, peer.follows = 0, 0, false
-	c.remove(i)
-	peer.out, peer.in, peer.outTold, peer.inTold = out, in, Counters{}, Counters{}
-	peer.changed, peer.exported, peer.parted = true, false, true
-	c.meet(p, peer.conv, false)
-	if peer.peer == 0 {
-		c.cancel(p)
-		c.set(p, c.next(peer))
-	}
-	return dst
-}
-
-// leave lets what is left of flow i, whose socket was closed at the time now, wait for others whose end is not told yet.
-func (c *Cache) leave(i uint32, now int64) {
-	e := c.at(i)
-	c.disown(e)
-	c.unlink(i)
-	e.ended = true
-	c.cancel(i)
-	c.set(i, now+int64(c.cfg.PeerWait))
 }

@@ -1,0 +1,21 @@
+package flowcache
+
+import "encoding/binary"
+
+// addrSet remembers addresses, and one in some hundreds that it was not told of for a thousand that it was: a bit for each.
+type addrSet [1 << 13]uint64
+
+func (s *addrSet) bit(a Addr) (word *uint64, mask uint64) {
+	h := (binary.LittleEndian.Uint64(a[:8])*0x9E3779B97F4A7C15 ^ binary.LittleEndian.Uint64(a[8:])) * 0xD6E8FEB86659FD93 >> 45
+	return &s[h>>6], 1 << (h & 63)
+}
+
+func (s *addrSet) add(a Addr) {
+	word, mask := s.bit(a)
+	*word |= mask
+}
+
+func (s *addrSet) has(a Addr) bool {
+	word, mask := s.bit(a)
+	return *word&mask != 0
+}

@@ -1,0 +1,147 @@
+package flowcache
+
+// A datagram socket has a flow with each of its peers. They end by silence or, together, when it closes.
+
+// adopt links entry i to the other flows of its socket.
+func (c *Cache) adopt(i uint32) {
+	e := c.at(i)
+	first := c.sockets[e.id.cookie]
+	e.sibling = first
+	if first != 0 {
+		c.at(first).elder = i
+	}
+	c.sockets[e.id.cookie] = i
+	e.adopted = true
+}
+
+// disown takes a flow from its datagram socket.
+func (c *Cache) disown(e *entry) {
+	if !e.adopted {
+		return
+	}
+	if e.elder != 0 {
+		c.at(e.elder).sibling = e.sibling
+	} else if e.sibling != 0 {
+		c.sockets[e.id.cookie] = e.sibling
+	} else {
+		delete(c.sockets, e.id.cookie)
+	}
+	if e.sibling != 0 {
+		c.at(e.sibling).elder = e.elder
+	}
+	e.adopted = false
+}
+
+// closeSocket ends every flow of a datagram socket. Where the other end is here too its half ends with it: nothing more can
+// come.
+func (c *Cache) closeSocket(dst []Record, o *Observation) []Record {
+	for i := c.sockets[o.Cookie]; i != 0; i = c.sockets[o.Cookie] {
+		e := c.at(i)
+		if o.Process.PID != 0 && e.owner.PID == 0 {
+			c.merge(i, o)
+		}
+		if e.peer == 0 && e.conv != 0 && !e.listed {
+			// Another socket with its port was in the way.
+			c.meet(i, e.conv, false)
+			var claimed bool
+			if e.peer == 0 {
+				dst, claimed = c.claim(dst, i)
+			}
+			if claimed {
+				continue
+			}
+		}
+		switch p := e.peer; {
+		case p == 0 && e.parted:
+			c.leave(i, o.Time)
+			continue
+		case p == 0:
+		case c.beyond(p, i):
+			dst = c.part(dst, i, p)
+			continue
+		case c.beyond(i, p):
+			dst = c.part(dst, p, i)
+			continue
+		}
+		lead := i
+		if e.follows {
+			lead = e.peer
+		}
+		if c.changed(c.at(lead)) {
+			dst = c.emitFlow(dst, lead, EndDetected, true)
+		}
+		c.removeFlow(lead)
+	}
+	return dst
+}
+
+// A short conversation's port is soon another's, perhaps before its server's counters are read: then the server's one flow with that port is of
+// several sockets. It has received more than the one that it met has sent.
+
+// beyond reports whether datagram flow i was spoken to by more sockets than its peer p since the last record.
+func (c *Cache) beyond(i, p uint32) bool {
+	_, in := c.rest(c.at(i), c.at(p))
+	return in.Packets > 0
+}
+
+// rest is what e counted since the last record and p did not.
+func (c *Cache) rest(e, p *entry) (out, in Counters) {
+	heard, said := p.in.since(&p.inTold), p.out.since(&p.outTold)
+	out, in = e.out.since(&e.outTold), e.in.since(&e.inTold)
+	return out.since(&heard), in.since(&said)
+}
+
+// claim tells the conversation of flow i, which ends, with its part of what a flow that has another peer counted. It reports whether there is one.
+func (c *Cache) claim(dst []Record, i uint32) ([]Record, bool) {
+	e := c.at(i)
+	p := c.unpaired[e.conv]
+	if p == 0 {
+		return dst, false
+	}
+	s := c.at(p)
+	if s.role == e.role && s.peer != 0 {
+		s = c.at(s.peer)
+	}
+	if s.peer == 0 || s.role == e.role || s.id.cookie == e.id.cookie {
+		return dst, false
+	}
+	out, in := s.out, s.in
+	moreOut, moreIn := c.rest(s, e)
+	s.out, s.in = out.since(&moreOut), in.since(&moreIn)
+	dst = c.emit(dst, e, s, EndDetected, true)
+	s.out, s.in, s.changed = out, in, true
+	c.remove(i)
+	return dst, true
+}
+
+// part tells the conversation of flow i and its peer p, and ends i. What p counted beyond it is left to p, for the next that comes by.
+func (c *Cache) part(dst []Record, i, p uint32) []Record {
+	e, peer := c.at(i), c.at(p)
+	out, in := c.rest(peer, e)
+	peer.out, peer.in = peer.out.since(&out), peer.in.since(&in)
+	lead := i
+	if e.follows {
+		lead = p
+	}
+	dst = c.emitFlow(dst, lead, EndDetected, true)
+	e.peer, peer.peer, peer.follows = 0, 0, false
+	c.remove(i)
+	peer.out, peer.in, peer.outTold, peer.inTold = out, in, Counters{}, Counters{}
+	peer.changed, peer.exported, peer.parted = true, false, true
+	c.meet(p, peer.conv, false)
+	if peer.peer == 0 {
+		c.cancel(p)
+		c.set(p, c.next(peer))
+	}
+	return dst
+}
+
+// leave lets what is left of flow i, whose socket was closed at the time now, wait for others whose end is not told yet.
+func (c *Cache) leave(i uint32, now int64) {
+	e := c.at(i)
+	c.disown(e)
+	c.unlink(i)
+	e.ended = true
+	c.cancel(i)
+	c.set(i, now+int64(c.cfg.PeerWait))
+}

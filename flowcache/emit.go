@@ -1,0 +1,97 @@
+package flowcache
+
+// emitFlow tells of flow i, and of its peer with it.
+func (c *Cache) emitFlow(dst []Record, i uint32, reason EndReason, final bool) []Record {
+	e := c.at(i)
+	if e.peer == 0 {
+		return c.emit(dst, e, nil, reason, final)
+	}
+	return c.emit(dst, e, c.at(e.peer), reason, final)
+}
+
+func (c *Cache) emit(dst []Record, e, peer *entry, reason EndReason, final bool) []Record {
+	c.stats.Records[reason]++
+	if len(dst) == cap(dst) {
+		dst = append(dst, Record{})
+	} else {
+		dst = dst[:len(dst)+1]
+	}
+	r := &dst[len(dst)-1]
+	e.record(r, peer, reason, final)
+	if peer == nil {
+		c.translate(r, e, final)
+	}
+	return dst
+}
+
+// record writes what happened since the previous record into r, and remembers that it is told. With a peer, which is another
+// socket's flow, it is one record with both ends, and each direction as its sender counted it.
+func (e *entry) record(r *Record, peer *entry, reason EndReason, final bool) {
+	src, dst := e, peer // initiator and responder
+	if e.role == RoleResponder || e.role == RoleUnknown && peer != nil && peer.role == RoleInitiator {
+		src, dst = peer, e
+	}
+	*r = Record{
+		Start:     e.begin,
+		End:       max(e.begin, e.last),
+		EndReason: reason,
+		Final:     final,
+		Origin:    e.origin,
+		Control:   e.control,
+		Arbitrary: e.role == RoleUnknown,
+		HasTCP:    e.hasTCP,
+		TCP:       e.tcp,
+		Source:    End{UID: NoID, GID: NoID},
+		Dest:      End{UID: NoID, GID: NoID},
+	}
+	if src != nil {
+		r.Key, r.TCP, r.Source = src.id.key, src.tcp, src.end()
+	} else {
+		r.Key = dst.id.key.Reverse()
+	}
+	if dst != nil {
+		r.Dest = dst.end()
+	}
+	if peer != nil {
+		r.End = max(r.End, peer.last)
+		r.Control |= peer.control
+		r.Arbitrary = r.Arbitrary && peer.role == RoleUnknown
+	}
+	if e.synTold {
+		r.Control &^= FlagSYN
+	}
+	switch {
+	case src == nil:
+		r.Forward, r.Reverse = dst.in.since(&dst.inTold), dst.out.since(&dst.outTold)
+		r.ForwardTotal, r.ReverseTotal = dst.in, dst.out
+	case dst == nil:
+		r.Forward, r.Reverse = src.out.since(&src.outTold), src.in.since(&src.inTold)
+		r.ForwardTotal, r.ReverseTotal = src.out, src.in
+	default:
+		r.Forward, r.Reverse = src.out.since(&src.outTold), dst.out.since(&dst.outTold)
+		r.ForwardTotal, r.ReverseTotal = src.out, dst.out
+		if far := dst.id.key.Reverse().Translation(); far != r.Key.Translation() {
+			r.Post = far
+		}
+		peer.tell(r.End)
+	}
+	if peer == nil && e.id.key == e.id.key.Reverse() {
+		// A socket that talks to itself is both ends, and hears what it says.
+		r.Reverse, r.ReverseTotal = Counters{}, Counters{}
+		r.Source, r.Dest = e.end(), e.end()
+	}
+	e.tell(r.End)
+}
+
+// tell remembers that all counters are in a record that ended at t.
+func (e *entry) tell(t int64) {
+	e.outTold.raise(&e.out)
+	e.inTold.raise(&e.in)
+	e.begin = t
+	e.synTold = e.synTold || e.control&FlagSYN != 0
+	e.exported, e.changed = true, false
+}
+
+func (e *entry) end() End {
+	return End{Local: true, Kernel: e.kernel, Process: e.owner, UID: e.uid, GID: e.gid, CGroup: e.cgroup, NetNS: e.id.key.NetNS, Cookie: e.id.cookie}
+}
