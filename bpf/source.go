@@ -9,10 +9,12 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
@@ -68,7 +70,7 @@ type Source struct {
 	cfg      Config
 	maps     *ebpf.Collection
 	links    []link.Link
-	programs []*ebpf.Collection
+	programs map[string]*ebpf.Program
 	hooks    []Hook
 	walker   *link.Iter // nil without iter/task_file
 	reader   *ringbuf.Reader
@@ -154,23 +156,10 @@ func load(cfg Config, all bool) (*Source, error) {
 		}
 		return nil, fmt.Errorf("%w: create maps: %w", ErrUnsupported, err)
 	}
-	cgroup, cgroupErr := cgroup2Root(cfg.Proc)
-	missing := map[string]bool{}
-	for _, h := range hookUses {
-		switch {
-		case h.insteadOf != "" && !missing[h.insteadOf]:
-			h.Spare = true
-		case slices.Contains(cfg.Without, h.Name):
-			h.Err = errDisabled
-		default:
-			h.Err = s.attach(spec, h, cgroup, cgroupErr)
-		}
-		missing[h.Name] = h.Err != nil
-		s.hooks = append(s.hooks, h)
-		if h.Err != nil && len(s.hooks) == 1 && !all {
-			break
-		}
+	for _, m := range spec.Maps {
+		m.Contents = nil // they have it: to be put into a map of maps once more with every program means to wait for all processors each time
 	}
+	s.attachAll(spec, all)
 	if err := s.hooks[0].Err; err != nil {
 		s.Close()
 		return s, fmt.Errorf("%w: %s: %w", ErrUnsupported, s.hooks[0].Target, err)
@@ -183,36 +172,101 @@ func load(cfg Config, all bool) (*Source, error) {
 	return s, nil
 }
 
-func (s *Source) attach(spec *ebpf.CollectionSpec, h Hook, cgroup string, cgroupErr error) error {
-	one := spec.Copy()
+// attachAll fills in s.hooks. The hooks of first choice are loaded at the same time, for the kernel takes up to a tenth of a second to verify
+// one and waits for its other processors to attach it; what some are tried instead of is known then.
+func (s *Source) attachAll(spec *ebpf.CollectionSpec, all bool) {
+	s.hooks, s.programs = slices.Clone(hookUses), map[string]*ebpf.Program{}
+	l := loader{spec: spec, maps: s.maps.Maps, kernel: btf.NewCache()}
+	l.cgroup, l.cgroupErr = cgroup2Root(s.cfg.Proc)
+	missing := map[string]bool{}
+	try := func(hooks []*Hook) {
+		got := make([]attached, len(hooks))
+		var wg sync.WaitGroup
+		for i, h := range hooks {
+			if slices.Contains(s.cfg.Without, h.Name) {
+				got[i].err = errDisabled
+				continue
+			}
+			wg.Go(func() { got[i] = l.attach(h) })
+		}
+		wg.Wait()
+		for i, a := range got {
+			h := hooks[i]
+			h.Err, missing[h.Name] = a.err, a.err != nil
+			if a.program != nil {
+				s.programs[h.Name] = a.program
+			}
+			if a.err != nil {
+				continue
+			}
+			s.links = append(s.links, a.link)
+			if walker, ok := a.link.(*link.Iter); ok {
+				s.walker = walker
+			}
+		}
+	}
+	if try([]*Hook{&s.hooks[0]}); s.hooks[0].Err != nil && !all {
+		s.hooks = s.hooks[:1]
+		return
+	}
+	var first []*Hook
+	for i := range s.hooks[1:] {
+		if h := &s.hooks[1+i]; h.insteadOf == "" {
+			first = append(first, h)
+		}
+	}
+	try(first)
+	for i := range s.hooks {
+		switch h := &s.hooks[i]; {
+		case h.insteadOf == "":
+		case missing[h.insteadOf]:
+			try([]*Hook{h})
+		default:
+			h.Spare = true
+		}
+	}
+}
+
+// loader loads and attaches the programs of hooks; safe for concurrent use.
+type loader struct {
+	spec      *ebpf.CollectionSpec
+	maps      map[string]*ebpf.Map
+	kernel    *btf.Cache // its types are read once
+	cgroup    string     // root of the cgroup2 hierarchy
+	cgroupErr error      // why there is none
+}
+
+// attached is what has become of a hook.
+type attached struct {
+	program *ebpf.Program // nil if it could not be loaded
+	link    link.Link     // valid if err is nil
+	err     error
+}
+
+func (l *loader) attach(h *Hook) (a attached) {
+	one := l.spec.Copy()
 	name := programOf(h.Name, runtime.GOARCH)
 	one.Programs = map[string]*ebpf.ProgramSpec{name: one.Programs[name]}
-	c, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: s.maps.Maps})
+	c, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: l.maps, Cache: l.kernel})
 	if err != nil {
-		return oneLine(err)
+		return attached{err: oneLine(err)}
 	}
-	s.programs = append(s.programs, c)
-	p := c.Programs[name]
-	var l link.Link
+	a.program = c.DetachProgram(name)
+	c.Close() // its references to the maps
 	switch {
 	case strings.HasPrefix(h.Target, "cgroup"):
-		if cgroupErr != nil {
-			return cgroupErr
+		if err = l.cgroupErr; err == nil {
+			a.link, err = link.AttachCgroup(link.CgroupOptions{Path: l.cgroup, Attach: one.Programs[name].AttachType, Program: a.program})
 		}
-		l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: one.Programs[name].AttachType, Program: p})
 	case strings.HasPrefix(h.Target, "kretprobe/"):
-		l, err = link.Kretprobe(strings.TrimPrefix(h.Target, "kretprobe/"), p, nil)
+		a.link, err = link.Kretprobe(strings.TrimPrefix(h.Target, "kretprobe/"), a.program, nil)
 	case strings.HasPrefix(h.Target, "iter/"):
-		s.walker, err = link.AttachIter(link.IterOptions{Program: p})
-		return oneLine(err)
+		a.link, err = link.AttachIter(link.IterOptions{Program: a.program})
 	default:
-		l, err = link.AttachTracing(link.TracingOptions{Program: p})
+		a.link, err = link.AttachTracing(link.TracingOptions{Program: a.program})
 	}
-	if err != nil {
-		return oneLine(err)
-	}
-	s.links = append(s.links, l)
-	return nil
+	a.err = oneLine(err)
+	return a
 }
 
 // programOf is the program of a hook: where registers are read, each machine has its own.
@@ -332,11 +386,9 @@ type RunTime struct {
 // RunTime returns the run time of each program, by name. The kernel counts only with sysctl kernel.bpf_stats_enabled=1.
 func (s *Source) RunTime() map[string]RunTime {
 	all := map[string]RunTime{}
-	for _, c := range s.programs {
-		for name, p := range c.Programs {
-			if st, err := p.Stats(); err == nil {
-				all[name] = RunTime{st.RunCount, st.Runtime}
-			}
+	for name, p := range s.programs {
+		if st, err := p.Stats(); err == nil {
+			all[name] = RunTime{st.RunCount, st.Runtime}
 		}
 	}
 	return all
@@ -347,14 +399,11 @@ func (s *Source) Close() error {
 	for _, l := range s.links {
 		l.Close()
 	}
-	if s.walker != nil {
-		s.walker.Close()
-	}
 	if s.reader != nil {
 		s.reader.Close()
 	}
-	for _, c := range s.programs {
-		c.Close()
+	for _, p := range s.programs {
+		p.Close()
 	}
 	s.maps.Close()
 	s.links, s.programs, s.walker, s.reader = nil, nil, nil, nil
