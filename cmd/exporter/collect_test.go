@@ -60,13 +60,7 @@ func exported(t *testing.T, proto ipfix.Protocol) [][]byte {
 // runCollect starts collect and returns it with where it listens.
 func runCollect(t *testing.T, args ...string) (*running, []string) {
 	t.Helper()
-	r := &running{t: t, cmd: exec.Command(buildExporter(t), append([]string{"collect"}, args...)...), exited: make(chan error, 1)}
-	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.errs
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { r.exited <- r.cmd.Wait() }() // ends with the program
-	t.Cleanup(func() { r.cmd.Process.Kill() })
+	r := launch(t, exec.Command(buildExporter(t), append([]string{"collect"}, args...)...))
 	n := 0
 	for _, a := range args {
 		if a == "--listen" {

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -185,22 +184,6 @@ func TestMoved(t *testing.T) {
 	}
 }
 
-// cgroup2 is where the cgroup2 hierarchy is mounted.
-func cgroup2(t *testing.T) string {
-	t.Helper()
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); strings.Contains(line, " - cgroup2 ") && f[3] == "/" {
-			return f[4]
-		}
-	}
-	t.Fatal("no cgroup2 is mounted")
-	return ""
-}
-
 // TestLossyPath: where segments are lost on the way, or refused before they leave, every octet is still told once, though one end may
 // be told well after the other. Of what the first end's record told, the second's has nothing.
 func TestLossyPath(t *testing.T) {
@@ -219,10 +202,7 @@ func TestLossyPath(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			for ns, rule := range tc.rules {
-				command := append([]string{"netns", "exec", ns, "iptables"}, strings.Fields(rule)...)
-				if out, err := exec.Command("ip", command...).CombinedOutput(); err != nil {
-					t.Fatalf("%s: %v\n%s", rule, err, out)
-				}
+				ip(t, "netns exec "+ns+" iptables "+rule)
 				defer exec.Command("ip", "netns", "exec", ns, "iptables", "-F").Run()
 			}
 			r := runExporter(t, "--metrics", "none", "--snapshot-interval", "1s")
@@ -267,21 +247,13 @@ func TestNamespaceLeft(t *testing.T) {
 	for _, source := range []string{"ebpf", "netlink"} {
 		t.Run(source, func(t *testing.T) {
 			ns := fmt.Sprintf("sfleft%d", os.Getpid())
-			ip := func(line string) {
-				t.Helper()
-				if out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput(); err != nil {
-					t.Fatalf("ip %s: %v\n%s", line, err, out)
-				}
-			}
 			r := runExporter(t, "--metrics", "none", "--source", source, "--snapshot-interval", "1s", "--audit-interval", "1h")
-			ip("netns add " + ns)
-			t.Cleanup(func() { exec.Command("ip", "netns", "del", ns).Run() })
-			ip("-n " + ns + " link set lo up")
+			newNamespace(t, ns)
 			// A flow, so that conntrack is asked, and a pass.
 			exec.Command("ip", "netns", "exec", ns, "nc", "-u", "-w", "1", "127.0.0.1", "9").Run()
 			time.Sleep(1500 * time.Millisecond)
 			st := namespaceOf(t, "/run/netns/"+ns)
-			ip("netns del " + ns)
+			ip(t, "netns del "+ns)
 			eventually(t, "the exporter has left", func() bool { return !holds(t, r.cmd.Process.Pid, st) })
 			r.stop()
 		})

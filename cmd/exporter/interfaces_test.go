@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"reflect"
 	"strconv"
 	"strings"
@@ -15,59 +14,6 @@ import (
 	"testing"
 	"time"
 )
-
-// container is a process in a control group and a network namespace of its own, as runtimes make them, and a veth that leads to it.
-func container(t *testing.T) (id, ns, veth string) {
-	t.Helper()
-	needRoot(t)
-	root := ""
-	b, _ := os.ReadFile("/proc/self/mountinfo")
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); strings.Contains(line, " - cgroup2 ") && f[3] == "/" {
-			root = f[4]
-			break
-		}
-	}
-	if root == "" {
-		t.Fatal("no cgroup2 is mounted")
-	}
-	id = fmt.Sprintf("%064x", os.Getpid())
-	dir := filepath.Join(root, "docker", id)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		eventually(t, "the control group is empty", func() bool { return os.Remove(dir) == nil })
-		os.Remove(filepath.Dir(dir))
-	})
-	ns, veth = fmt.Sprintf("sfi%d", os.Getpid()), fmt.Sprintf("sfi%d", os.Getpid()%100000)
-	exec.Command("ip", "netns", "del", ns).Run()
-	for _, line := range []string{
-		"ip netns add " + ns, "ip -n " + ns + " link set lo up",
-		"ip link add " + veth + " type veth peer name eth0 netns " + ns,
-		"ip link set " + veth + " up", "ip addr add 10.96.0.1/30 dev " + veth,
-		"ip -n " + ns + " addr add 10.96.0.2/30 dev eth0", "ip -n " + ns + " link set eth0 up",
-	} {
-		f := strings.Fields(line)
-		if out, err := exec.Command(f[0], f[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", line, err, out)
-		}
-	}
-	t.Cleanup(func() {
-		exec.Command("ip", "link", "del", veth).Run() // a namespace takes its time
-		exec.Command("ip", "netns", "del", ns).Run()
-	})
-	cmd := exec.Command("sh", "-c", fmt.Sprintf("echo $$ > %s/cgroup.procs && exec ip netns exec %s sleep 120", dir, ns))
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	eventually(t, "the container runs", func() bool {
-		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid))
-		return string(b) == "sleep\n"
-	})
-	return id, ns, veth
-}
 
 // TestInterfaceCounters: the host's end of a container's veth carries the container and what ip(8) counts, and so does its own end.
 func TestInterfaceCounters(t *testing.T) {

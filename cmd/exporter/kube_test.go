@@ -37,15 +37,11 @@ func cluster1(t *testing.T) string {
 // TestKube: names of ends that are not here, and of the service that one that is here was spoken to as.
 func TestKube(t *testing.T) {
 	ns, _ := netns(t)
-	for _, ip := range []string{"77", "78", "79"} { // nobody is there
-		line := "ip -n " + ns + " neigh add 10.99.0." + ip + " lladdr 02:00:00:00:00:77 dev sfv0 nud permanent"
-		f := strings.Fields(line)
-		if out, err := exec.Command(f[0], f[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", line, err, out)
-		}
+	for _, last := range []string{"77", "78", "79"} { // nobody is there
+		ip(t, "-n "+ns+" neigh add 10.99.0."+last+" lladdr 02:00:00:00:00:77 dev sfv0 nud permanent")
 	}
 	const tcp, udp = 17020, 17021
-	a, b := router(t, tcp, udp)
+	a, b := router(t, ipv4, tcp, udp)
 	needTool(t, "ipfixDump")
 	port := freePort(t)
 	collector := fmt.Sprintf("127.0.0.1:%d", freePort(t))

@@ -36,14 +36,7 @@ func TestInterface(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer dump.Process.Kill()
-			r := &running{t: t, exited: make(chan error, 1)}
-			r.cmd = enter(a, buildExporter(t), "run", "--interface", "sfv0", "--source", source, "--metrics", "none", "--interface-interval", "0", "-c", "json:-")
-			r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.errs
-			if err := r.cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			go func() { r.exited <- r.cmd.Wait() }() // ends with the program
-			defer r.cmd.Process.Kill()
+			r := launch(t, enter(a, buildExporter(t), "run", "--interface", "sfv0", "--source", source, "--metrics", "none", "--interface-interval", "0", "-c", "json:-"))
 			eventually(t, "both capture", func() bool {
 				return strings.Contains(r.errs.String(), "metering the packets") && strings.Contains(said.String(), "listening")
 			})

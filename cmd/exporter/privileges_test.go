@@ -57,19 +57,12 @@ func TestPrivileges(t *testing.T) {
 	} {
 		t.Run(tc.mode+map[bool]string{true: "-ambient"}[tc.ambient], func(t *testing.T) {
 			args := []string{buildExporter(t), "--privileges", tc.mode, "--metrics", "none", "--snapshot-interval", "1s", "--containerd", "none", "--docker", "none"}
-			r := &running{t: t, exited: make(chan error, 1)}
 			if tc.ambient {
 				needTool(t, "setpriv")
 				caps := "+bpf,+perfmon,+net_admin,+sys_ptrace"
 				args = append([]string{"setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps", caps, "--ambient-caps", caps}, args...)
 			}
-			r.cmd = exec.Command(args[0], args[1:]...)
-			r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.errs
-			if err := r.cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			go func() { r.exited <- r.cmd.Wait() }() // ends with the program
-			t.Cleanup(func() { r.cmd.Process.Kill() })
+			r := launch(t, exec.Command(args[0], args[1:]...))
 			eventually(t, "metering by eBPF", func() bool { return strings.Contains(r.errs.String(), "metering by eBPF") })
 			pid := r.cmd.Process.Pid
 			eventually(t, "the filter", func() bool { return threads(t, pid, "Seccomp")[0] == "2" })

@@ -152,15 +152,8 @@ func TestRealKube(t *testing.T) {
 		t.Skip("no SOCKFLOW_TEST_APISERVER: see make test-kube")
 	}
 	ns, _ := netns(t)
-	for _, line := range []string{
-		"ip -n " + ns + " neigh add 10.99.0.77 lladdr 02:00:00:00:00:77 dev sfv0 nud permanent",
-		"ip -n " + ns + " route add default via 10.99.0.77",
-	} {
-		f := strings.Fields(line)
-		if out, err := exec.Command(f[0], f[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", line, err, out)
-		}
-	}
+	ip(t, "-n "+ns+" neigh add 10.99.0.77 lladdr 02:00:00:00:00:77 dev sfv0 nud permanent")
+	ip(t, "-n "+ns+" route add default via 10.99.0.77")
 	s := newAPIServer(t, binary)
 	s.must("POST", "/api/v1/namespaces", obj{"metadata": obj{"name": "shop"}})
 	s.must("POST", "/api/v1/nodes", obj{"metadata": obj{"name": "n7"}})

@@ -108,16 +108,6 @@ func image(t *testing.T) (oci, rootfs string) {
 	return oci, rootfs
 }
 
-// must runs a command and returns what it printed.
-func must(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
 // node is a network namespace that runtimes run in.
 type node struct {
 	t    *testing.T
@@ -130,7 +120,6 @@ var nodes atomic.Int32
 func newNode(t *testing.T) *node {
 	t.Helper()
 	needRoot(t)
-	needTool(t, "ip")
 	n := &node{t, fmt.Sprintf("sfnode%d-%d", os.Getpid(), nodes.Add(1)), ""}
 	// Sockets' names must be short.
 	dir, err := os.MkdirTemp("", "sfn")
@@ -148,9 +137,7 @@ func newNode(t *testing.T) *node {
 		os.RemoveAll(dir)
 		removeCGroups()
 	})
-	must(t, "ip", "netns", "add", n.name)
-	t.Cleanup(func() { exec.Command("ip", "netns", "del", n.name).Run() })
-	must(t, "ip", "-n", n.name, "link", "set", "lo", "up")
+	newNamespace(t, n.name)
 	return n
 }
 

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -16,10 +15,8 @@ import (
 
 // sctpSink takes one association after the other, and remembers the messages of each.
 type sctpSink struct {
-	fd   int
 	port int
-	mu   sync.Mutex
-	msgs [][]byte
+	received
 }
 
 // listenSCTP returns nil where the kernel has no SCTP.
@@ -43,7 +40,7 @@ func listenSCTP(t *testing.T) *sctpSink {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &sctpSink{fd: fd, port: a.(*unix.SockaddrInet4).Port}
+	s := &sctpSink{port: a.(*unix.SockaddrInet4).Port}
 	go func() { // ends with fd
 		for {
 			c, _, err := unix.Accept(fd)
@@ -70,18 +67,10 @@ func (s *sctpSink) read(c int) {
 			if n > len(stream) || n < 16 {
 				break
 			}
-			s.mu.Lock()
-			s.msgs = append(s.msgs, bytes.Clone(stream[:n]))
-			s.mu.Unlock()
+			s.add(stream[:n])
 			stream = stream[n:]
 		}
 	}
-}
-
-func (s *sctpSink) messages() [][]byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return append([][]byte(nil), s.msgs...)
 }
 
 // TestSCTP: where the kernel has SCTP, records arrive in order, also those that waited for the collector; where it has not, that is said in one
