@@ -20,7 +20,7 @@ func (l *elementList) markdown(w io.Writer) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `# Information Elements
 
-Made by `+"`exporter elements --format markdown`"+`, which also prints configurations by which collectors name these elements: see its `+"`--help`"+`.
+Made by `+"`sockflow elements --format markdown`"+`, which also prints configurations by which collectors name these elements: see its `+"`--help`"+`.
 
 Numbers are IPFIX's: IANA's alone, others as enterprise:number. 29305 are reverse elements (RFC 5103), 35632 is ntop's enterprise and 56506
 Antrea's, whose numbers collectors know (`+"`--dialect known`"+`, the default). 32473 stands for the native elements until `+"`--pen`"+` says otherwise; with

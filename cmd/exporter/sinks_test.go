@@ -41,6 +41,11 @@ func newUDPSink(t *testing.T) *udpSink {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newUDPSinkOn(t, c)
+}
+
+func newUDPSinkOn(t *testing.T, c *net.UDPConn) *udpSink {
+	t.Helper()
 	c.SetReadBuffer(8 << 20)
 	s := &udpSink{conn: c}
 	t.Cleanup(func() { c.Close() })
@@ -71,6 +76,11 @@ func newTCPSink(t *testing.T, addr string) *tcpSink {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newTCPSinkOn(t, l)
+}
+
+func newTCPSinkOn(t *testing.T, l net.Listener) *tcpSink {
+	t.Helper()
 	s := &tcpSink{l: l}
 	t.Cleanup(func() { l.Close() })
 	go func() { // ends with l
