@@ -21,7 +21,7 @@ BPF_PACKAGES  := clang-14 llvm-14 libbpf-dev
 export CGO_ENABLED ?= 0
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: cross image manuals dist run build test soak test-pods test-containers-v2 test-kernels test-kube check lint generate generate-check fuzz bench clean packages bpf-packages
+.PHONY: cross image manuals dist run build test soak test-pods test-containers-v2 test-kernels test-kube harness lint generate fuzz bench clean packages bpf-packages
 
 run: build
 	./bin/exporter
@@ -107,9 +107,6 @@ lint:
 
 generate: bpf-packages
 	$(GO) generate ./bpf
-
-generate-check: generate
-	git diff --exit-code -- bpf
 
 # A collector that is killed at random for ten minutes under 20 000 records/s, over TCP and TLS at the same time.
 SOAK ?= 10m

@@ -38,8 +38,8 @@ func NewCGroups(proc string) *CGroups {
 	return c
 }
 
-// Learn remembers the path of a control group.
-func (c *CGroups) Learn(id uint64, path string) {
+// learn remembers the path of a control group.
+func (c *CGroups) learn(id uint64, path string) {
 	if id == 0 || path == "" || c.paths[id] == path {
 		return
 	}
@@ -51,20 +51,20 @@ func (c *CGroups) Learn(id uint64, path string) {
 	c.ids[path] = id
 }
 
-// Path returns the path of a control group below the root, or "".
-func (c *CGroups) Path(id uint64) string {
+// path returns the path of a control group below the root, or "".
+func (c *CGroups) path(id uint64) string {
 	path, ok := c.paths[id]
 	if !ok && c.older != nil {
 		if path = c.older.paths[id]; path != "" {
-			c.Learn(id, path)
+			c.learn(id, path)
 		}
 	}
 	return path
 }
 
-// ID returns the cgroup2 id of a path: the inode of its directory. 0 if it is gone, or not below the root that is mounted here (a path
+// id returns the cgroup2 id of a path: the inode of its directory. 0 if it is gone, or not below the root that is mounted here (a path
 // seen from within another control group namespace begins with "/..").
-func (c *CGroups) ID(path string) uint64 {
+func (c *CGroups) id(path string) uint64 {
 	if path == "" || c.root == "" || strings.HasPrefix(path, "/..") {
 		return 0
 	}
@@ -79,13 +79,17 @@ func (c *CGroups) ID(path string) uint64 {
 	if !ok {
 		return 0
 	}
-	c.Learn(sys.Ino, path)
+	c.learn(sys.Ino, path)
 	return sys.Ino
 }
 
-// ParseProcCGroup returns the path of a process from /proc/PID/cgroup (cgroups(7)): the line of cgroup2, unless only a line
+// parseProcCGroup returns the path of a process from /proc/PID/cgroup (cgroups(7)): the line of cgroup2, unless only a line
 // of cgroup v1 knows a container.
-func ParseProcCGroup(lines string) string {
+func parseProcCGroup(lines string) string {
+	contained := func(path string) bool {
+		w, _ := parseCGroup(path)
+		return w.ContainerID != ""
+	}
 	var v2, v1 string
 	for line := range strings.Lines(lines) {
 		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
@@ -96,13 +100,13 @@ func ParseProcCGroup(lines string) string {
 		switch {
 		case f[0] == "0" && f[1] == "":
 			v2 = path
-		case ParseCGroup(path).ContainerID != "":
+		case contained(path):
 			v1 = path
 		case v1 == "" || v1 == "/":
 			v1 = path // an id that only a runtime knows, perhaps
 		}
 	}
-	if ParseCGroup(v2).ContainerID == "" && (ParseCGroup(v1).ContainerID != "" || v2 == "" || v2 == "/") {
+	if !contained(v2) && (contained(v1) || v2 == "" || v2 == "/") {
 		return v1
 	}
 	return v2
@@ -118,15 +122,9 @@ var runtimes = map[string]string{
 	"docker": "docker", "cri-containerd": "containerd", "containerd": "containerd", "nerdctl": "containerd", "crio": "cri-o", "libpod": "podman",
 }
 
-// ParseCGroup tells a container, a pod or a systemd unit by the names that runtimes and their drivers (cgroupfs, systemd) give
+// parseCGroup tells a container, a pod or a systemd unit by the names that runtimes and their drivers (cgroupfs, systemd) give
 // to control groups. Of nested containers the innermost counts. Ids of containerd's own making are known to the
-// runtime only: they are not guessed here.
-func ParseCGroup(path string) flowcache.Workload {
-	w, _ := parseCGroup(path)
-	return w
-}
-
-// parseCGroup returns with it where in path the name of the container ends, 0 if there is none.
+// runtime only: they are not guessed here. end is where in path the name of the container ends, 0 if there is none.
 func parseCGroup(path string) (w flowcache.Workload, end int) {
 	w.CGroupPath = path
 	container := func(id, runtime string, at int) {

@@ -90,7 +90,7 @@ func (e *Enricher) end(end *flowcache.End) (r *resolved, open bool, first int64)
 	}
 	// The socket's own control group is that of whoever made it, a service manager perhaps: it is for where the process is not known.
 	if path == "" {
-		path = e.CGroups.Path(end.CGroup)
+		path = e.CGroups.path(end.CGroup)
 	}
 	end.Container, r, open = e.CGroups.find(path, since)
 	if r == nil {

@@ -50,7 +50,7 @@ func TestParseCGroup(t *testing.T) {
 		{"outside our cgroup namespace", "/../../docker/" + id64, id64, "docker", "", ""},
 		{"63 digits", "/docker/" + id64[:63], "", "", "", ""},
 	} {
-		w := ParseCGroup(tc.path)
+		w, _ := parseCGroup(tc.path)
 		got := []string{w.ContainerID, w.ContainerRuntime, w.PodUID, w.ServiceUnit}
 		if d := cmp.Diff([]string{tc.container, tc.runtime, tc.podUID, tc.svc}, got); d != "" {
 			t.Errorf("%s: %s", tc.name, d)
@@ -69,7 +69,7 @@ func TestParseProcCGroup(t *testing.T) {
 		{"empty", "", ""},
 		{"nonsense", "x\n::\n", ""},
 	} {
-		if got := ParseProcCGroup(tc.in); got != tc.want {
+		if got := parseProcCGroup(tc.in); got != tc.want {
 			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
 		}
 	}
@@ -80,11 +80,11 @@ func FuzzParseProcCGroup(f *testing.F) {
 	f.Add("4:memory:/kubepods/pod" + pod + "/" + id64 + "\n0::/\n")
 	f.Add(":::\n0::\x00")
 	f.Fuzz(func(t *testing.T, s string) {
-		path := ParseProcCGroup(s)
+		path := parseProcCGroup(s)
 		if path != "" && !strings.HasPrefix(path, "/") {
 			t.Fatalf("path %q", path)
 		}
-		w := ParseCGroup(path)
+		w, _ := parseCGroup(path)
 		if w.ContainerID != "" && !strings.Contains(path, w.ContainerID) || w.ContainerID != "" && w.ServiceUnit != "" {
 			t.Fatalf("%+v", w)
 		}

@@ -17,12 +17,11 @@ type ProcConfig struct {
 
 // ProcStats counts what the table did.
 type ProcStats struct {
-	Entries   int
-	Events    uint64 // told by the kernel
-	FromProc  uint64 // read from /proc instead, in time
-	Missed    uint64 // gone before anybody told: no more than the PID is known
-	Overflow  uint64 // forgotten early because the table was full
-	Forgotten uint64 // in their time
+	Entries  int
+	Events   uint64 // told by the kernel
+	FromProc uint64 // read from /proc instead, in time
+	Missed   uint64 // gone before anybody told: no more than the PID is known
+	Overflow uint64 // forgotten early because the table was full
 }
 
 // Processes is the process table: facts of every process that flows belong to, and of their parents. It outlives the processes,
@@ -94,13 +93,13 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 			f.Path, f.CommandLine, f.CGroupPath = parent.Path, parent.CommandLine, parent.CGroupPath
 			f.ParentPath, f.ParentUID = parent.Path, parent.UID
 			if f.CGroup != parent.CGroup {
-				f.CGroupPath = p.cgroups.Path(f.CGroup)
+				f.CGroupPath = p.cgroups.path(f.CGroup)
 			}
 		}
 		f.UserName = p.users.name(f.UID)
 		p.put(&f)
 	case flowcache.ProcessMove:
-		p.cgroups.Learn(ev.Process.CGroup, ev.Process.CGroupPath)
+		p.cgroups.learn(ev.Process.CGroup, ev.Process.CGroupPath)
 		if e := p.table[ev.Process.ID]; e != nil {
 			f := *e.facts
 			f.CGroup, f.CGroupPath = ev.Process.CGroup, ev.Process.CGroupPath
@@ -124,7 +123,7 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 			f.CommandLine = p.proc.commandLine(f.ID.PID)
 		}
 		f.UserName = p.users.name(f.UID)
-		p.cgroups.Learn(f.CGroup, f.CGroupPath)
+		p.cgroups.learn(f.CGroup, f.CGroupPath)
 		if p.v1 && f.CGroupPath == "/" {
 			f.CGroupPath = p.pathV1(&f, ev.Parent)
 		}
@@ -179,7 +178,6 @@ func (p *Processes) Sweep(now int64) {
 			}
 		case e.flows == 0 && now-e.exited > int64(p.cfg.Linger):
 			delete(p.table, id)
-			p.stats.Forgotten++
 		}
 	}
 	p.users.refresh()
@@ -270,7 +268,7 @@ func (p *Processes) read(pid uint32) (*flowcache.Process, bool) {
 		f.ParentUID, _ = p.proc.ids(st.ppid)
 	}
 	f.CGroupPath = p.proc.cgroup(pid)
-	f.CGroup = p.cgroups.ID(f.CGroupPath)
+	f.CGroup = p.cgroups.id(f.CGroupPath)
 	// Still the same process? Then everything read in between was its own.
 	if again, ok := p.proc.stat(pid); !ok || again.start != st.start {
 		return nil, false

@@ -116,7 +116,7 @@ func (p procFS) commandLine(pid uint32) string {
 
 func (p procFS) cgroup(pid uint32) string {
 	b, _ := os.ReadFile(p.file(pid, "cgroup"))
-	return ParseProcCGroup(string(b))
+	return parseProcCGroup(string(b))
 }
 
 // hasCGroupV1 reports whether this process is in a hierarchy of cgroup v1.

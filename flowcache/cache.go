@@ -19,7 +19,7 @@ type Stats struct {
 	Suspects     uint64 // of an audit under way: not yet known to be missed
 	Forgotten    uint64 // evicted flows whose totals could not be kept: they may be counted again
 	Records      [6]uint64
-	Live         int
+	Live         int // sockets' flows in the cache, those included that have ended and wait for their peer
 }
 
 // Cache merges Observations into flows and flows into Records. It belongs to one goroutine. Nothing but the caller's clock
@@ -89,9 +89,6 @@ func (c *Cache) Stats() Stats {
 	s.Live = c.used
 	return s
 }
-
-// Live is the number of sockets' flows in the cache, those included that have ended and wait for their peer.
-func (c *Cache) Live() int { return c.used }
 
 // Observe merges o and appends to dst the records that it completes.
 func (c *Cache) Observe(dst []Record, o *Observation) []Record {

@@ -48,7 +48,7 @@ func TestSetTimeouts(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Expire(nil, now+int64(12*time.Second), 10*n)
-	if c.Live() != 0 {
-		t.Errorf("%d flows live on after the silence", c.Live())
+	if c.Stats().Live != 0 {
+		t.Errorf("%d flows live on after the silence", c.Stats().Live)
 	}
 }

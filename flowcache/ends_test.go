@@ -46,8 +46,8 @@ func TestPeerLate(t *testing.T) {
 		if r := recs[1]; r.Source.Local != tc.together || (r.Forward == Counters{} && r.Reverse == Counters{}) != tc.together {
 			t.Errorf("%v: the other end's record is %+v", tc, r)
 		}
-		if c.Expire(recs, late+60*second, 9); c.Live() != 0 {
-			t.Errorf("%v: %d live", tc, c.Live())
+		if c.Expire(recs, late+60*second, 9); c.Stats().Live != 0 {
+			t.Errorf("%v: %d live", tc, c.Stats().Live)
 		}
 	}
 }
@@ -114,8 +114,8 @@ func TestPortAgain(t *testing.T) {
 		for _, r := range recs {
 			there, back = there+r.Forward.Payload, back+r.Reverse.Payload
 		}
-		if there != 90 || back != 180 || c.Live() != 0 || len(c.unpaired) != 0 {
-			t.Fatalf("seed %d: %d octets there, %d back, %d live, %d unpaired", seed, there, back, c.Live(), len(c.unpaired))
+		if there != 90 || back != 180 || c.Stats().Live != 0 || len(c.unpaired) != 0 {
+			t.Fatalf("seed %d: %d octets there, %d back, %d live, %d unpaired", seed, there, back, c.Stats().Live, len(c.unpaired))
 		}
 	}
 }
@@ -139,8 +139,8 @@ func TestAuditPeer(t *testing.T) {
 	for _, r := range recs {
 		there, back = there+r.Forward.Payload, back+r.Reverse.Payload
 	}
-	if last := recs[len(recs)-1]; there != 50 || back != 35 || last.Dest.Process.PID != 77 || last.Source.Cookie != 1 || c.Live() != 0 || c.Stats().Audited != 1 {
-		t.Fatalf("%d octets there, %d back, %d live: %+v", there, back, c.Live(), recs)
+	if last := recs[len(recs)-1]; there != 50 || back != 35 || last.Dest.Process.PID != 77 || last.Source.Cookie != 1 || c.Stats().Live != 0 || c.Stats().Audited != 1 {
+		t.Fatalf("%d octets there, %d back, %d live: %+v", there, back, c.Stats().Live, recs)
 	}
 }
 

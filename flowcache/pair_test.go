@@ -172,8 +172,8 @@ func TestPairDatagrams(t *testing.T) {
 	recs = c.Observe(recs, b)
 	recs = c.Observe(recs, &Observation{Event: EventOwner, Cookie: 2, Process: ProcessID{PID: 9}, UID: 5, GID: NoID, Time: 1000 * second})
 	recs = c.Observe(recs, &Observation{Event: EventClose, Cookie: 1, Time: 1000 * second, UID: NoID})
-	if len(recs) != 1 || recs[0].Forward.Payload != 100 || recs[0].Reverse.Payload != 0 || !recs[0].Dest.Local || recs[0].Dest.Process.PID != 9 || c.Live() != 0 {
-		t.Fatalf("%+v, %d live", recs, c.Live())
+	if len(recs) != 1 || recs[0].Forward.Payload != 100 || recs[0].Reverse.Payload != 0 || !recs[0].Dest.Local || recs[0].Dest.Process.PID != 9 || c.Stats().Live != 0 {
+		t.Fatalf("%+v, %d live", recs, c.Stats().Live)
 	}
 	// One to many: each of them has its own.
 	a.Key.Dst = AddrFrom4([4]byte{239, 1, 1, 1})
@@ -253,8 +253,8 @@ func TestTranslate(t *testing.T) {
 		t.Fatalf("both: %+v, asked %v", recs, asked)
 	}
 	// Nothing is kept of those that are gone, after a while.
-	if recs, _ = c.Expire(recs[:0], 1310*second, 9); len(recs) != 0 || c.Live() != 0 || len(c.translations)-1 != len(c.untranslated) {
-		t.Errorf("%d live, %d translations, %d free", c.Live(), len(c.translations), len(c.untranslated))
+	if recs, _ = c.Expire(recs[:0], 1310*second, 9); len(recs) != 0 || c.Stats().Live != 0 || len(c.translations)-1 != len(c.untranslated) {
+		t.Errorf("%d live, %d translations, %d free", c.Stats().Live, len(c.translations), len(c.untranslated))
 	}
 	// Separate sockets, without a record of both.
 	cfg.Merge = false
@@ -278,7 +278,7 @@ func TestSweep(t *testing.T) {
 	recs = c.Sweep(recs, 1001*second)
 	o.Event, o.Snapshot = EventEnd, false
 	recs = c.Observe(recs, o) // late
-	if len(recs) != 1 || recs[0].EndReason != EndDetected || c.Stats().Vanished != 1 || c.Stats().Stale != 1 || c.Live() != 0 {
+	if len(recs) != 1 || recs[0].EndReason != EndDetected || c.Stats().Vanished != 1 || c.Stats().Stale != 1 || c.Stats().Live != 0 {
 		t.Fatalf("%+v %+v", recs, c.Stats())
 	}
 }

@@ -286,21 +286,13 @@ func mpls(b []byte) ([]byte, uint16, Fate) {
 		if !bottom {
 			continue
 		}
-		if len(b) == 0 {
+		if len(b) == 0 || b[0]>>4 != 0 {
+			return byVersion(b)
+		}
+		if len(b) < 4 {
 			return nil, 0, Truncated
 		}
-		switch b[0] >> 4 {
-		case 4:
-			return b, etherIPv4, Counted
-		case 6:
-			return b, etherIPv6, Counted
-		case 0:
-			if len(b) < 4 {
-				return nil, 0, Truncated
-			}
-			return b[4:], etherBridged, Counted
-		}
-		return nil, 0, NotIP
+		return b[4:], etherBridged, Counted
 	}
 	return nil, 0, Malformed
 }

@@ -53,8 +53,8 @@ const (
 	maxBlock = maxPacket + 64<<10
 )
 
-// ErrCut is wrapped by the error for a capture that ends in the middle of a packet: what came before it is good.
-var ErrCut = errors.New("it is cut short")
+// errCut is wrapped by the error for a capture that ends in the middle of a packet: what came before it is good.
+var errCut = errors.New("it is cut short")
 
 // NewReader finds out which format in has. The error for what is no capture says so.
 func NewReader(in io.Reader) (*Reader, error) {
@@ -150,7 +150,7 @@ func (r *Reader) skip(n int64) error {
 	return nil
 }
 
-// Next reads a packet into p. It returns io.EOF at the end, and an error that wraps ErrCut where the capture ends within a packet.
+// Next reads a packet into p. It returns io.EOF at the end, and an error that wraps errCut where the capture ends within a packet.
 func (r *Reader) Next(p *Packet) error {
 	var err error
 	if r.format == formatPcap {
@@ -167,7 +167,7 @@ func (r *Reader) Next(p *Packet) error {
 // cut is the error for an input that ended where it must not.
 func (r *Reader) cut(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("%w in packet %d", ErrCut, r.read+1)
+		return fmt.Errorf("%w in packet %d", errCut, r.read+1)
 	}
 	return fmt.Errorf("read packet %d: %w", r.read+1, err)
 }

@@ -242,8 +242,8 @@ func TestDamaged(t *testing.T) {
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: error %v, want %q", c.name, err, c.want)
 		}
-		if strings.HasPrefix(c.want, "cut") && !errors.Is(err, ErrCut) {
-			t.Errorf("%s: %v is not ErrCut", c.name, err)
+		if strings.HasPrefix(c.want, "cut") && !errors.Is(err, errCut) {
+			t.Errorf("%s: %v is not errCut", c.name, err)
 		}
 	}
 }

@@ -21,8 +21,8 @@ type Anonymizer struct {
 	known map[flowcache.Addr]flowcache.Addr
 }
 
-// KeySize is the octets of a key: of AES 128, and of the pad.
-const KeySize = 32
+// keySize is the octets of a key: of AES 128, and of the pad.
+const keySize = 32
 
 // maxKnown bounds the addresses that are remembered: an IPv4 address takes 32 runs of AES, an IPv6 address 128.
 const maxKnown = 1 << 16
@@ -33,22 +33,22 @@ func ReadKey(file string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(b) == KeySize {
+	if len(b) == keySize {
 		return b, nil
 	}
 	text := strings.TrimRight(string(b), "\r\n")
-	if key, err := hex.DecodeString(strings.TrimPrefix(text, "0x")); err == nil && len(key) == KeySize {
+	if key, err := hex.DecodeString(strings.TrimPrefix(text, "0x")); err == nil && len(key) == keySize {
 		return key, nil
 	}
-	if len(text) == KeySize {
+	if len(text) == keySize {
 		return []byte(text), nil
 	}
 	return nil, fmt.Errorf("%s: no key: want 32 octets, or 64 hexadecimal digits", file)
 }
 
-// NewAnonymizer returns an Anonymizer for a key of KeySize octets.
+// NewAnonymizer returns an Anonymizer for a key of keySize octets.
 func NewAnonymizer(key []byte) (*Anonymizer, error) {
-	if len(key) != KeySize {
+	if len(key) != keySize {
 		return nil, errors.New("a key has 32 octets")
 	}
 	block, err := aes.NewCipher(key[:16])

@@ -46,7 +46,7 @@ func TestCryptoPAn(t *testing.T) {
 
 // TestPrefixes: what two addresses have in common at the front they have in common afterwards, and no more.
 func TestPrefixes(t *testing.T) {
-	a, err := NewAnonymizer([]byte(strings.Repeat("k", KeySize)))
+	a, err := NewAnonymizer([]byte(strings.Repeat("k", keySize)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,6 @@ const (
 
 	iflaIfname      = 3
 	iflaMTU         = 4
-	iflaLink        = 5
 	iflaLinkInfo    = 18
 	iflaStats64     = 23
 	iflaLinkNetNSID = 37
@@ -37,9 +36,8 @@ const (
 // link is what RTM_NEWLINK tells of an interface.
 type link struct {
 	flowcache.Interface
-	peer      uint32 // index of the other end of a veth, in the namespace that nsid stands for
-	nsid      int32
-	elsewhere bool // nsid is set: the other end is in another namespace
+	nsid      int32 // stands for the namespace of the other end of a veth
+	elsewhere bool  // nsid is set: the other end is in another namespace
 }
 
 // parse reads struct ifinfomsg and the attributes behind it.
@@ -58,8 +56,6 @@ func (l *link) parse(b []byte) error {
 			l.Name = cString(v)
 		case iflaMTU:
 			l.MTU = number(v)
-		case iflaLink:
-			l.peer = number(v)
 		case iflaLinkNetNSID:
 			l.nsid, l.elsewhere = int32(number(v)), len(v) >= 4
 		case iflaLinkInfo:
