@@ -20,7 +20,11 @@ type announced struct {
 	templates map[uint16]bool // by id
 	options   [optionsKinds]bool
 	described map[templates.Number]bool
+	programs  map[uint32]bool // by applicationId
 }
+
+// maxPrograms bounds announced.programs. Beyond it all are told anew.
+const maxPrograms = 1 << 16
 
 // announce sends the templates that the message under way uses and that were not sent in this session.
 func (e *Encoder) announce(now time.Time) error {
@@ -34,6 +38,17 @@ func (e *Encoder) announce(now time.Time) error {
 		}
 		c.template(t)
 	}
+	for _, a := range e.programs {
+		if c == nil {
+			c = e.control(now)
+		}
+		c.option(optionsApplications, number(uint64(a.ID)), text(a.Name), text(a.Description))
+		if len(e.announced.programs) >= maxPrograms || e.announced.programs == nil {
+			e.announced.programs = map[uint32]bool{}
+		}
+		e.announced.programs[a.ID] = true
+	}
+	e.programs = e.programs[:0]
 	if c == nil {
 		return nil
 	}

@@ -39,8 +39,9 @@ type Encoder struct {
 	data     int    // Data Records in msg
 	spare    []byte // a record on its way to the next message
 
-	announced                       // what the collector was told in this session
-	using     []*templates.Template // by msg
+	announced                         // what the collector was told in this session
+	using     []*templates.Template   // by msg
+	programs  []templates.Application // of msg, and not told in this session
 	options   [optionsKinds]optionsTemplate
 	ignored   lossTimes
 	notSent   lossTimes
@@ -195,11 +196,21 @@ func (e *Encoder) add(r *flowcache.Record, now time.Time) error {
 	}
 	begin := len(e.msg)
 	e.msg = e.set.Append(e.msg, t, r)
+	e.program(r)
 	if len(e.msg)+e.padding() <= e.max {
 		e.data++
 		return nil
 	}
 	return e.overflow(t, r, mark, begin, now)
+}
+
+// program notes the application that a record stands for, if the collector was not told of it.
+func (e *Encoder) program(r *flowcache.Record) {
+	id, ok := e.set.Application(r)
+	if !ok || e.announced.programs[id] || slices.ContainsFunc(e.programs, func(a templates.Application) bool { return a.ID == id }) {
+		return
+	}
+	e.programs = append(e.programs, templates.NameApplication(id, r))
 }
 
 // openSet begins the set of t in the message, and returns where the message ended before.

@@ -201,7 +201,7 @@ func (c *Config) options(s, rawQuery string) error {
 
 // optionNames lists the options, and of which networks they are.
 var optionNames = map[string][]string{
-	"dialect": nil, "direction": nil, "domain": nil, "fields": nil, "filter": nil, "anonymize": nil, "pen": nil, "queue": nil, "string-length": nil,
+	"application": nil, "dialect": nil, "direction": nil, "domain": nil, "fields": nil, "filter": nil, "anonymize": nil, "pen": nil, "queue": nil, "string-length": nil,
 	"mtu": {"udp", "dtls"}, "max-rate": {"udp", "dtls"}, "v9-base": {"udp"},
 	"template-refresh": {"udp", "dtls", "tcp", "tls", "sctp"}, "session-time": {"dtls"},
 	"reconnect-min": {"udp", "dtls", "tcp", "tls", "sctp"}, "reconnect-max": {"udp", "dtls", "tcp", "tls", "sctp"},
@@ -258,6 +258,11 @@ func (c *Config) option(name, value string) error {
 	var n uint64
 	var err error
 	switch name {
+	case "application":
+		if value != "port" && value != "process" {
+			return fmt.Errorf("%q must be port or process", value)
+		}
+		c.Options.Programs = value == "process"
 	case "dialect":
 		c.Options.Dialect, err = templates.ParseDialect(value)
 	case "direction":

@@ -6,6 +6,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/sockflow/sockflow/flowcache"
 )
 
 func lines(t *testing.T, file string) map[string]bool {
@@ -152,5 +154,45 @@ func TestServices(t *testing.T) {
 		if got := ServiceName(port); got != want {
 			t.Errorf("%d: %q, want %q", port, got, want)
 		}
+	}
+}
+
+// TestApplication: the same programs have the same number, others another, and without names it is the port's.
+func TestApplication(t *testing.T) {
+	s, err := New(Options{Programs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	curl, nginx := &flowcache.Process{Name: "curl", UserName: "alice"}, &flowcache.Process{Name: "nginx"}
+	web := &flowcache.Workload{PodName: "web-0"}
+	ids := map[uint32]string{}
+	for _, c := range []struct {
+		source, dest      *flowcache.Process
+		in                *flowcache.Workload
+		name, description string
+	}{
+		{curl, nil, nil, "curl", "alice"},
+		{nil, nginx, nil, "nginx", ""},
+		{curl, nginx, web, "curl>nginx", "alice>web-0"},
+		{nginx, curl, nil, "nginx>curl", "alice"},
+		{curl, nginx, nil, "curl>nginx", "alice"},
+	} {
+		r := flowcache.Record{Source: flowcache.End{Who: c.source}, Dest: flowcache.End{Who: c.dest, Container: c.in}}
+		id, ok := s.Application(&r)
+		again, _ := s.Application(&r)
+		if !ok || id>>24 != 6 || id != again || ids[id] != "" {
+			t.Errorf("%s: %#x, %v, again %#x, as %s", c.name, id, ok, again, ids[id])
+		}
+		ids[id] = c.name
+		if got, want := NameApplication(id, &r), (Application{id, c.name, c.description}); got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	}
+	r := flowcache.Record{Key: flowcache.Key{DstPort: 443}}
+	if id, ok := s.Application(&r); ok {
+		t.Errorf("a flow without names is application %#x", id)
+	}
+	if n := testing.AllocsPerRun(100, func() { s.Application(&flowcache.Record{Source: flowcache.End{Who: curl}}) }); n > 0 {
+		t.Errorf("%v allocations", n)
 	}
 }

@@ -7,6 +7,8 @@ type context struct {
 	node   string
 	uptime int64 // Unix nanoseconds at which sysUptime was 0 (NetFlow v9)
 
+	programs bool // Options.Programs
+
 	opposite *flowcache.Record // the record of the other direction, if records are uniflows
 
 	congestion congestionNames
@@ -33,6 +35,7 @@ const (
 	always      presence = iota
 	commandLine          // with Options.CommandLine
 	ianaOnly             // in the dialect iana
+	application          // in the dialect iana, or with Options.Programs
 	v9Only
 	notV9
 	biflow
@@ -74,8 +77,8 @@ func bothSeen(k kind) bool { return isTCP(k) && bothLocal(k) || packetsOnly(k) }
 // icmp is type * 256 + code of the question. The cache keeps it in the port of the end that is spoken to; the other port is 0.
 func icmp(r *flowcache.Record) uint64 { return uint64(r.Key.SrcPort | r.Key.DstPort) }
 
-// application is applicationId (RFC 6759, section 4.1): engine 3, IANA's port numbers, and the responder's port as the selector.
-func application(port uint16) uint64 { return 3<<24 | uint64(port) }
+// portApplication is applicationId (RFC 6759, section 4.1): engine 3, IANA's port numbers, and the responder's port as the selector.
+func portApplication(port uint16) uint32 { return 3<<24 | uint32(port) }
 
 // station is virtualStationName: the pod, or else the container.
 func station(w *flowcache.Workload) string {
@@ -156,7 +159,7 @@ func flowFields() []field {
 	}
 	l = append(l, endNumbers(false)...)
 	l = append(l, endNumbers(true)...)
-	l = append(l, field{name: "applicationId", in: hasPorts, on: ianaOnly, number: func(c *context, r *flowcache.Record) uint64 { return application(c.responder(r)) }})
+	l = append(l, field{name: "applicationId", in: hasPorts, on: application, number: func(c *context, r *flowcache.Record) uint64 { return uint64(c.applicationID(r)) }})
 	l = append(l, endTexts(false)...)
 	l = append(l, endTexts(true)...)
 	return append(l,

@@ -52,4 +52,4 @@ func ServiceName(port uint16) string {
 }
 
 // ApplicationID is applicationId of a port (RFC 6759, section 4.1): engine 3, which is IANA's port numbers, and the port.
-func ApplicationID(port uint16) uint32 { return uint32(application(port)) }
+func ApplicationID(port uint16) uint32 { return portApplication(port) }

@@ -46,6 +46,8 @@ type Options struct {
 	MaxRecord   int    // v9: longest record in octets, for its strings cannot be cut one by one; default 1372
 	// Fields changes which fields records have: "+name,-name"; a name without its source or destination stands for both.
 	Fields string
+	// Programs makes applicationId stand for the programs at the ends of a flow, instead of the responder's port: see Set.Application.
+	Programs bool
 }
 
 func (o Options) withDefaults() Options {
@@ -141,7 +143,7 @@ func New(opt Options) (*Set, error) {
 	for i := range elements {
 		byName[elements[i].Name] = &elements[i]
 	}
-	s := &Set{opt: opt, runs: flowRuns(), ctx: context{node: opt.Node}, added: map[string]bool{}}
+	s := &Set{opt: opt, runs: flowRuns(), ctx: context{node: opt.Node, programs: opt.Programs}, added: map[string]bool{}}
 	all := flowFields()
 	removed, err := s.changes(all)
 	if err != nil {
@@ -201,6 +203,8 @@ func (o *Options) has(p presence) bool {
 		return o.CommandLine
 	case ianaOnly:
 		return o.Dialect == IANA
+	case application:
+		return o.Dialect == IANA || o.Programs
 	case v9Only:
 		return o.V9
 	case notV9:

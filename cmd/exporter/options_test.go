@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -274,4 +275,51 @@ func TestOptionsAreNoFlows(t *testing.T) {
 		}
 	}
 	tshark(t, session(t, ipfix.IPFIX, templates.Options{}))
+}
+
+// TestPrograms: with ?application=process applicationId stands for the programs at a flow's ends, and libfixbuf and nfdump have their names.
+func TestPrograms(t *testing.T) {
+	needTool(t, "ipfixDump")
+	recs := ipfixDump(t, bytes.Join(session(t, ipfix.IPFIX, templates.Options{Programs: true}), nil))
+	for _, c := range []struct {
+		name, where string
+		flows       int
+	}{
+		{"curl", "web-1", 4}, // ICMP has no application
+		{"curl", "web-1>db-0", 1},
+		{"curl>curl", "web-1>web-1", 1},
+	} {
+		told := find(recs, fields{"applicationName": c.name, "applicationDescription": c.where})
+		if len(told) != 1 {
+			t.Fatalf("%s of %s is told %d times", c.name, c.where, len(told))
+		}
+		got := 0
+		for _, r := range find(recs, fields{"applicationId": told[0]["applicationId"]}) {
+			if r["transportOctetDeltaCount"] != "" {
+				got++
+			}
+		}
+		if got != c.flows {
+			t.Errorf("%d flows of %s of %s, want %d", got, c.name, c.where, c.flows)
+		}
+	}
+
+	n := newNfcapd(t)
+	c, err := net.Dial("udp", fmt.Sprintf("127.0.0.1:%d", n.port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, m := range session(t, ipfix.NetFlowV9, templates.Options{Programs: true}) {
+		if _, err := c.Write(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.stop()
+	out, err := exec.Command("nfdump", "-R", n.dir, "-q", "-o", "fmt:%sp %nbnam").CombinedOutput()
+	for _, want := range []string{"40000 curl/web-1\n", "40005 curl>curl/web-1>web-1\n"} {
+		if err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("nfdump does not show %q (%v):\n%s", want, err, out)
+		}
+	}
 }
