@@ -9,7 +9,6 @@ dir=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$dir"' EXIT
 CGO_ENABLED=0 go build -o "$dir/exporter" ./cmd/exporter
 go build -o "$dir/load" ./bench/load
-ticks=$(getconf CLK_TCK)
 for rate in "${rates[@]}"; do
 	mkdir -p "$dir/nf$rate"
 	nfcapd -w "$dir/nf$rate" -b 127.0.0.1 -p 19995 -t 3600 -B 16000000 >/dev/null 2>&1 &
@@ -18,7 +17,7 @@ for rate in "${rates[@]}"; do
 	pid=$!
 	until grep -q 'metering by' "$dir/log"; do sleep 0.1; done
 	sleep 1
-	cpu() { awk '{print $14 + $15}' "/proc/$pid/stat"; }
+	cpu() { cat /proc/"$pid"/task/*/schedstat | awk '{s += $1} END {printf "%d", s / 1000}'; } # microseconds: ticks miss what runs for less
 	before=$(cpu)
 	if [ "$rate" = 0 ]; then
 		sleep 10
@@ -35,7 +34,7 @@ for rate in "${rates[@]}"; do
 	sleep 1
 	kill -TERM $nf
 	wait $nf || true
-	awk -v r="$rate" -v c=$((after - before)) -v t="$ticks" -v m="$rss" 'BEGIN {printf "rate %s/s: CPU %.2f %% of one core, resident %.1f MB\n", r, c / t / 10 * 100, m / 1024}'
+	awk -v r="$rate" -v c=$((after - before)) -v m="$rss" 'BEGIN {printf "rate %s/s: CPU %.2f %% of one core, resident %.1f MB\n", r, c / 1e7 * 100, m / 1024}'
 	cat "$dir/load.json"
 	if [ "$rate" != 0 ]; then
 		port=$(sed 's/.*"port":\([0-9]*\).*/\1/' "$dir/load.json")
