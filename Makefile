@@ -3,6 +3,7 @@
 # make test-pods   the tests of containers in full; make test-containers-v2: in QEMU, with cgroup v2 alone
 # make test-kube   names by a real kube-apiserver, which is built first (minutes)
 # make soak   a collector that is killed at random for ten minutes
+# make soak-host   a day's churn of flows, processes and containers in half an hour: nothing may grow
 # make test   install what the tests need (Debian packages, if root) and run them all
 
 GO       ?= go
@@ -21,7 +22,7 @@ BPF_PACKAGES  := clang-14 llvm-14 libbpf-dev
 export CGO_ENABLED ?= 0
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: cross image manuals dist run build test soak test-pods test-containers-v2 test-kernels test-kube harness lint generate fuzz bench clean packages bpf-packages
+.PHONY: cross image manuals dist run build test soak soak-host test-pods test-containers-v2 test-kernels test-kube harness lint generate fuzz bench clean packages bpf-packages
 
 run: build
 	./bin/exporter
@@ -113,6 +114,10 @@ SOAK ?= 10m
 
 soak:
 	cd ipfix && SOCKFLOW_SOAK=$(SOAK) $(GO) test -count=1 -timeout 2h -v -run '^TestCollectorDies$$' .
+
+soak-host:
+	$(call install,bpftool curl iproute2)
+	bench/soak.sh
 
 # Every fuzz target, briefly. Minimizing would take up to a minute for every new input.
 fuzz:

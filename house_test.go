@@ -30,6 +30,7 @@ var may = map[string][]string{
 	"ipfix":           {"flowcache", "selection", "templates"},
 	"collector":       {"flowcache", "templates", "ipfix"},
 	"deploy":          {},
+	"bench/churn":     {},
 	"bench/empty":     {},
 	"bench/load":      {},
 	"bench/packets":   {},
@@ -53,7 +54,7 @@ var only = map[string][]string{
 	"github.com/containerd/":        {"enrich/runtimes"},
 	"google.golang.org/grpc":        {"enrich/runtimes"},
 	"k8s.io/cri-api":                {"enrich/runtimes"},
-	"net":                           {"ipfix", "enrich/runtimes", "enrich/kube", "collector", "cmd/exporter", "bench/load", "bench/pingpong", "bench/sink", "bench/sockets"},
+	"net":                           {"ipfix", "enrich/runtimes", "enrich/kube", "collector", "cmd/exporter", "bench/churn", "bench/load", "bench/pingpong", "bench/sink", "bench/sockets"},
 	"log":                           {"cmd/exporter"},
 	"log/slog":                      {"cmd/exporter"},
 }
