@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sockflow/sockflow/ipfix"
 	"github.com/sockflow/sockflow/templates"
 )
 
@@ -141,4 +143,81 @@ func (n *nfacctd) flows(rows []*interopRow) map[*interopRow]map[string]sight {
 		flows[flowKey(text("port_src"), text("port_dst"))] = s
 	}
 	return byRow(rows, flows)
+}
+
+// TestNfacctdExample: nfacctd with the example of deploy/collectors, of which only places and times are changed, shows who.
+func TestNfacctdExample(t *testing.T) {
+	needTool(t, "nfacctd")
+	dir, port := t.TempDir(), freePort(t)
+	b, err := os.ReadFile("../../deploy/collectors/nfacctd.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := string(b)
+	for _, change := range [][2]string{
+		{"nfacctd_port: 2100", fmt.Sprintf("nfacctd_ip: 127.0.0.1\nnfacctd_port: %d", port)},
+		{"/var/lib/pmacct/", dir + "/"},
+		{"/etc/pmacct/", dir + "/"},
+		{"/var/log/pmacct/flows-%Y%m%d-%H%M.json", dir + "/out\nprint_output_file_append: true"},
+		{"print_refresh_time: 60", "print_refresh_time: 1"},
+	} {
+		if !strings.Contains(conf, change[0]) {
+			t.Fatalf("nfacctd.conf has no %q", change[0])
+		}
+		conf = strings.Replace(conf, change[0], change[1], 1)
+	}
+	var primitives, errs bytes.Buffer
+	if status := execute([]string{"sockflow", "elements", "--format", "pmacct"}, &primitives, &errs); status != 0 {
+		t.Fatal(errs.String())
+	}
+	for name, text := range map[string]string{"conf": conf, "sockflow.primitives": primitives.String()} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var log syncBuffer
+	cmd := exec.Command("nfacctd", "-f", filepath.Join(dir, "conf"))
+	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); cmd.Wait() })
+	eventually(t, "nfacctd listens", func() bool {
+		return strings.Contains(log.String(), "waiting for NetFlow/IPFIX data") && strings.Contains(log.String(), "Purging cache - END")
+	})
+	c, err := net.Dial("udp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, m := range session(t, ipfix.IPFIX, templates.Options{}) {
+		if _, err := c.Write(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := map[string]string{"ip_src": "192.0.2.1", "ip_dst": "192.0.2.2", "port_src": "40000", "port_dst": "443", "ip_proto": "tcp", "bytes": "1500", "packets": "10",
+		"source_process_path": "/usr/bin/curl", "source_process_id": "4242", "source_user_name": "www-data", "source_container_name": "web", "source_pod_name": "web-1",
+		"source_pod_namespace": "shop"}
+	var out []byte
+	eventually(t, "nfacctd writes the flow with its names", func() bool {
+		out, _ = os.ReadFile(filepath.Join(dir, "out"))
+	next:
+		for line := range bytes.Lines(out) {
+			d := json.NewDecoder(bytes.NewReader(line))
+			d.UseNumber()
+			m := map[string]any{}
+			if d.Decode(&m) != nil {
+				continue // half of a line
+			}
+			for name, v := range want {
+				if fmt.Sprint(m[name]) != v {
+					continue next
+				}
+			}
+			return true
+		}
+		return false
+	})
 }
