@@ -2,6 +2,7 @@
 # make test-kernels   the acceptance test on other kernels, in QEMU
 # make test-pods   the tests of containers in full; make test-containers-v2: in QEMU, with cgroup v2 alone
 # make test-kube   names by a real kube-apiserver, which is built first (minutes)
+# make test-collectors   goflow2 and ClickHouse with the example of deploy/collectors; both are fetched
 # make soak   a collector that is killed at random for ten minutes
 # make soak-host   a day's churn of flows, processes and containers in half an hour: nothing may grow
 # make test   install what the tests need (Debian packages, if root) and run them all
@@ -22,7 +23,7 @@ BPF_PACKAGES  := clang-14 llvm-14 libbpf-dev
 export CGO_ENABLED ?= 0
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: cross image manuals dist run build test soak soak-host test-pods test-containers-v2 test-kernels test-kube harness lint generate fuzz bench clean packages bpf-packages
+.PHONY: cross image manuals dist run build test soak soak-host test-pods test-containers-v2 test-kernels test-kube test-collectors harness lint generate fuzz bench clean packages bpf-packages
 
 run: build
 	./bin/exporter
@@ -100,6 +101,15 @@ test-kube:
 	$(call install,etcd-server openssl iproute2)
 	nice testdata/kube/build.sh $(KUBE_DIR)
 	SOCKFLOW_TEST_APISERVER=$(KUBE_DIR)/kube-apiserver $(GO) test -count=1 -timeout 15m -run '^TestRealKube$$' -v ./cmd/exporter
+
+# Where goflow2 and ClickHouse's engine (chDB, by npm) are put, 600 MB.
+COLLECTORS_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sockflow-collectors
+
+test-collectors:
+	mkdir -p $(COLLECTORS_DIR)
+	GOBIN=$(abspath $(COLLECTORS_DIR)) $(GO) install github.com/netsampler/goflow2/v2/cmd/goflow2@$$($(GO) list -m -f '{{.Version}}' github.com/netsampler/goflow2/v2)
+	npm install --prefix $(COLLECTORS_DIR) --no-save --ignore-scripts chdb@3.4.0
+	SOCKFLOW_TEST_COLLECTORS=$(abspath $(COLLECTORS_DIR)) $(GO) test -count=1 -v -run '^TestClickHouse$$' ./cmd/exporter
 
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt would change:" $$unformatted; exit 1; fi

@@ -31,7 +31,7 @@ var notRun = []struct{ begins, why string }{
 	{"apt install ./dist/", "needs the packages that `make dist` makes, and installs on the host"},
 	{"ntopng ", "not in Debian; TestNtopng has libzmq in its place"},
 	{"curl 'http://admin:admin@127.0.0.1:3000", "asks ntopng"},
-	{"goflow2 ", "not in Debian; TestInterop has its decoder"},
+	{"goflow2 ", "not in Debian; TestElementsGoflow2 has its producer, and `make test-collectors` the program"},
 	{"logstash ", "not in Debian"},
 	{"sysctl ", "changes the host"},
 	{"go build", "the tests have built it"},
@@ -232,7 +232,7 @@ cp -a /etc etc
 mount --bind etc /etc
 rm -f /etc/hosts
 echo 127.0.0.1 localhost collector.example first.example second.example security.example all.example elsewhere.example >/etc/hosts
-mkdir -p lib/sockflow lib/pmacct log/pmacct cache/nfdump /etc/sockflow /etc/pmacct /etc/logstash bin DIR
+mkdir -p lib/sockflow lib/pmacct log/pmacct cache/nfdump /etc/sockflow /etc/pmacct /etc/logstash bin docs DIR
 for d in lib log cache; do mount --bind $d /var/$d; done
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=sockflow -keyout c.key -out c.pem \
 	-addext subjectAltName=DNS:localhost,DNS:collector.example,IP:10.0.0.1,IP:127.0.0.1 2>/dev/null

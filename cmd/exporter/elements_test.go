@@ -132,63 +132,75 @@ func TestElementsXML(t *testing.T) {
 	}
 }
 
-// TestElementsGoflow2 runs goflow2's producer with the mapping.
-func TestElementsGoflow2(t *testing.T) {
-	for _, proto := range []ipfix.Protocol{ipfix.IPFIX, ipfix.NetFlowV9} {
-		var cfg protoproducer.ProducerConfig
-		dec := yaml.NewDecoder(strings.NewReader(elementsOut(t, "--format", "goflow2")))
-		dec.KnownFields(true)
-		if err := dec.Decode(&cfg); err != nil {
+// goflow2Mapping is our configuration for goflow2.
+func goflow2Mapping(t *testing.T) *protoproducer.ProducerConfig {
+	t.Helper()
+	var cfg protoproducer.ProducerConfig
+	dec := yaml.NewDecoder(strings.NewReader(elementsOut(t, "--format", "goflow2")))
+	dec.KnownFields(true)
+	if err := dec.Decode(&cfg); err != nil {
+		t.Fatal(err)
+	}
+	return &cfg
+}
+
+// goflow2Flows is what goflow2's producer writes of messages with our mapping.
+func goflow2Flows(t *testing.T, session [][]byte, proto ipfix.Protocol) (flows []map[string]any) {
+	t.Helper()
+	mapped, err := goflow2Mapping(t).Compile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := protoproducer.CreateProtoProducer(mapped, protoproducer.CreateSamplingSystem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sys := netflow.CreateTemplateSystem()
+	for _, m := range session {
+		var v9 netflow.NFv9Packet
+		var x netflow.IPFIXPacket
+		if err := netflow.DecodeMessageVersion(bytes.NewBuffer(m), sys, &v9, &x); err != nil {
 			t.Fatal(err)
 		}
-		mapped, err := cfg.Compile()
+		var packet any = &x
+		if proto == ipfix.NetFlowV9 {
+			packet = &v9
+		}
+		msgs, err := p.Produce(packet, &producer.ProduceArgs{Src: netip.MustParseAddrPort("127.0.0.1:1"), TimeReceived: sessionTime})
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, err := protoproducer.CreateProtoProducer(mapped, protoproducer.CreateSamplingSystem)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sys := netflow.CreateTemplateSystem()
-		var flows []map[string]any
-		for _, m := range session(t, proto, templates.Options{Uniflow: true}) {
-			var v9 netflow.NFv9Packet
-			var x netflow.IPFIXPacket
-			if err := netflow.DecodeMessageVersion(bytes.NewBuffer(m), sys, &v9, &x); err != nil {
-				t.Fatal(err)
-			}
-			var packet any = &x
-			if proto == ipfix.NetFlowV9 {
-				packet = &v9
-			}
-			msgs, err := p.Produce(packet, &producer.ProduceArgs{Src: netip.MustParseAddrPort("127.0.0.1:1"), TimeReceived: sessionTime})
+		for _, m := range msgs {
+			b, err := m.(*protoproducer.ProtoProducerMessage).MarshalJSON()
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, m := range msgs {
-				b, err := m.(*protoproducer.ProtoProducerMessage).MarshalJSON()
-				if err != nil {
-					t.Fatal(err)
-				}
-				f, err := flat(b)
-				if err != nil {
-					t.Fatalf("%v: %s", err, b)
-				}
-				flows = append(flows, f)
+			f, err := flat(b)
+			if err != nil {
+				t.Fatalf("%v: %s", err, b)
 			}
+			flows = append(flows, f)
 		}
+	}
+	return flows
+}
+
+// TestElementsGoflow2 runs goflow2's producer with the mapping.
+func TestElementsGoflow2(t *testing.T) {
+	for _, proto := range []ipfix.Protocol{ipfix.IPFIX, ipfix.NetFlowV9} {
+		flows := goflow2Flows(t, session(t, proto, templates.Options{Uniflow: true}), proto)
 		checkNamed(t, fmt.Sprintf("goflow2, protocol %d", proto), flows, "bytes", "src_port", func(_ string, v any) bool {
 			_, text := v.(string)
 			return !text || proto == ipfix.IPFIX
 		})
-		// Numbers of protobuf fields must stay: consumers know them.
-		names := map[int32]string{}
-		for _, f := range cfg.Formatter.Protobuf {
-			if f.Index < 1000 || f.Index >= 19000 || names[f.Index] != "" {
-				t.Errorf("%s and %s have index %d", f.Name, names[f.Index], f.Index)
-			}
-			names[f.Index] = f.Name
+	}
+	// Numbers of protobuf fields must stay: consumers know them.
+	names := map[int32]string{}
+	for _, f := range goflow2Mapping(t).Formatter.Protobuf {
+		if f.Index < 1000 || f.Index >= 19000 || names[f.Index] != "" {
+			t.Errorf("%s and %s have index %d", f.Name, names[f.Index], f.Index)
 		}
+		names[f.Index] = f.Name
 	}
 }
 
