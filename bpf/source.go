@@ -152,7 +152,7 @@ func load(cfg Config, all bool) (*Source, error) {
 	only.Programs = nil
 	if s.maps, err = ebpf.NewCollection(only); err != nil {
 		if errors.Is(err, os.ErrPermission) || os.Geteuid() != 0 {
-			return nil, fmt.Errorf("%w: no permission to create eBPF maps (needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN)", ErrUnsupported)
+			return nil, fmt.Errorf("%w: create maps: %w (needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN)", ErrUnsupported, os.ErrPermission)
 		}
 		return nil, fmt.Errorf("%w: create maps: %w", ErrUnsupported, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,16 +34,23 @@ func Namespaces(proc string) map[uint32]string {
 	return found
 }
 
-// namespaces returns a path to each namespace that a process is in or that is mounted, by inode, and how many processes hid theirs.
-func namespaces(proc string) (map[uint32]string, int) {
+// isRoot reports whether this is root, and not that of a user namespace. The first one has a fixed inode number (include/linux/proc_ns.h).
+func isRoot(proc string) bool {
+	own, err := os.Readlink(proc + "/self/ns/user")
+	return os.Geteuid() == 0 && (err != nil || own == "user:[4026531837]")
+}
+
+// namespaces returns a path to each namespace that a process is in or that is mounted, by inode, and whether
+// there are processes that hide theirs: they may not be asked or, where proc is mounted with hidepid, not even be seen.
+func namespaces(proc string) (map[uint32]string, bool) {
 	found := map[uint32]string{}
-	hidden := 0
 	d, err := os.Open(proc)
 	if err != nil {
-		return found, 0
+		return found, false
 	}
 	names, _ := d.Readdirnames(-1)
 	d.Close()
+	hidden := !slices.Contains(names, "1") // there always is one
 	for _, n := range names {
 		if n[0] < '0' || n[0] > '9' {
 			continue
@@ -50,7 +58,7 @@ func namespaces(proc string) (map[uint32]string, int) {
 		path := proc + "/" + n + "/ns/net"
 		link, err := os.Readlink(path)
 		if errors.Is(err, os.ErrPermission) {
-			hidden++
+			hidden = true
 		}
 		if inode, ok := namespaceInode(link); ok {
 			if _, have := found[inode]; !have {

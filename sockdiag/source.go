@@ -140,12 +140,12 @@ func (s *Source) say(line string) {
 // follow opens namespaces that came and closes those that went. With out, ends are told too.
 func (s *Source) follow(out chan<- *flowcache.Batch) error {
 	found, hidden := namespaces(s.cfg.Proc)
-	if hidden > 0 && os.Geteuid() != 0 {
+	if hidden && !isRoot(s.cfg.Proc) {
 		s.say("without privileges only sockets of this network namespace and processes of this user are seen")
 	}
 	var self syscall.Stat_t
 	if err := syscall.Stat(s.cfg.Proc+"/self/ns/net", &self); err != nil {
-		return fmt.Errorf("find the own network namespace: %w", err)
+		return fmt.Errorf("find the own network namespace: %s/self/ns/net: %w: proc must be mounted there", s.cfg.Proc, err)
 	}
 	own := uint32(self.Ino)
 	found[own] = ""

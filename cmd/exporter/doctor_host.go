@@ -103,6 +103,10 @@ func (d *doctor) privileges() {
 			d.say(c.instead, c.name, "missing, to "+c.use, "run as root, or give it: AmbientCapabilities= of systemd, securityContext.capabilities of Kubernetes, docker run --cap-add")
 		}
 	}
+	// The kernel's first namespaces have fixed inode numbers (include/linux/proc_ns.h).
+	if own, err := os.Readlink("/proc/self/ns/user"); err == nil && own != "user:[4026531837]" {
+		d.say(bad, "user namespace", "this is a container's: its capabilities count for nothing outside", "run as root of the host: hostUsers: true, docker run --userns=host, no rootless engine")
+	}
 	var limit unix.Rlimit
 	unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit)
 	memlock := "unlimited"
@@ -136,7 +140,6 @@ func (d *doctor) procMount() {
 		}
 	}
 	d.say(good, "hidepid", "processes are not hidden")
-	// The kernel's first namespaces have fixed inode numbers (include/linux/proc_ns.h).
 	if own, err := os.Readlink("/proc/self/ns/pid"); err == nil && own != "pid:[4026531836]" && d.settings.proc == "/proc" {
 		d.say(bad, "PID namespace", "this is a container's: processes outside have no names", "run with the host's: hostPID: true, docker run --pid=host")
 	} else {
@@ -229,7 +232,10 @@ func (d *doctor) netlink() {
 		n++
 		namespaces[o.Key.NetNS] = true
 	})
-	if err != nil {
+	_, noProc := os.Stat(d.settings.proc + "/self/ns/net")
+	if err != nil && noProc != nil {
+		d.say(bad, "sock_diag", err.Error(), "mount proc, or name its place with --proc")
+	} else if err != nil {
 		d.say(bad, "sock_diag", err.Error(), "load the modules tcp_diag and udp_diag: modprobe tcp_diag udp_diag")
 	} else {
 		d.say(good, "sock_diag", fmt.Sprintf("%d sockets in %d network namespaces, %.0f ms", n, len(namespaces), time.Since(begin).Seconds()*1000))
@@ -327,7 +333,7 @@ func (d *doctor) selfTest() {
 	case owned:
 		d.say(good, "connection", fmt.Sprintf("of this process on the loopback: seen by %s, with its process, after %s", by, took))
 	case seen:
-		d.say(bad, "connection", "on the loopback: seen by "+by+", but not whose it was", "see the hooks send_length and recv_length, and CAP_SYS_PTRACE, above")
+		d.say(bad, "connection", "on the loopback: seen by "+by+", but not whose it was", "see PID namespace, the hooks send_length and recv_length, and CAP_SYS_PTRACE, above")
 	default:
 		d.say(bad, "connection", "on the loopback: not seen by "+by, "see the lines above")
 	}

@@ -63,7 +63,7 @@ Their options: ?template-refresh=60s&mtu=1400&dialect=known|native|iana&directio
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef("%w; see %s --help", err, cmd.CommandPath()) })
 	root.CompletionOptions.HiddenDefaultCmd = true
 
 	var rootSettings, runSettings settings
