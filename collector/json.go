@@ -39,7 +39,9 @@ func (r *Record) AppendJSON(dst []byte) []byte {
 		}
 		dst = append(dst, ']')
 	}
-	dst = r.appendFields(append(dst, ','))
+	if fields := r.appendFields(append(dst, ',')); len(fields) > len(dst)+1 {
+		dst = fields
+	}
 	if r.V9 {
 		for _, u := range uptimes {
 			if n, ok := unsigned(r.Octets(templates.Number{ID: u.id})); ok {
@@ -53,10 +55,17 @@ func (r *Record) AppendJSON(dst []byte) []byte {
 	return append(dst, '}')
 }
 
+// paddingOctets tells nothing.
+var paddingOctets = templates.Number{ID: 210}
+
+// appendFields appends all fields but padding as members of a JSON object, without its braces.
 func (r *Record) appendFields(dst []byte) []byte {
-	t := r.Template
+	t, begin := r.Template, len(dst)
 	for i := range t.Fields {
-		if i > 0 {
+		if t.Fields[i].Number == paddingOctets {
+			continue
+		}
+		if len(dst) > begin {
 			dst = append(dst, ',')
 		}
 		dst = append(dst, t.keys[i]...)

@@ -131,6 +131,25 @@ func TestTypes(t *testing.T) {
 	}
 }
 
+// TestPadding: JSON leaves paddingOctets out, wherever it is in a record.
+func TestPadding(t *testing.T) {
+	s := session(t, Config{})
+	got, err := s.Messages([][]byte{message10(0,
+		set(2, uint16(256), uint16(2), uint16(82), v, uint16(210), v),
+		set(2, uint16(257), uint16(1), uint16(210), v),
+		set(256, uint8(1), "a", uint8(2), []byte{0, 0}),
+		set(257, uint8(1), []byte{0}),
+	)})
+	if err != nil || len(got) != 2 {
+		t.Fatal(len(got), err)
+	}
+	for i, end := range []string{`"@template":256,"interfaceName":"a"}`, `"@template":257}`} {
+		if js := string(got[i].AppendJSON(nil)); !strings.HasSuffix(js, end) {
+			t.Errorf("%s, want it to end with %s", js, end)
+		}
+	}
+}
+
 func TestMalformed(t *testing.T) {
 	good := set(2, uint16(256), uint16(1), uint16(82), v)
 	for name, tc := range map[string]struct {

@@ -34,10 +34,10 @@ type Encoder struct {
 
 	sequence uint32 // Data Records before the message (RFC 7011, section 3.1); v9: messages
 	msg      []byte // under way; empty when nothing waits
-	open     uint16 // id of the open set, 0 none
-	openAt   int    // where it begins
-	data     int    // Data Records in msg
-	spare    []byte // a record on its way to the next message
+	open     dataSet
+	before   dataSet // the one before the open set
+	data     int     // Data Records in msg
+	spare    []byte  // a record on its way to the next message
 
 	announced                         // what the collector was told in this session
 	using     []*templates.Template   // by msg
@@ -51,6 +51,12 @@ type Encoder struct {
 	cut    uint64
 	tooBig uint64
 	send   func(message []byte, records int) error
+}
+
+// dataSet is a Data Set of the message under way.
+type dataSet struct {
+	template *templates.Template // nil: there is none
+	at       int                 // where it begins
 }
 
 const (
@@ -191,7 +197,7 @@ func (e *Encoder) add(r *flowcache.Record, now time.Time) error {
 	e.latest = max(e.latest, r.End)
 	t := e.set.For(r)
 	mark := len(e.msg)
-	if e.open != t.ID || mark == 0 {
+	if e.open.template != t || mark == 0 {
 		mark = e.openSet(t)
 	}
 	begin := len(e.msg)
@@ -218,11 +224,11 @@ func (e *Encoder) openSet(t *templates.Template) int {
 	if len(e.msg) == 0 {
 		e.msg = append(e.msg, make([]byte, e.header())...)
 	}
-	if e.open != 0 {
-		e.msg = e.closeSet(e.msg, e.openAt)
+	if e.open.template != nil {
+		e.msg = e.closeSet(e.msg, e.open.at)
 	}
 	mark := len(e.msg)
-	e.open, e.openAt = t.ID, mark
+	e.before, e.open = e.open, dataSet{t, mark}
 	e.msg = binary.BigEndian.AppendUint16(e.msg, t.ID)
 	e.msg = append(e.msg, 0, 0)
 	if !slices.Contains(e.using, t) {
@@ -238,8 +244,11 @@ func (e *Encoder) overflow(t *templates.Template, r *flowcache.Record, mark, beg
 	if e.data > 0 {
 		e.spare = append(e.spare[:0], e.msg[begin:]...)
 		e.msg = e.msg[:mark]
-		if mark == e.openAt { // its set was opened for it
-			e.open = 0
+		if mark == e.open.at { // its set was opened for it
+			e.open = e.before
+		}
+		if e.open.template.Padding {
+			e.fill()
 		}
 		err = e.Flush(now)
 		e.openSet(t)
@@ -248,7 +257,7 @@ func (e *Encoder) overflow(t *templates.Template, r *flowcache.Record, mark, beg
 	}
 	for limit := e.max / 2; len(e.msg)+e.padding() > e.max; limit /= 2 {
 		if limit == 0 {
-			e.msg, e.open = e.msg[:0], 0
+			e.msg, e.open = e.msg[:0], dataSet{}
 			e.tooBig++
 			e.sequence++ // it shows as lost
 			return errors.Join(err, errTooBig)
@@ -262,20 +271,43 @@ func (e *Encoder) overflow(t *templates.Template, r *flowcache.Record, mark, beg
 	return err
 }
 
+// fill lengthens paddingOctets, which is the last field of the last record and empty, so that the message has e.max octets. The length of
+// a field takes one octet up to 254 and three beyond (RFC 7011, section 7): two sizes cannot be had.
+func (e *Encoder) fill() {
+	last := len(e.msg) - 1
+	switch room := e.max - len(e.msg); {
+	case room <= 0:
+		return
+	case room < 257:
+		e.msg[last] = byte(min(room, 254))
+		e.zeros(min(room, 254))
+	default:
+		e.msg[last] = 255
+		e.msg = binary.BigEndian.AppendUint16(e.msg, uint16(room-2))
+		e.zeros(room - 2)
+	}
+}
+
+func (e *Encoder) zeros(n int) {
+	at := len(e.msg)
+	e.msg = slices.Grow(e.msg, n)[:at+n]
+	clear(e.msg[at:])
+}
+
 var errTooBig = errors.New("record does not fit into a message")
 
 // Flush sends the message under way, if any.
 func (e *Encoder) Flush(now time.Time) error {
 	if e.data == 0 {
-		e.msg, e.open, e.using = e.msg[:0], 0, e.using[:0]
+		e.msg, e.open, e.using = e.msg[:0], dataSet{}, e.using[:0]
 		return nil
 	}
-	if e.open != 0 {
-		e.msg = e.closeSet(e.msg, e.openAt)
+	if e.open.template != nil {
+		e.msg = e.closeSet(e.msg, e.open.at)
 	}
 	err := e.announce(now)
 	err = errors.Join(err, e.deliver(e.msg, e.data, e.data, now))
-	e.msg, e.open, e.data, e.using = e.msg[:0], 0, 0, e.using[:0]
+	e.msg, e.open, e.data, e.using = e.msg[:0], dataSet{}, 0, e.using[:0]
 	return err
 }
 

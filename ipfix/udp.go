@@ -16,12 +16,13 @@ import (
 // udp sends messages in batches: one system call (sendmmsg) for up to 64, and among them one pass through the network stack for each
 // run of messages of one length (UDP_SEGMENT, Linux 4.18).
 type udp struct {
-	x    *Exporter
-	conn *net.UDPConn
-	raw  syscall.RawConn
-	v6   bool
-	max  int
-	pace pace
+	x      *Exporter
+	socket *os.File
+	raw    syscall.RawConn
+	remote net.Addr
+	v6     bool
+	max    int
+	pace   pace
 
 	arena   []byte // the messages that wait, one after the other
 	lengths []int
@@ -35,7 +36,7 @@ type udp struct {
 	groups   [batchLen]int // messages in each header
 	from, to int           // headers to send now
 	errno    syscall.Errno
-	call     func(fd uintptr) bool
+	call     func(fd uintptr)
 }
 
 // mmsghdr is struct mmsghdr of sendmmsg(2).
@@ -50,6 +51,9 @@ const (
 	maxUDP     = 65507 // octets of a datagram, and of a run of them
 	sendBuffer = 1 << 20
 
+	// How long a full send buffer may hold up a datagram.
+	sendTimeout = time.Second
+
 	// An unknown path MTU: RFC 7011, section 10.3.3.
 	unknownPathMessage = 512
 	// A larger datagram saves little, and some collectors read no more.
@@ -63,19 +67,48 @@ func (u *udp) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	u.conn = conn.(*net.UDPConn)
-	if u.raw, err = u.conn.SyscallConn(); err != nil {
+	defer conn.Close()
+	if u.socket, err = blocking(conn.(*net.UDPConn)); err != nil {
 		return err
 	}
-	u.v6 = conn.RemoteAddr().(*net.UDPAddr).IP.To4() == nil
-	u.conn.SetWriteBuffer(sendBuffer)
+	if u.raw, err = u.socket.SyscallConn(); err != nil {
+		u.socket.Close()
+		return err
+	}
+	u.remote = conn.RemoteAddr()
+	u.v6 = u.remote.(*net.UDPAddr).IP.To4() == nil
+	u.raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer)
+		timeout := unix.NsecToTimeval(int64(sendTimeout))
+		unix.SetsockoptTimeval(int(fd), unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)
+	})
 	if u.x.cfg.MTU == 0 {
 		u.fragment(false)
 	}
-	u.max = messageSize(u.conn, u.x.cfg.MTU, u.v6)
+	u.max = messageSize(u.socket, u.x.cfg.MTU, u.v6)
 	u.pace = newPace(u.x.cfg.MaxRate)
 	u.call = u.sendmmsg
 	return nil
+}
+
+// blocking returns another descriptor of a socket, which the runtime's poller does not watch once c is closed. It would be woken whenever
+// the kernel is done with a datagram, for there is room for another then: that costs as much as to send it.
+func blocking(c *net.UDPConn) (*os.File, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	raw.Control(func(of uintptr) {
+		if fd, err = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			err = unix.SetNonblock(fd, false)
+		}
+	})
+	if err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), "udp"), nil
 }
 
 // fragment says whether a datagram larger than the path MTU may be sent in fragments, or is an error (RFC 7011, section 10.3.3: SHOULD
@@ -132,12 +165,12 @@ func pathMTU(c syscall.Conn, v6 bool) int {
 func (u *udp) limit() int            { return u.max }
 func (u *udp) dead() <-chan struct{} { return nil }
 
-func (u *udp) close() error { return u.conn.Close() }
+func (u *udp) close() error { return u.socket.Close() }
 
 // renew learns a path MTU that has grown, and whether the collector's name stands for another address now.
 func (u *udp) renew(ctx context.Context) bool {
-	u.max = messageSize(u.conn, u.x.cfg.MTU, u.v6)
-	return moved(ctx, &u.x.cfg, u.conn.RemoteAddr())
+	u.max = messageSize(u.socket, u.x.cfg.MTU, u.v6)
+	return moved(ctx, &u.x.cfg, u.remote)
 }
 
 // moved reports whether the collector's name no longer stands for the address. A name server that does not answer changes nothing.
@@ -179,13 +212,12 @@ func (u *udp) flush() error {
 		return nil
 	}
 	u.pace.take(len(u.lengths), &u.x.stopBy)
-	u.deadline()
 	var errs error
 	n := u.group()
 	refused := false
 	for done, first := 0, 0; done < n; {
 		u.from, u.to, u.errno = done, n, 0
-		err := u.raw.Write(u.call)
+		err := u.raw.Control(u.call)
 		if err == nil && u.errno != 0 {
 			err = os.NewSyscallError("sendmmsg", u.errno)
 		}
@@ -212,7 +244,7 @@ func (u *udp) flush() error {
 		case errors.Is(err, syscall.EMSGSIZE), msgs > 1 && errors.Is(err, syscall.EINVAL):
 			// The path MTU is smaller than it was, and the kernel knows it now.
 			err = u.each(first, msgs, true)
-			u.max = messageSize(u.conn, u.x.cfg.MTU, u.v6)
+			u.max = messageSize(u.socket, u.x.cfg.MTU, u.v6)
 		default:
 			for i := first; i < first+msgs; i++ {
 				u.x.droppedSend.Add(uint64(u.records[i]))
@@ -259,21 +291,18 @@ func (u *udp) group() int {
 }
 
 // sendmmsg sends headers from on, and moves from past what was sent.
-func (u *udp) sendmmsg(fd uintptr) bool {
+func (u *udp) sendmmsg(fd uintptr) {
 	for u.from < u.to {
 		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&u.headers[u.from])), uintptr(u.to-u.from), 0, 0, 0)
 		switch errno {
 		case 0:
 			u.from += int(n)
 		case unix.EINTR:
-		case unix.EAGAIN:
-			return false
 		default:
 			u.errno = errno
-			return true
+			return
 		}
 	}
-	return true
 }
 
 // each sends messages one by one, in fragments if it must be.
@@ -292,7 +321,7 @@ func (u *udp) each(first, n int, fragments bool) error {
 	for i := first; i < first+n; i++ {
 		msg := u.arena[at : at+u.lengths[i]]
 		at += len(msg)
-		if _, err := u.conn.Write(msg); err != nil {
+		if _, err := u.socket.Write(msg); err != nil {
 			u.x.droppedSend.Add(uint64(u.records[i]))
 			errs = errors.Join(errs, err)
 			continue
@@ -300,12 +329,4 @@ func (u *udp) each(first, n int, fragments bool) error {
 		u.x.sent(len(msg), u.records[i])
 	}
 	return errs
-}
-
-func (u *udp) deadline() {
-	deadline := time.Now().Add(writeTimeout)
-	if by := u.x.stopBy.Load(); by != 0 {
-		deadline = time.Unix(0, by)
-	}
-	u.conn.SetWriteDeadline(deadline)
 }

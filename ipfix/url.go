@@ -155,6 +155,7 @@ func ParseURL(s string, base Config) (Config, error) {
 	if u.Path != "" && u.Path != "/" || u.User != nil || u.Fragment != "" {
 		return cfg, fmt.Errorf("collector %q: more than scheme, host, port and options", s)
 	}
+	cfg.Options.Padding = cfg.Protocol == IPFIX && cfg.Network == "udp" // UDP_SEGMENT wants messages of one length
 	cfg.Address = net.JoinHostPort(u.Hostname(), port)
 	if _, _, err := net.SplitHostPort(cfg.Address); err != nil {
 		return cfg, fmt.Errorf("collector %q: %q is no host", s, u.Hostname())

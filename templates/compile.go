@@ -31,6 +31,7 @@ func (s *Set) compile(k kind) *Template {
 			t.Fixed += int(lengths[i])
 		}
 	}
+	t.Padding = len(l) > 0 && l[len(l)-1].name == "paddingOctets"
 	for i := 0; i < len(l); {
 		if r := s.runAt(l[i:]); r != nil {
 			st := step{op: opRun, octets: r.octets, put: r.put}

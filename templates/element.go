@@ -216,7 +216,9 @@ func (e *Element) Number(opt Options) (Number, bool) {
 // Length is the length of the element's field in octets under opt, or Variable.
 func (e *Element) Length(opt Options) uint16 {
 	switch {
-	case e.Type == OctetArray: // applicationId, as the registry has no other
+	case e.Name == "paddingOctets" && !opt.V9:
+		return Variable
+	case e.Type == OctetArray: // applicationId
 		return 4
 	case e.Type == String && opt.V9:
 		if opt.MaxString != 0 {

@@ -39,6 +39,7 @@ const (
 	v9Only
 	notV9
 	biflow
+	padding // with Options.Padding
 )
 
 func anyKind(kind) bool  { return true }
@@ -169,6 +170,7 @@ func flowFields() []field {
 		field{name: "virtualStationName", in: func(k kind) bool { return max(k.source(), k.dest()) >= endContainer }, on: ianaOnly, text: func(_ *context, r *flowcache.Record) string { return station(workload(localEnd(r))) }},
 		field{name: "applicationName", in: hasPorts, on: ianaOnly, text: func(c *context, r *flowcache.Record) string { return ServiceName(c.responder(r)) }},
 		field{name: "observationDomainName", in: anyKind, on: ianaOnly, node: anyKind, text: func(c *context, _ *flowcache.Record) string { return c.node }},
+		field{name: "paddingOctets", in: anyKind, on: padding, text: func(*context, *flowcache.Record) string { return "" }},
 	)
 }
 
@@ -277,6 +279,7 @@ func endTexts(dest bool) []field {
 // giveWay lists what is left out of templates with more than MaxFields fields, first to last: those of flows between two
 // containers of this host.
 var giveWay = []string{
+	"paddingOctets",
 	"tcpPacingRate", "tcpUnacknowledgedPackets", "tcpRoundTripTimeVarianceMicroseconds", "tcpCongestionControl", "tcpCongestionWindow",
 	"tcpDeliveryRate", "tcpLostPackets", "reverseRetransmittedOctetDeltaCount", "retransmittedOctetDeltaCount",
 	"sourceNodeName", "destinationNodeName", "sourceContainerRuntime", "destinationContainerRuntime",

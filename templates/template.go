@@ -43,6 +43,7 @@ type Options struct {
 	V9          bool   // NetFlow v9: fixed lengths, no enterprise numbers
 	V9Base      uint16 // first type of the native elements in v9; default 30000
 	MaxString   int    // longest string in octets; default 1024, in v9 the element's own length
+	Padding     bool   // records end with paddingOctets, so that messages can have one length; not in v9
 	MaxRecord   int    // v9: longest record in octets, for its strings cannot be cut one by one; default 1372
 	// Fields changes which fields records have: "+name,-name"; a name without its source or destination stands for both.
 	Fields string
@@ -82,7 +83,9 @@ type Template struct {
 	Fields []Field
 	Keys   uint64 // flowKeyIndicator: bit n is set if field n is a Flow Key (RFC 7011, section 4.4)
 	Fixed  int    // octets of a record beside the strings of variable length
-	steps  []step
+	// The last field is paddingOctets, of variable length and empty.
+	Padding bool
+	steps   []step
 }
 
 // step appends one field, or the fields of a run.
@@ -211,6 +214,8 @@ func (o *Options) has(p presence) bool {
 		return !o.V9
 	case biflow:
 		return !o.Uniflow
+	case padding:
+		return o.Padding && !o.V9
 	}
 	return p == always
 }
@@ -237,7 +242,7 @@ func (s *Set) changes(all []field) (removed map[string]bool, err error) {
 				delete(s.added, f.name)
 			case f.on == commandLine && !s.opt.CommandLine:
 				return nil, fmt.Errorf("field %s needs --cmdline", f.name)
-			case (f.on == v9Only || f.on == notV9 || f.on == biflow) && !s.opt.has(f.on):
+			case (f.on == v9Only || f.on == notV9 || f.on == biflow || f.on == padding) && !s.opt.has(f.on):
 				return nil, fmt.Errorf("field %s cannot be in these records", f.name)
 			default:
 				s.added[f.name] = true
