@@ -46,7 +46,16 @@ func (x *Exporter) runDirect(ctx context.Context) {
 			x.failed(x.refresh(now))
 			x.failed(x.direct.flush())
 		}
+		if x.retell > 0 && now.Sub(x.retold) >= toldAgain {
+			x.retell--
+			x.retold = now
+			x.failed(x.refresh(now))
+			x.failed(x.direct.flush())
+		}
 		wake := x.looked.Add(x.cfg.TemplateRefresh)
+		if again := x.retold.Add(toldAgain); x.retell > 0 && again.Before(wake) {
+			wake = again
+		}
 		switch {
 		case !x.open:
 			continue
@@ -183,7 +192,18 @@ func (x *Exporter) failed(err error) {
 // refuse notes that datagrams do not arrive. They go on being sent: who listens later gets them.
 func (x *Exporter) refuse(err error) {
 	x.refused = time.Now()
+	x.retell = untold
 	if !x.told.Swap(true) {
 		x.cfg.Notify(false, fmt.Sprintf("collector %s: %s; records go on being sent", x.Name(), reason(err)))
 	}
 }
+
+// accept notes that a batch went without a refusal. Whoever listens now may be another, who was told no templates. A host tells of refused
+// datagrams once a second (icmp_ratelimit), so that this may be too early: they are told twice.
+func (x *Exporter) accept() {
+	if x.retell == untold {
+		x.retell = 2
+	}
+}
+
+const untold = -1 // retell: the last batch was refused

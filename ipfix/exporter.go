@@ -34,7 +34,9 @@ type Exporter struct {
 	limit   int  // octets of a message
 	told    atomic.Bool
 	looked  time.Time // when direct was last asked to renew, and templates were told
-	refused time.Time
+	refused time.Time // when a datagram was refused last
+	retell  int       // times that templates are told before their time, because datagrams were refused and now are not
+	retold  time.Time
 	nextTry time.Time
 	wait    time.Duration
 	stopBy  atomic.Int64 // Unix nanoseconds; 0 until the end is near

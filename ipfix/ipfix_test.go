@@ -495,6 +495,49 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestRefusedNoMore: a collector that is back over UDP is told the templates at once, not with the next refresh, and another time.
+func TestRefusedNoMore(t *testing.T) {
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := c.LocalAddr().String()
+	c.Close()
+	x := begin(t, "udp://"+addr, Config{TemplateRefresh: time.Hour})
+	eventually(t, "it is refused", func() bool { x.give(1); return x.Stats().Errors > 1 })
+	if c, err = net.ListenPacket("udp", addr); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	stop := make(chan struct{})
+	defer func() { <-stop }()
+	back := time.Now()
+	go func() { // ends with its two seconds
+		defer close(stop)
+		for time.Since(back) < 2*time.Second {
+			x.give(1)
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	var told []time.Duration
+	buf := make([]byte, 65536)
+	c.SetReadDeadline(back.Add(2 * time.Second))
+	for {
+		n, _, err := c.ReadFrom(buf)
+		if err != nil {
+			break
+		}
+		tells := false
+		eachSet(buf[:n], func(id uint16, set []byte) error { tells = tells || id == setTemplate; return nil })
+		if tells {
+			told = append(told, time.Since(back))
+		}
+	}
+	if len(told) != 2 || told[0] > 500*time.Millisecond || told[1]-told[0] < toldAgain/2 {
+		t.Errorf("templates of flow records are told after %v", told)
+	}
+}
+
 func TestEncoderAllocatesNothing(t *testing.T) {
 	e, err := NewEncoder(IPFIX, templates.Options{}, 1, 8192, now, func([]byte, int) error { return nil })
 	if err != nil {

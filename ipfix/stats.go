@@ -19,7 +19,7 @@ type Stats struct {
 	Made         uint64 // put into messages
 	Recovered    uint64 // found in the spool at the start
 	Records      uint64 // sent: handed to the kernel, or, over streams, acknowledged by the collector's
-	Resent       uint64 // over streams: sent again over another connection, because they had not been acknowledged
+	Resent       uint64 // over streams: sent again over another connection, because they had not been acknowledged, or perhaps not read
 	DroppedSend  uint64 // in messages that could not be sent
 	DroppedSpool uint64 // the oldest in the spool, beyond its bound
 	Backlog      uint64 // over streams: not acknowledged; in memory and on disk

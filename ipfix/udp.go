@@ -255,6 +255,9 @@ func (u *udp) flush() error {
 		done++
 	}
 	u.arena, u.lengths, u.records = u.arena[:0], u.lengths[:0], u.records[:0]
+	if !refused {
+		u.x.accept()
+	}
 	return errs
 }
 

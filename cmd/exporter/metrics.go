@@ -83,7 +83,7 @@ var (
 	backlog        = describe(prometheus.GaugeValue, "collector_backlog_records", "Data Records made and not acknowledged: memory (in flight or waiting), spool (on disk, not sent).", "collector", "where")
 	spoolOctets    = describe(prometheus.GaugeValue, "collector_spool_octets", "Octets of the spool on disk.", "collector")
 	spoolWorks     = describe(prometheus.GaugeValue, "collector_spool_works", "Whether the disk takes messages: 1, or 0.", "collector")
-	resent         = describe(prometheus.CounterValue, "collector_resent_records_total", "Data Records sent again over another connection, because they had not been acknowledged.", "collector")
+	resent         = describe(prometheus.CounterValue, "collector_resent_records_total", "Data Records sent again over another connection, because they had not been acknowledged, or perhaps not read: they may have come twice.", "collector")
 	messages       = describe(prometheus.CounterValue, "collector_messages_total", "Messages sent.", "collector")
 	octetsSent     = describe(prometheus.CounterValue, "collector_octets_total", "Octets sent.", "collector")
 	connects       = describe(prometheus.CounterValue, "collector_connects_total", "Transport sessions.", "collector")
