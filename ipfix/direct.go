@@ -91,7 +91,7 @@ func (x *Exporter) runDirect(ctx context.Context) {
 
 // drainDirect sends what waits, at the end.
 func (x *Exporter) drainDirect() {
-	deadline := time.Now().Add(drainTime)
+	deadline := x.ending()
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
 	if !x.open {

@@ -128,7 +128,7 @@ func (x *Exporter) Offer(r *flowcache.Records) bool {
 
 // Run sends what is offered until ctx ends, then what waits, for at most 1.5 s, and returns.
 func (x *Exporter) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { x.stopBy.Store(time.Now().Add(drainTime).UnixNano()) })
+	stop := context.AfterFunc(ctx, func() { x.ending() }) // for what is under way, as a write
 	defer stop()
 	if x.stream != nil {
 		x.runStream(ctx)
@@ -172,6 +172,7 @@ func (x *Exporter) runStream(ctx context.Context) {
 			x.enc.SetOptions(opt, true, time.Now())
 		}
 	}
+	x.ending()
 	for more := true; more; {
 		select {
 		case r := <-x.queue:
@@ -188,6 +189,13 @@ func (x *Exporter) runStream(ctx context.Context) {
 	close(s.stop)
 	<-sent
 	s.backlog.close()
+}
+
+// ending says that ctx of Run has ended, and returns when the time for what waits is over. Whoever finds the end first says it: the
+// others may not have had a processor yet.
+func (x *Exporter) ending() (by time.Time) {
+	x.stopBy.CompareAndSwap(0, time.Now().Add(drainTime).UnixNano())
+	return time.Unix(0, x.stopBy.Load())
 }
 
 // late reports whether the time to end is over.

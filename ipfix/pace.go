@@ -23,7 +23,8 @@ func newPace(rate int) pace {
 	return pace{rate: rate, burst: min(paceBurst, rate)}
 }
 
-// take says that n messages are about to be sent, and waits after each burst. Near the end of the program it does not wait.
+// take says that n messages are about to be sent, and waits after each burst, but not beyond the time for what waits at the end of the
+// program: what a collector's buffer has no room for is lost, and nobody counts it.
 func (p *pace) take(n int, stopBy *atomic.Int64) {
 	if p.rate == 0 {
 		return
@@ -32,7 +33,10 @@ func (p *pace) take(n int, stopBy *atomic.Int64) {
 		return
 	}
 	now := time.Now()
-	if wait := p.next.Sub(now); wait > 0 && stopBy.Load() == 0 {
+	if wait := p.next.Sub(now); wait > 0 {
+		if by := stopBy.Load(); by != 0 {
+			wait = min(wait, time.Unix(0, by).Sub(now))
+		}
 		time.Sleep(wait)
 	} else {
 		p.next = now

@@ -39,6 +39,32 @@ func TestClosedInOrder(t *testing.T) {
 	x.balance()
 }
 
+// TestLast: what waits when the program ends is sent, though nobody gets a processor at once: the collector is there.
+func TestLast(t *testing.T) {
+	s := listen(t, "127.0.0.1:0")
+	stop := make(chan struct{})
+	defer close(stop)
+	for range 4 {
+		go func() { // ends with stop
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		}()
+	}
+	for range 10 {
+		x := begin(t, "tcp://"+s.l.Addr().String(), Config{})
+		x.give(500)
+		x.stop()
+		if st := x.Stats(); st.DroppedSend+st.DroppedQueue > 0 {
+			t.Fatalf("%+v", st)
+		}
+	}
+}
+
 // TestReset: what a collector's kernel has acknowledged and its program has not read is sent again when the program dies.
 func TestReset(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -33,6 +33,9 @@ type pipeline struct {
 	wire      *wire         // the packets of an interface; nil: sockets are metered
 	ends      *enrich.Ends  // with wire: whose sockets its flows are
 	endsFor   time.Duration // how long they are remembered
+
+	// room waits until exporters have room for more, or ctx ends; nil: they are not waited for. For the end, when nothing is metered any more.
+	room func(ctx context.Context)
 }
 
 type pipelineStatus struct {
@@ -50,8 +53,9 @@ const (
 	restInterval   = time.Second           // longest
 	sweepInterval  = 30 * time.Second
 	letGoInterval  = time.Second
-	recordsAtOnce  = 1024 // handed over together
-	maxHeld        = 4096 // records that may wait for names
+	recordsAtOnce  = 1024                   // handed over together
+	maxHeld        = 4096                   // records that may wait for names
+	roomTime       = 500 * time.Millisecond // in which exporters may make room for the last records; then they have 1.5 s for the rest
 )
 
 // run merges and expires until in is closed, and then flushes. It returns what a printer returned.
@@ -254,7 +258,12 @@ func (p *pipeline) flush() error {
 	if err := p.retry(); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), roomTime)
+	defer cancel()
 	for more := true; more; {
+		if p.room != nil {
+			p.room(ctx)
+		}
 		var recs []flowcache.Record
 		recs, more = p.cache.Flush(p.scratch[:0], recordsAtOnce)
 		if err := p.give(recs); err != nil {

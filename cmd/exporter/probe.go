@@ -136,6 +136,7 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 	begin(exporters)
 	sending := &fleet{}
 	sending.set(sending.start(exportCtx, x.s, exporters))
+	x.p.room = func(ctx context.Context) { waitForRoom(ctx, sending.list()) }
 	in := x.observe(srcCtx, stopSources)
 	m := &metrics{p: x.p, ebpf: x.ebpf, netlink: x.netlink, interfaces: x.interfaces, namer: x.namer, exporters: sending, done: srcCtx}
 	if err := x.serve(ctx, m); err != nil {
