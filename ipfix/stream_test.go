@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -42,16 +43,11 @@ func TestClosedInOrder(t *testing.T) {
 // TestLast: what waits when the program ends is sent, though nobody gets a processor at once: the collector is there.
 func TestLast(t *testing.T) {
 	s := listen(t, "127.0.0.1:0")
-	stop := make(chan struct{})
-	defer close(stop)
+	var stop atomic.Bool
+	defer stop.Store(true)
 	for range 4 {
 		go func() { // ends with stop
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
+			for !stop.Load() {
 			}
 		}()
 	}
