@@ -302,7 +302,7 @@ func TestNetlinkSource(t *testing.T) {
 			if user == 0 && (got != 2000 || path != hr.Path) {
 				t.Errorf("%d octets by %q, want 2000 by %q\n%s", got, path, hr.Path, r.errs.String())
 			}
-			if user != 0 && (got != 1000 && got != 2000 || !strings.Contains(r.errs.String(), "no permission")) {
+			if user != 0 && (got != 1000 && got != 2000 || !strings.Contains(r.errs.String(), "permission denied (needs root")) {
 				t.Errorf("%d octets\n%s", got, r.errs.String())
 			}
 		})
