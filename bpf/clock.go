@@ -1,26 +1,30 @@
 package bpf
 
 import (
-	"time"
+	"math"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockflow/sockflow/flowcache"
 )
 
-// clock turns the kernel's clocks into Unix time, once, here at the source.
-type clock struct {
-	monotonic int64 // CLOCK_REALTIME - CLOCK_MONOTONIC, ns
-	boottime  int64 // CLOCK_REALTIME - CLOCK_BOOTTIME, ns
+// clock turns the kernel's times into those of flowcache.Now, once, here at the source. It is how far they are apart, in nanoseconds,
+// which never changes.
+type clock int64
+
+func newClock() (c clock) {
+	var before, after unix.Timespec
+	least := int64(math.MaxInt64)
+	for range 8 { // the quickest reading is the closest
+		unix.ClockGettime(unix.CLOCK_MONOTONIC, &before) // cannot fail with a valid clock
+		now := flowcache.Now()
+		unix.ClockGettime(unix.CLOCK_MONOTONIC, &after)
+		if took := after.Nano() - before.Nano(); took < least {
+			c, least = clock(now-before.Nano()), took
+		}
+	}
+	return c
 }
 
-// set reads the clocks again: wall clocks are stepped.
-func (c *clock) set() {
-	var mono, boot unix.Timespec
-	unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono) // cannot fail with a valid clock
-	unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot)
-	now := time.Now().UnixNano()
-	c.monotonic = now - mono.Nano()
-	c.boottime = now - boot.Nano()
-}
-
-func (c *clock) wall(ns uint64) int64 { return int64(ns) + c.monotonic }
-func (c *clock) boot(ns uint64) int64 { return int64(ns) + c.boottime }
+// time returns the time of a bpf_ktime_get_ns.
+func (c clock) time(ns uint64) int64 { return int64(ns) + int64(c) }

@@ -78,7 +78,7 @@ func (d *datagrams) release(cookie uint64, t int64) {
 
 // drain hands over what was counted since the last drain, and then the ends of the sockets that closed. The last drain waits for
 // no owner.
-func (d *datagrams) drain(clk *clock, now time.Time, last bool, emit func(*flowcache.Observation)) error {
+func (d *datagrams) drain(clk clock, now time.Time, last bool, emit func(*flowcache.Observation)) error {
 	full := d.inner[d.current]
 	d.current ^= 1
 	// The update returns when no program uses the old map any more (synchronize_rcu in map_update_elem of a map of maps).
@@ -104,7 +104,7 @@ func (d *datagrams) drain(clk *clock, now time.Time, last bool, emit func(*flowc
 		}
 	}
 	for cookie := range d.named {
-		o = flowcache.Observation{Event: flowcache.EventOwner, Cookie: cookie, Time: now.UnixNano(), Origin: flowcache.OriginEBPF}
+		o = flowcache.Observation{Event: flowcache.EventOwner, Cookie: cookie, Time: flowcache.At(now), Origin: flowcache.OriginEBPF}
 		own := d.owners[cookie]
 		own.complete(&o)
 		emit(&o)
@@ -169,12 +169,12 @@ func (own *owner) complete(o *flowcache.Observation) {
 	o.Process, o.UID, o.GID, o.CGroup, o.Key.NetNS, o.Kernel = own.process, own.uid, own.gid, own.cgroup, own.netns, own.kernel
 }
 
-func datagramObservation(o *flowcache.Observation, k *programDatagramKey, v *programDatagramValue, clk *clock) {
+func datagramObservation(o *flowcache.Observation, k *programDatagramKey, v *programDatagramValue, clk clock) {
 	*o = flowcache.Observation{
 		Key:    flowcache.Key{Src: k.Local, Dst: k.Remote, SrcPort: k.LocalPort, DstPort: k.RemotePort, Proto: k.Proto, NetNS: v.Netns},
 		Cookie: k.Cookie,
-		First:  clk.wall(v.First),
-		Time:   clk.wall(v.Last),
+		First:  clk.time(v.First),
+		Time:   clk.time(v.Last),
 		Out:    flowcache.Counters{Packets: v.Packets[0], Octets: v.Octets[0], Payload: v.Payload[0]},
 		In:     flowcache.Counters{Packets: v.Packets[1], Octets: v.Octets[1], Payload: v.Payload[1]},
 		Role:   flowcache.Role(v.Role),

@@ -100,7 +100,7 @@ func kindOf(b []byte) uint32 {
 }
 
 // decodeProcess reads a struct process_event and the names behind it. Times are still the kernel's.
-func decodeProcess(b []byte, clk *clock) (flowcache.ProcessEvent, error) {
+func decodeProcess(b []byte, clk clock) (flowcache.ProcessEvent, error) {
 	var ev flowcache.ProcessEvent
 	if len(b) < processLen {
 		return ev, fmt.Errorf("decode process of %d octets: %w", len(b), errShort)
@@ -121,13 +121,11 @@ func decodeProcess(b []byte, clk *clock) (flowcache.ProcessEvent, error) {
 	default:
 		return ev, fmt.Errorf("decode process: kind %d is not one", kindOf(b))
 	}
-	start := le.Uint64(b[16:])
-	ev.Time = clk.wall(le.Uint64(b[8:]))
+	ev.Time = clk.time(le.Uint64(b[8:]))
 	ev.Parent = flowcache.ProcessID{PID: le.Uint32(b[40:]), Start: ticks(le.Uint64(b[24:]))}
 	names := b[processLen:]
 	ev.Process = flowcache.Process{
-		ID:        flowcache.ProcessID{PID: le.Uint32(b[4:]), Start: ticks(start)},
-		StartTime: clk.boot(start),
+		ID:        flowcache.ProcessID{PID: le.Uint32(b[4:]), Start: ticks(le.Uint64(b[16:]))},
 		CGroup:    le.Uint64(b[32:]),
 		UID:       le.Uint32(b[44:]),
 		GID:       le.Uint32(b[48:]),
@@ -191,7 +189,7 @@ func (r *socketRecord) conversation() uint64 {
 }
 
 // observe turns a socket record into an observation.
-func (r *socketRecord) observe(o *flowcache.Observation, clk *clock, snapshot bool) {
+func (r *socketRecord) observe(o *flowcache.Observation, clk clock, snapshot bool) {
 	*o = flowcache.Observation{
 		Key: flowcache.Key{
 			Src: r.src, Dst: r.dst, SrcPort: r.sport, DstPort: r.dport, Proto: r.proto, NetNS: r.netns,
@@ -199,7 +197,7 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk *clock, snapshot bo
 		Cookie:       r.cookie,
 		Conversation: r.conversation(),
 		Kernel:       r.flags&flagKernel != 0,
-		Time:         clk.wall(r.time),
+		Time:         clk.time(r.time),
 		Role:         flowcache.Role(r.role),
 		Origin:       flowcache.OriginEBPF,
 		Preexisting:  r.flags&flagBorn == 0,
@@ -209,7 +207,7 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk *clock, snapshot bo
 		CGroup:       r.cgroup,
 	}
 	if r.start != 0 {
-		o.First = clk.wall(r.start)
+		o.First = clk.time(r.start)
 	}
 	// The owner that an accepted socket has from its listener is not its user yet; at its end there is no other.
 	if r.tgid != 0 && (r.flags&flagTouched != 0 || !snapshot || r.role != uint8(flowcache.RoleResponder)) {

@@ -91,11 +91,11 @@ int main(void) {
 	if err := d.decode(b[socketLen:]); err != nil || d != (datagramEvent{cookie: 3, time: 4, taskStart: 5, cgroup: 6, netns: 2, tgid: 7, uid: 8, gid: 9}) {
 		t.Errorf("datagram event: %+v, %v", d, err)
 	}
-	ev, err := decodeProcess(b[socketLen+datagramLen:], &clock{})
+	ev, err := decodeProcess(b[socketLen+datagramLen:], 0)
 	wantEv := flowcache.ProcessEvent{
 		Kind: flowcache.ProcessExec, Parent: flowcache.ProcessID{PID: 7, Start: 5}, Time: 3,
 		Process: flowcache.Process{
-			ID: flowcache.ProcessID{PID: 2, Start: 4}, Path: "/a/b", Name: "c", StartTime: 40000000, UID: 8, GID: 9,
+			ID: flowcache.ProcessID{PID: 2, Start: 4}, Path: "/a/b", Name: "c", UID: 8, GID: 9,
 			ParentPID: 7, ParentUID: flowcache.NoID, CGroup: 6, CGroupPath: "/g",
 		},
 	}

@@ -146,7 +146,7 @@ func load(cfg Config, all bool) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read eBPF object: %w", err)
 	}
-	s := &Source{cfg: cfg}
+	s := &Source{cfg: cfg, clk: newClock()}
 	rlimit.RemoveMemlock() // kernels before 5.11 charge maps to it; later ones do not care, and where it fails New says so
 	only := spec.Copy()
 	only.Programs = nil
@@ -332,9 +332,7 @@ func (s *Source) Known(o *flowcache.Observation) {
 	if spec.Lookup(uint32(o.Cookie)&(spec.MaxEntries()-1), &slot) != nil || slot.Cookie != o.Cookie {
 		return
 	}
-	var clk clock
-	clk.set()
-	o.Role, o.First = flowcache.Role(slot.State.Role), clk.wall(slot.State.Start)
+	o.Role, o.First = flowcache.Role(slot.State.Role), s.clk.time(slot.State.Start)
 	o.Kernel = slot.State.Flags&flagKernel != 0
 	if slot.State.Tgid != 0 {
 		o.Process = flowcache.ProcessID{PID: slot.State.Tgid, Start: ticks(slot.State.TaskStart)}
@@ -422,7 +420,6 @@ const (
 // Run observes until ctx ends, then takes a last pass over all sockets and returns. Batches go to out.
 func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
 	s.out, s.batch = out, s.cfg.Batches.Get()
-	s.clk.set()
 	s.snapshot(true)
 	unblock := context.AfterFunc(ctx, func() { s.reader.Flush() })
 	defer unblock()
@@ -454,8 +451,7 @@ func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
 		stop := ctx.Err() != nil
 		if stop || now.Sub(lastDrain) >= drainInterval || len(s.grams.closed) > 0 && now.Sub(lastDrain) >= releaseInterval {
 			lastDrain = now
-			s.clk.set()
-			if err := s.grams.drain(&s.clk, now, stop, s.add); err != nil {
+			if err := s.grams.drain(s.clk, now, stop, s.add); err != nil {
 				return err
 			}
 		}
@@ -481,7 +477,7 @@ func (s *Source) event(b []byte) {
 			return
 		}
 		var o flowcache.Observation
-		r.observe(&o, &s.clk, false)
+		r.observe(&o, s.clk, false)
 		s.add(&o)
 	case kindDatagram, kindRelease:
 		var e datagramEvent
@@ -490,12 +486,12 @@ func (s *Source) event(b []byte) {
 			return
 		}
 		if kindOf(b) == kindRelease {
-			s.grams.release(e.cookie, s.clk.wall(e.time))
+			s.grams.release(e.cookie, s.clk.time(e.time))
 			return
 		}
 		s.grams.own(e.cookie, owner{flowcache.ProcessID{PID: e.tgid, Start: ticks(e.taskStart)}, e.uid, e.gid, e.cgroup, e.netns, e.flags&flagKernel != 0})
 	default:
-		ev, err := decodeProcess(b, &s.clk)
+		ev, err := decodeProcess(b, s.clk)
 		if err != nil {
 			s.malformed.Add(1)
 			return
@@ -533,7 +529,6 @@ func (s *Source) snapshot(first bool) {
 		return
 	}
 	s.snapshots.Add(1)
-	s.clk.set()
 	var later []flowcache.Observation
 	err := s.Walk(func(o *flowcache.Observation) {
 		switch {
@@ -573,14 +568,14 @@ func (s *Source) Walk(emit func(*flowcache.Observation)) error {
 	for {
 		n, err := r.Read(buf[kept:])
 		n += kept
-		now := uint64(time.Now().UnixNano() - s.clk.monotonic)
+		now := uint64(flowcache.Now() - int64(s.clk))
 		i := 0
 		for ; i+socketLen <= n; i += socketLen {
 			if err := rec.decode(buf[i:]); err != nil {
 				return err
 			}
 			rec.time = now
-			rec.observe(&o, &s.clk, true)
+			rec.observe(&o, s.clk, true)
 			if rec.proto != flowcache.ProtoTCP {
 				// Whoever holds a datagram socket owns it: it has no listener to inherit from.
 				o.Process = flowcache.ProcessID{PID: rec.tgid, Start: ticks(rec.taskStart)}

@@ -74,7 +74,7 @@ func (c *Conntrack) Close() {
 }
 
 // Translate returns the addresses of a flow at both its ends if they are translated on the way. k is as the end here sees it, begin
-// when the flow began (Unix nanoseconds).
+// when the flow began (as flowcache.Now).
 func (c *Conntrack) Translate(k flowcache.Key, begin int64) (flowcache.Path, bool) {
 	switch k.Proto {
 	case flowcache.ProtoTCP, flowcache.ProtoUDP, flowcache.ProtoUDPLite, protoSCTP:
@@ -154,7 +154,7 @@ func (c *Conntrack) look(own uint32, begin int64) {
 		c.listCost = c.listed.Sub(now)
 		c.counted = time.Time{}
 	}
-	if age := now.Sub(c.counted); age < countInterval && (begin < c.counted.UnixNano() || age < lookShare*c.countCost) {
+	if age := now.Sub(c.counted); age < countInterval && (begin < flowcache.At(c.counted) || age < lookShare*c.countCost) {
 		return
 	}
 	start := time.Now()

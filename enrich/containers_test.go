@@ -22,14 +22,15 @@ func named(id, path, name string, created int64) Container {
 
 // inside returns a record of a process in a control group.
 func inside(p *Processes, path string, pid uint32, start int64) *flowcache.Record {
-	id := flowcache.ProcessID{PID: pid, Start: uint64(start)}
-	p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExec, Process: flowcache.Process{ID: id, StartTime: start, Path: "/bin/pod", Name: "pod", CGroup: uint64(pid), CGroupPath: path}})
+	id := flowcache.ProcessID{PID: pid, Start: uint64(start / int64(tick))}
+	p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExec, Process: flowcache.Process{ID: id, Path: "/bin/pod", Name: "pod", CGroup: uint64(pid), CGroupPath: path}})
 	return &flowcache.Record{Final: true, Start: start, Source: flowcache.End{Local: true, Process: id, UID: flowcache.NoID}}
 }
 
 func newEnricher(t *testing.T) (*Enricher, *Processes) {
 	t.Helper()
 	p := newTable(t, ProcConfig{Proc: t.TempDir()})
+	p.boot = 0
 	return &Enricher{Processes: p, CGroups: p.cgroups}, p
 }
 
@@ -67,7 +68,7 @@ func TestContainerOfPath(t *testing.T) {
 // TestLateNames: what was not known in time completes the next record, and is counted.
 func TestLateNames(t *testing.T) {
 	e, p := newEnricher(t)
-	e.Clock(100 * second)
+	e.Clock(100*second, 0)
 	r := inside(p, "/docker/"+id64, 5, 99*second)
 	if !e.EnrichOrWait(r) || r.Source.Container.ContainerName != "" {
 		t.Error("a record waits, though no runtime answers")
@@ -81,7 +82,7 @@ func TestLateNames(t *testing.T) {
 		t.Error("a record that others follow waits")
 	}
 	r.Final = true
-	e.Clock(103 * second)
+	e.Clock(103*second, 0)
 	if !e.EnrichOrWait(r) {
 		t.Error("a record waits for longer than three seconds")
 	}
@@ -96,7 +97,7 @@ func TestLateNames(t *testing.T) {
 		t.Errorf("%v allocations for a known container", n)
 	}
 	// A path that may be an id of containerd's is waited for as well, a unit is not.
-	e.Clock(200 * second)
+	e.Clock(200*second, 0)
 	if e.EnrichOrWait(inside(p, "/shop/new", 6, 200*second)) || !e.EnrichOrWait(inside(p, "/system.slice/a.service", 7, 200*second)) || !e.EnrichOrWait(inside(p, "/lxc/web", 8, 200*second)) {
 		t.Error("waits for the wrong ones")
 	}
@@ -123,7 +124,7 @@ func TestPathUsedAgain(t *testing.T) {
 	if a, b := name(old), name(young); a != "first" || b != "" {
 		t.Errorf("after the end of the first: %q and %q", a, b)
 	}
-	e.Clock(203 * second)
+	e.Clock(203*second, 0)
 	if e.EnrichOrWait(young) {
 		t.Error("the record of a container that took the place of another does not wait")
 	}

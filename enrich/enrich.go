@@ -2,11 +2,12 @@ package enrich
 
 import "github.com/sockflow/sockflow/flowcache"
 
-// Enricher puts names to the ends of records. It belongs to one goroutine.
+// Enricher puts names to the ends of records, whose times are by flowcache.Now. It belongs to one goroutine.
 type Enricher struct {
 	Processes *Processes
 	CGroups   *CGroups
 	Nudge     func() // if set, told of a container that no runtime has told of; must not wait
+	stepped   int64
 }
 
 // Enrich fills Who and Container of each end that is local, and Container of one that is not, or is the kernel itself, where its address
@@ -19,8 +20,14 @@ func (e *Enricher) EnrichOrWait(r *flowcache.Record) bool {
 	return e.enrich(r, r.Final)
 }
 
-// Clock tells the time, in Unix nanoseconds: once before some records.
-func (e *Enricher) Clock(now int64) { e.CGroups.now = now }
+// Clock tells the time of the wall clock, which is that of runtimes, in Unix nanoseconds, and how far it is ahead of flowcache.Now: once before
+// some records.
+func (e *Enricher) Clock(now, stepped int64) {
+	if e.CGroups.now = now; e.stepped != stepped {
+		e.stepped = stepped
+		e.Processes.reset()
+	}
+}
 
 // NoMore tells that no more names will come: nothing waits for them from here on.
 func (e *Enricher) NoMore() { clear(e.CGroups.answering) }
@@ -42,7 +49,7 @@ func (e *Enricher) enrich(r *flowcache.Record, mayWait bool) bool {
 	c.count(dst, dstOpen)
 	if who := r.Dest.Who; who != nil && isPortProxy(who.Name) && r.Dest.Local && (r.Dest.Container == nil || r.Dest.Container.ContainerID == "") {
 		// Whoever talks to it talks to a container.
-		if w := holder(c.byPort[PublishedPort{r.Key.Proto, r.Key.DstPort}], r.Start); w != nil {
+		if w := holder(c.byPort[PublishedPort{r.Key.Proto, r.Key.DstPort}], r.Start+e.stepped); w != nil {
 			r.Dest.Container = w
 		}
 	}
@@ -52,14 +59,14 @@ func (e *Enricher) enrich(r *flowcache.Record, mayWait bool) bool {
 		if r.Pre != (flowcache.Translation{}) {
 			addr = r.Pre.Src
 		}
-		r.Source.Container = c.peer(addr, r.Start)
+		r.Source.Container = c.peer(addr, r.Start+e.stepped)
 	}
 	if r.Dest.Container == nil && (!r.Dest.Local || r.Dest.Kernel) {
 		addr := r.Key.Dst
 		if r.Post != (flowcache.Translation{}) {
 			addr = r.Post.Dst
 		}
-		r.Dest.Container = c.peer(addr, r.Start)
+		r.Dest.Container = c.peer(addr, r.Start+e.stepped)
 	}
 	return true
 }

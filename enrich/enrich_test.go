@@ -144,6 +144,19 @@ func TestLivingProcess(t *testing.T) {
 	}
 }
 
+// TestStartAfterStep: of a machine that began in 1970, processes are told to have begun by the clock as it was set since.
+func TestStartAfterStep(t *testing.T) {
+	e, p := newEnricher(t)
+	id := flowcache.ProcessID{PID: 10, Start: 7}
+	p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExec, Process: flowcache.Process{ID: id}})
+	before := p.Get(id)
+	e.Clock(time.Now().UnixNano(), int64(time.Hour))
+	after := p.Get(id)
+	if want := bootTime() + int64(7*tick); before.StartTime != int64(7*tick) || time.Duration(after.StartTime-want).Abs() > time.Second {
+		t.Errorf("before the step %d, after it %d, want %d", before.StartTime, after.StartTime, want)
+	}
+}
+
 func TestEventsOutliveProcesses(t *testing.T) {
 	p := newTable(t, ProcConfig{Proc: t.TempDir()})
 	shell := flowcache.ProcessID{PID: 10, Start: 1}

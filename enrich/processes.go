@@ -33,6 +33,7 @@ type Processes struct {
 	cgroups *CGroups
 	v1      bool // there are hierarchies of cgroup v1, which the kernel's events do not tell of
 	table   map[flowcache.ProcessID]*process
+	boot    int64 // when the machine was started, by the wall clock as it is now
 	stats   ProcStats
 }
 
@@ -57,7 +58,7 @@ func NewProcesses(cfg ProcConfig, cgroups *CGroups) *Processes {
 	return &Processes{
 		cfg: cfg, proc: procFS(cfg.Proc), cgroups: cgroups, v1: procFS(cfg.Proc).hasCGroupV1(),
 		users: newUsers("/etc/passwd"),
-		table: make(map[flowcache.ProcessID]*process),
+		table: make(map[flowcache.ProcessID]*process), boot: bootTime(),
 	}
 }
 
@@ -146,7 +147,7 @@ func (p *Processes) Get(id flowcache.ProcessID) *flowcache.Process {
 		p.stats.Missed++
 		f = &flowcache.Process{ID: id, UID: flowcache.NoID, GID: flowcache.NoID, ParentUID: flowcache.NoID}
 		p.put(f)
-		p.table[id].exited = time.Now().UnixNano()
+		p.table[id].exited = flowcache.Now()
 		return f
 	}
 	p.stats.FromProc++
@@ -165,6 +166,15 @@ func (p *Processes) Hold(id flowcache.ProcessID) {
 func (p *Processes) Release(id flowcache.ProcessID) {
 	if e := p.table[id]; e != nil && e.flows > 0 {
 		e.flows--
+	}
+}
+
+// reset tells the starts of processes by the wall clock as it is now.
+func (p *Processes) reset() {
+	p.boot = bootTime()
+	for _, e := range p.table {
+		f := *e.facts
+		p.put(&f)
 	}
 }
 
@@ -213,6 +223,7 @@ func (p *Processes) find(id flowcache.ProcessID) *flowcache.Process {
 }
 
 func (p *Processes) put(f *flowcache.Process) {
+	f.StartTime = p.boot + int64(f.ID.Start)*int64(tick)
 	if e := p.table[f.ID]; e != nil {
 		e.facts = f
 		return
@@ -254,7 +265,6 @@ func (p *Processes) read(pid uint32) (*flowcache.Process, bool) {
 		ID:        flowcache.ProcessID{PID: pid, Start: st.start},
 		Name:      st.comm,
 		Path:      p.proc.exe(pid),
-		StartTime: bootTime() + int64(st.start)*int64(tick),
 		ParentPID: st.ppid,
 		ParentUID: flowcache.NoID,
 	}

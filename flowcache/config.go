@@ -63,7 +63,7 @@ func (cfg *Config) complete() error {
 	return nil
 }
 
-// SetTimeouts changes the timeouts of a cache in use, at a time now in Unix nanoseconds. A flow whose record would be due later than the new
+// SetTimeouts changes the timeouts of a cache in use, at the time now. A flow whose record would be due later than the new
 // active timeout allows is due within it; those flows are spread over it. The error says that a timeout is not positive, and then
 // nothing is changed.
 func (c *Cache) SetTimeouts(active, idle time.Duration, now int64) error {

@@ -29,7 +29,7 @@ type Observation struct {
 	// Conversation is a number that both sockets of a connection have in common and no other has, whatever addresses they see
 	// (its two initial sequence numbers); 0 if the source does not know one, and then the addresses must tell.
 	Conversation uint64
-	Time         int64 // when the counters were true
+	Time         int64 // when the counters were true; this and other times are by Now
 	First        int64 // begin of the flow, or of the first datagram counted here; 0 unknown
 
 	Event       Event

@@ -26,7 +26,8 @@ type Encoder struct {
 	domain uint32
 	max    int // octets of a message
 	set    *templates.Set
-	boot   int64 // Unix nanoseconds at which sysUptime was 0
+	boot   time.Time // when sysUptime was 0
+	zero   int64     // the same, in Unix nanoseconds, by the wall clock as it is now
 	info   Info
 
 	recordTimes bool  // messages carry the time of the latest record, not the caller's
@@ -66,9 +67,10 @@ const (
 )
 
 // NewEncoder returns an encoder that hands each message, with its number of Data Records, to send. The octets are valid during
-// the call. boot is when the exporter started, which is when sysUptime was 0 (NetFlow v9).
+// the call. boot is when the exporter started, which is when sysUptime was 0 (NetFlow v9). sysUptime does not follow a wall clock that is stepped
+// where this and later times have a monotonic reading: then boot itself moves.
 func NewEncoder(proto Protocol, opt templates.Options, domain uint32, maxMessage int, boot time.Time, send func(message []byte, records int) error) (*Encoder, error) {
-	e := &Encoder{proto: proto, domain: domain, boot: boot.UnixNano(), max: maxMessage, send: send}
+	e := &Encoder{proto: proto, domain: domain, boot: boot, zero: boot.UnixNano(), max: maxMessage, send: send}
 	if err := e.setOptions(opt); err != nil {
 		return nil, err
 	}
@@ -84,7 +86,7 @@ func (e *Encoder) setOptions(opt templates.Options) error {
 	if err != nil {
 		return err
 	}
-	set.SetUptime(e.boot)
+	set.SetUptime(e.zero)
 	options, err := newOptions(set.Options())
 	if err != nil {
 		return err
@@ -146,8 +148,9 @@ func (e *Encoder) putHeader(msg []byte, records int, now time.Time) {
 		binary.BigEndian.PutUint16(msg[2:], uint16(records))
 		// Collectors take the time of boot for seconds less uptime. Both are of the same instant, the next whole second, or
 		// every flow would be off by the fraction that the header has no room for.
+		e.followClock(now)
 		second := now.Unix() + 1
-		binary.BigEndian.PutUint32(msg[4:], uint32((second*1e9-e.boot)/1e6))
+		binary.BigEndian.PutUint32(msg[4:], uint32((second*1e9-e.zero)/1e6))
 		binary.BigEndian.PutUint32(msg[8:], uint32(second))
 		binary.BigEndian.PutUint32(msg[12:], e.sequence)
 		binary.BigEndian.PutUint32(msg[16:], e.domain)
@@ -158,6 +161,17 @@ func (e *Encoder) putHeader(msg []byte, records int, now time.Time) {
 	binary.BigEndian.PutUint32(msg[4:], uint32(now.Unix()))
 	binary.BigEndian.PutUint32(msg[8:], e.sequence)
 	binary.BigEndian.PutUint32(msg[12:], e.domain)
+}
+
+// leastStep is how far a clock must be from where it was: its two readings are never quite at the same time.
+const leastStep = 100 * time.Millisecond
+
+// followClock moves the time of boot along with the wall clock, where that was stepped.
+func (e *Encoder) followClock(now time.Time) {
+	if zero := now.Add(-now.Sub(e.boot)).UnixNano(); time.Duration(zero-e.zero).Abs() > leastStep {
+		e.zero = zero
+		e.set.SetUptime(zero)
+	}
 }
 
 // deliver sends a message. The sequence counts what was sent or lost alike, so that a loss shows (RFC 7011, section 10.2.2).
@@ -186,6 +200,9 @@ func (e *Encoder) closeSet(msg []byte, begin int) []byte {
 // Record adds a record, and the one of the opposite direction where records are uniflows. Full messages are sent, templates that
 // they need before them.
 func (e *Encoder) Record(r *flowcache.Record, now time.Time) error {
+	if e.proto == NetFlowV9 {
+		e.followClock(now)
+	}
 	err := e.add(r, now)
 	if o := e.set.Opposite(r); o != nil {
 		err = errors.Join(err, e.add(o, now))

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/netsampler/goflow2/v2/decoders/netflow"
 
@@ -179,6 +180,78 @@ func TestV9Times(t *testing.T) {
 	}
 	e.Record(record(0), now)
 	e.Flush(now)
+}
+
+// TestV9ClockSteps: sysUptime goes on, whichever way the wall clock goes, and flows have their times by what it shows.
+func TestV9ClockSteps(t *testing.T) {
+	for name, step := range map[string]time.Duration{
+		"back, to before the boot": -time.Hour, "forward": time.Hour, "from 1970": 55 * 365 * 24 * time.Hour,
+	} {
+		t.Run(name, func(t *testing.T) {
+			at := time.Now()
+			if step > 24*time.Hour {
+				at = stepped(t, at, -step)
+			}
+			boot := at.Add(-time.Minute)
+			system := netflow.CreateTemplateSystem()
+			told := 0
+			e, err := NewEncoder(NetFlowV9, templates.Options{}, 1, 1400, boot, func(m []byte, _ int) error {
+				var p netflow.NFv9Packet
+				if err := netflow.DecodeMessageVersion(bytes.NewBuffer(m), system, &p, nil); err != nil {
+					t.Fatal(err)
+				}
+				if p.SystemUptime < 60_000 || p.SystemUptime > 62_000 {
+					t.Errorf("sysUptime %d, want a minute", p.SystemUptime)
+				}
+				for _, set := range p.FlowSets {
+					data, _ := set.(netflow.DataFlowSet)
+					for _, r := range data.Records {
+						told++
+						for _, f := range r.Values {
+							ago := map[uint16]time.Duration{netflow.NFV9_FIELD_FIRST_SWITCHED: 2 * time.Second, netflow.NFV9_FIELD_LAST_SWITCHED: time.Second}[f.Type]
+							if ago == 0 {
+								continue
+							}
+							ms := int64(p.UnixSeconds)*1000 - int64(p.SystemUptime) + int64(binary.BigEndian.Uint32(f.Value.([]byte)))
+							if off := time.UnixMilli(ms).Sub(at.Add(-ago)).Abs(); off > 2*time.Millisecond {
+								t.Errorf("field %d is %s off", f.Type, off)
+							}
+						}
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			tell := func() {
+				r := record(0)
+				r.Start, r.End = at.Add(-2*time.Second).UnixNano(), at.Add(-time.Second).UnixNano()
+				e.Record(r, at)
+			}
+			tell()
+			e.Flush(at)
+			tell() // on its way when the clock steps
+			at = stepped(t, at, step)
+			e.Flush(at)
+			tell()
+			e.Flush(at)
+			if told != 3 {
+				t.Errorf("%d records", told)
+			}
+		})
+	}
+}
+
+// stepped returns what time.Now would have returned for t with a wall clock stepped by d.
+func stepped(t *testing.T, at time.Time, d time.Duration) time.Time {
+	t.Helper()
+	was := at
+	*(*uint64)(unsafe.Pointer(&at)) += uint64(d/time.Second) << 30 // package time: seconds, and 30 bits of nanoseconds
+	if at.UnixNano()-was.UnixNano() != int64(d) || at.Sub(was) != 0 {
+		t.Fatal("package time keeps its clocks in another way")
+	}
+	return at
 }
 
 func TestParseURL(t *testing.T) {

@@ -231,8 +231,9 @@ func (c *control) pid() value { return number(uint64(os.Getpid())) }
 // exporter adds what does not change in a session.
 func (c *control) exporter() {
 	e := c.e
+	e.followClock(c.now)
 	node := e.set.Options().Node
-	c.option(optionsExporter, c.pid(), text(node), number(uint64(e.boot/1e6)), text(e.info.Version), text(e.info.Kernel))
+	c.option(optionsExporter, c.pid(), text(node), number(uint64(e.zero/1e6)), text(e.info.Version), text(e.info.Kernel))
 	c.option(optionsSelection, number(1), number(1), number(1), number(0))
 	c.option(optionsSampling, c.pid(), number(1), number(1))
 	if e.set.Has("applicationId") {

@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockflow/sockflow/flowcache"
 )
 
 // Live reads the packets of a network interface: AF_PACKET with a ring of blocks that the kernel fills (TPACKET_V3, packet(7)). The
@@ -22,6 +24,8 @@ type Live struct {
 	left  uint32 // packets in it
 	at    int    // of the next packet, from the begin of the ring
 	taken bool   // block is ours
+	now   int64  // when it was taken
+	ahead int64  // how far the wall clock was ahead of that
 	drops atomic.Uint64
 }
 
@@ -38,6 +42,8 @@ const (
 	liveSnap = 256
 	// liveWait is how long a packet may wait in a block that is not full, and how often an idle Live says so.
 	liveWait = 50 * time.Millisecond
+	// longestStay is how long a packet may have been in the ring.
+	longestStay = time.Minute
 
 	vnetHeader = 10 // struct virtio_net_hdr
 	// Hardware types, linux/if_arp.h.
@@ -139,7 +145,7 @@ func (l *Live) Drops() uint64 { return l.drops.Load() }
 // status is the word of a block by which it passes between the kernel and us.
 func (l *Live) status() *uint32 { return (*uint32)(unsafe.Pointer(&l.ring[l.block*liveBlock+8])) }
 
-// Next reads a packet. It returns ErrIdle, with the time of day, when there is none for a while.
+// Next reads a packet. It returns ErrIdle, with the time, when there is none for a while. Times are by flowcache.Now.
 func (l *Live) Next(p *Packet) error {
 	for {
 		for l.left == 0 {
@@ -174,7 +180,7 @@ func (l *Live) nextBlock(p *Packet) error {
 			}
 		}
 		if atomic.LoadUint32(l.status())&unix.TP_STATUS_USER == 0 {
-			p.Time = time.Now().UnixNano()
+			p.Time = flowcache.Now()
 			return ErrIdle
 		}
 	}
@@ -182,6 +188,9 @@ func (l *Live) nextBlock(p *Packet) error {
 	l.left = binary.NativeEndian.Uint32(b[12:])
 	l.at = l.block*liveBlock + int(binary.NativeEndian.Uint32(b[16:]))
 	l.taken = true
+	now := time.Now()
+	l.now = flowcache.At(now)
+	l.ahead = now.UnixNano() - l.now
 	return nil
 }
 
@@ -214,7 +223,10 @@ func (l *Live) packet(p *Packet) bool {
 	if hardware == arphrdLoopback && kind == unix.PACKET_OUTGOING {
 		return false // it comes in again
 	}
-	p.Time = int64(binary.NativeEndian.Uint32(h[4:]))*1e9 + int64(binary.NativeEndian.Uint32(h[8:]))
+	p.Time = int64(binary.NativeEndian.Uint32(h[4:]))*1e9 + int64(binary.NativeEndian.Uint32(h[8:])) - l.ahead
+	if p.Time > l.now || p.Time < l.now-int64(longestStay) {
+		p.Time = l.now // the wall clock was stepped since it came
+	}
 	p.Length = int(binary.NativeEndian.Uint32(h[16:]))
 	p.Data = h[mac : mac+captured]
 	p.Link = linkOf(hardware)

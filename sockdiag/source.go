@@ -199,10 +199,10 @@ func (s *Source) pass(out chan<- *flowcache.Batch) {
 			batch = s.cfg.Batches.Get()
 		}
 	}
-	began := time.Now().UnixNano()
+	began := flowcache.Now()
 	firstPass := s.passes.Load() == 1
 	for inode, ns := range s.open {
-		now := time.Now().UnixNano()
+		now := flowcache.Now()
 		ports := map[uint16]struct{}{}
 		var sock socket
 		var o flowcache.Observation
@@ -280,7 +280,7 @@ func (s *Source) watch(ns *namespace, out chan<- *flowcache.Batch) {
 		batch := s.cfg.Batches.Get()
 		err = walk(buf[:n], &sock, func(k *socket) {
 			s.destroyed.Add(1)
-			k.observe(&o, ns.inode, time.Now().UnixNano())
+			k.observe(&o, ns.inode, flowcache.Now())
 			switch k.proto {
 			case flowcache.ProtoTCP:
 				if k.dport == 0 || !k.hasInfo {
@@ -316,7 +316,7 @@ func (s *Source) Each(f func(o *flowcache.Observation)) error {
 	defer s.Close()
 	var errs error
 	for inode, ns := range s.open {
-		now := time.Now().UnixNano()
+		now := flowcache.Now()
 		var sock socket
 		var o flowcache.Observation
 		for _, proto := range [...]uint8{flowcache.ProtoTCP, flowcache.ProtoUDP, flowcache.ProtoUDPLite} {

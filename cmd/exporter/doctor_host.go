@@ -245,7 +245,7 @@ func (d *doctor) netlink() {
 	}
 	tracking := enrich.NewConntrack(func() map[uint32]string { return sockdiag.Namespaces(d.settings.proc) })
 	defer tracking.Close()
-	tracking.Translate(flowcache.Key{Src: flowcache.AddrFrom4([4]byte{192, 0, 2, 1}), Dst: flowcache.AddrFrom4([4]byte{192, 0, 2, 2}), SrcPort: 7, DstPort: 7, Proto: flowcache.ProtoUDP, NetNS: ownNamespace(d.settings.proc)}, time.Now().UnixNano())
+	tracking.Translate(flowcache.Key{Src: flowcache.AddrFrom4([4]byte{192, 0, 2, 1}), Dst: flowcache.AddrFrom4([4]byte{192, 0, 2, 2}), SrcPort: 7, DstPort: 7, Proto: flowcache.ProtoUDP, NetNS: ownNamespace(d.settings.proc)}, flowcache.Now())
 	switch st := tracking.Stats(); {
 	case st.Errors > 0:
 		d.say(reduced, "conntrack", "not answered: published ports and service addresses are joined by eBPF only", "CAP_NET_ADMIN in each namespace; modprobe nf_conntrack_netlink")

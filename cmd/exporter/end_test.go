@@ -35,11 +35,11 @@ func TestLastRecords(t *testing.T) {
 			cgroups := enrich.NewCGroups("/proc")
 			exporters := []exporter{x}
 			p := &pipeline{
-				cache: cache, enricher: &enrich.Enricher{Processes: enrich.NewProcesses(enrich.ProcConfig{Proc: "/proc"}, cgroups), CGroups: cgroups},
+				cache: cache, clock: time.Now, enricher: &enrich.Enricher{Processes: enrich.NewProcesses(enrich.ProcConfig{Proc: "/proc"}, cgroups), CGroups: cgroups},
 				exporters: newGroup("all", exporters), pool: make(flowcache.RecordPool, 64),
 				room: func(ctx context.Context) { waitForRoom(ctx, exporters) },
 			}
-			now := time.Now().UnixNano()
+			now := flowcache.Now()
 			for i := range tc.flows {
 				cache.Observe(nil, &flowcache.Observation{
 					Key: flowcache.Key{

@@ -113,6 +113,7 @@ func copyOf(e *flowcache.End) *flowcache.End {
 // name hands over records of packets, with the ends that are known.
 func (p *pipeline) name(r *flowcache.Records) error {
 	defer r.Release()
+	p.readClock()
 	for i := range r.List {
 		p.ends.Name(&r.List[i])
 	}

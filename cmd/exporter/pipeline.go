@@ -16,12 +16,14 @@ type pipeline struct {
 	processes *enrich.Processes
 	enricher  *enrich.Enricher
 	conntrack *enrich.Conntrack
-	cluster   *cluster       // nil without Kubernetes
-	owners    *enrich.Owners // netlink mode: who holds a socket inode; else nil
-	selector  *selector      // nil: everything is told as it is
-	exporters *ipfix.Group   // nil: none
-	printer   printer        // nil with collectors only
-	flows     *flowMetrics   // nil if none are wanted
+	cluster   *cluster         // nil without Kubernetes
+	owners    *enrich.Owners   // netlink mode: who holds a socket inode; else nil
+	selector  *selector        // nil: everything is told as it is
+	exporters *ipfix.Group     // nil: none
+	printer   printer          // nil with collectors only
+	flows     *flowMetrics     // nil if none are wanted
+	clock     func() time.Time // time.Now, but in tests
+	stepped   int64            // how far the wall clock is ahead of flowcache.Now
 	batches   flowcache.Batches
 	pool      flowcache.RecordPool
 	scratch   []flowcache.Record
@@ -67,7 +69,7 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 		now := time.Now()
 		wait := expireInterval
 		if len(p.held) == 0 {
-			wait = max(wait, time.Duration(p.cache.Wait(now.UnixNano(), int64(restInterval))))
+			wait = max(wait, time.Duration(p.cache.Wait(flowcache.At(now), int64(restInterval))))
 		}
 		if at := now.Add(wait); wake.IsZero() || at.Before(wake) {
 			wake = at
@@ -105,7 +107,7 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 			}
 			for more := true; more; {
 				var recs []flowcache.Record
-				recs, more = p.cache.Expire(p.scratch[:0], time.Now().UnixNano(), recordsAtOnce)
+				recs, more = p.cache.Expire(p.scratch[:0], flowcache.Now(), recordsAtOnce)
 				if err := p.give(recs); err != nil {
 					return err
 				}
@@ -113,10 +115,10 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 			wake = time.Time{}
 			arm()
 		case now := <-sweep.C:
-			p.processes.Sweep(now.UnixNano())
+			p.processes.Sweep(flowcache.At(now))
 			p.enricher.CGroups.Sweep(now.UnixNano())
 			if p.ends != nil {
-				p.ends.Forget(now.Add(-p.endsFor).UnixNano())
+				p.ends.Forget(flowcache.At(now.Add(-p.endsFor)))
 			}
 		case r := <-p.readings:
 			if err := p.tell(r); err != nil {
@@ -166,13 +168,25 @@ func (p *pipeline) take(b *flowcache.Batch) error {
 	return p.give(recs)
 }
 
+// leastStep is how far the wall clock must be from where it would be without a step: its two readings are never quite at the same time.
+const leastStep = 100 * time.Millisecond
+
+// readClock finds out whether the wall clock was stepped: records then tell their times by what it shows now.
+func (p *pipeline) readClock() {
+	now := p.clock()
+	if ahead := now.UnixNano() - flowcache.At(now); time.Duration(ahead-p.stepped).Abs() > leastStep {
+		p.stepped = ahead
+	}
+	p.enricher.Clock(now.UnixNano(), p.stepped)
+}
+
 // give enriches records and hands them over. Those whose names a runtime may still be telling are kept back for a moment.
 func (p *pipeline) give(recs []flowcache.Record) error {
 	p.scratch = recs
 	if len(recs) == 0 {
 		return nil
 	}
-	p.enricher.Clock(time.Now().UnixNano())
+	p.readClock()
 	ready := recs[:0]
 	for i := range recs {
 		if len(p.held) < maxHeld && !p.enricher.EnrichOrWait(&recs[i]) {
@@ -196,7 +210,7 @@ func (p *pipeline) retry() error {
 	if len(p.held) == 0 {
 		return nil
 	}
-	p.enricher.Clock(time.Now().UnixNano())
+	p.readClock()
 	recs, still := p.scratch[:0], p.held[:0]
 	for i := range p.held {
 		if r := &p.held[i]; p.enricher.EnrichOrWait(r) {
@@ -238,6 +252,10 @@ func (p *pipeline) tellRecords(recs []flowcache.Record) error {
 		return nil
 	}
 	p.flows.add(recs)
+	for i := range recs {
+		recs[i].Start += p.stepped
+		recs[i].End += p.stepped
+	}
 	if p.printer != nil {
 		if err := p.printer.print(recs); err != nil {
 			return err

@@ -107,7 +107,7 @@ func (x *probe) newPipeline(exporters []exporter, printer printer) error {
 		return usageError{err}
 	}
 	x.p = &pipeline{
-		cache: cache, processes: processes,
+		cache: cache, processes: processes, clock: time.Now,
 		enricher:  &enrich.Enricher{Processes: processes, CGroups: cgroups, Nudge: x.namer.Nudge},
 		conntrack: conntrack, cluster: cluster,
 		exporters: newGroup(s.exporting.policy, exporters), printer: printer, selector: selector,

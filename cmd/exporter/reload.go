@@ -10,11 +10,11 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/mattn/go-isatty"
 	"github.com/spf13/pflag"
 
+	"github.com/sockflow/sockflow/flowcache"
 	"github.com/sockflow/sockflow/ipfix"
 	"github.com/sockflow/sockflow/templates"
 )
@@ -262,7 +262,7 @@ func (r *reloader) reload(ctx, exportCtx context.Context) (changed []string, ref
 	done := make(chan error, 1)
 	swap := func(pipelineStatus) {
 		r.p.exporters, r.p.selector = group, r.p.selector.with(filters)
-		done <- r.p.cache.SetTimeouts(reportEvery(n), n.idleTimeout, time.Now().UnixNano())
+		done <- r.p.cache.SetTimeouts(reportEvery(n), n.idleTimeout, flowcache.Now())
 	}
 	select {
 	case r.p.status <- swap:
