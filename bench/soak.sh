@@ -33,6 +33,7 @@ cleanup() {
 }
 trap cleanup EXIT
 trap 'exit 1' INT TERM
+trap 'echo "line $LINENO: $BASH_COMMAND failed; the exporter and the collector said:"; tail -n 20 "$dir/log" "$dir/collector"' ERR
 
 [ -x "$dir/exporter" ] || CGO_ENABLED=0 go build -o "$dir/exporter" ./cmd/exporter
 go build -o "$dir/" ./bench/load ./bench/churn
@@ -65,7 +66,8 @@ loads+=($!)
 # the oldest (LRU) are left out: they may fill up, and have all their memory from the start.
 bpf() {
 	local hash entries=0 n
-	cat /proc/"$pid"/fdinfo/* 2>/dev/null | awk '
+	# A descriptor may be closed before cat comes to it.
+	{ cat /proc/"$pid"/fdinfo/* 2>/dev/null || true; } | awk '
 		$1 == "map_type:" {type = $2} $1 == "prog_type:" {type = ""}
 		$1 == "memlock:" {octets = $2}
 		$1 == "map_id:" && !seen["m" $2]++ {maps++; memory += octets; if (type == 1) hash = hash " " $2}
