@@ -71,9 +71,13 @@ func (d *datagrams) own(cookie uint64, o owner) {
 	}
 }
 
-// release remembers that a socket was closed at the time t.
-func (d *datagrams) release(cookie uint64, t int64) {
-	d.closed = append(d.closed, flowcache.Observation{Event: flowcache.EventClose, Cookie: cookie, Time: t, UID: flowcache.NoID, GID: flowcache.NoID, Origin: flowcache.OriginEBPF})
+// release remembers that a socket was closed at the time t by a process, which owns it if no other has used it.
+func (d *datagrams) release(cookie uint64, t int64, by owner) {
+	o := flowcache.Observation{Event: flowcache.EventClose, Cookie: cookie, Time: t, UID: flowcache.NoID, GID: flowcache.NoID, Origin: flowcache.OriginEBPF}
+	if by.process.PID != 0 {
+		o.Process, o.UID, o.GID = by.process, by.uid, by.gid
+	}
+	d.closed = append(d.closed, o)
 }
 
 // drain hands over what was counted since the last drain, and then the ends of the sockets that closed. The last drain waits for
@@ -110,6 +114,14 @@ func (d *datagrams) drain(clk clock, now time.Time, last bool, emit func(*flowca
 		emit(&o)
 	}
 	clear(d.named)
+	for i := range closed { // before the ends: one may end another's conversation too
+		c := &closed[i]
+		if _, told := d.nameless[c.Cookie]; told && c.Process.PID != 0 {
+			o = *c
+			o.Event = flowcache.EventOwner
+			emit(&o)
+		}
+	}
 	for cookie, since := range d.waiting {
 		if _, known := d.owners[cookie]; known || last || now.Sub(since) > orphanPatience {
 			d.adopt(cookie, emit)

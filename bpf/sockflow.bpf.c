@@ -528,7 +528,7 @@ static __always_inline int touch(struct sock *sk)
 
 	if (family != AF_INET && family != AF_INET6)
 		return 0;
-	st = find(sk);
+	st = is_datagram(sk->sk_protocol) ? bpf_sk_storage_get(&sockets, sk, 0, 0) : find(sk); /* only connections have slots */
 	task = bpf_get_current_task_btf();
 	if (st && (st->flags & SOCK_TOUCHED)) {
 		if (st->tgid != task->tgid && !(st->flags & (SOCK_SHARED | SOCK_KERNEL))) {
@@ -616,10 +616,11 @@ int accept_return_arm64(struct user_pt_regs *ctx)
 	return accepted_by(ctx->regs[0]);
 }
 
-/* A datagram socket is closed. In the context of the process that closes it, which need not be the owner. */
+/* A datagram socket is closed. In the context of the process that closes it: its owner if nobody has used it, who was only spoken to. */
 SEC("cgroup/sock_release")
 int release(struct bpf_sock *sk)
 {
+	struct task_struct *task = (void *)bpf_get_current_task();
 	struct datagram_event *e;
 
 	if (!is_datagram(sk->protocol))
@@ -633,6 +634,12 @@ int release(struct bpf_sock *sk)
 	e->kind = KIND_RELEASE;
 	e->time = bpf_ktime_get_ns();
 	e->cookie = bpf_get_socket_cookie(sk);
+	if (!(BPF_CORE_READ(task, flags) & PF_KTHREAD)) {
+		e->tgid = BPF_CORE_READ(task, tgid);
+		e->task_start = BPF_CORE_READ(task, group_leader, start_boottime);
+		e->uid = BPF_CORE_READ(task, cred, euid.val);
+		e->gid = BPF_CORE_READ(task, cred, egid.val);
+	}
 	bpf_ringbuf_submit(e, 0);
 	return 1;
 }
@@ -666,15 +673,13 @@ extern void *bpf_cast_to_kern_ctx(void *obj) __ksym __weak; /* Linux 6.2 */
 static __always_inline __u32 packet_size(struct __sk_buff *skb, int in, bool v4)
 {
 	struct sk_buff *kskb;
-	__u16 largest = 0;
 
 	if (!bpf_cast_to_kern_ctx)
 		return 0;
 	kskb = bpf_cast_to_kern_ctx(skb);
 	if (!in)
 		return kskb->dev ? kskb->dev->mtu : 0;
-	bpf_probe_read_kernel(&largest, sizeof(largest), kskb->cb + (v4 ? bpf_core_field_offset(struct inet_skb_parm, frag_max_size) : bpf_core_field_offset(struct inet6_skb_parm, frag_max_size)));
-	return largest;
+	return *(__u16 *)(kskb->cb + (v4 ? bpf_core_field_offset(struct inet_skb_parm, frag_max_size) : bpf_core_field_offset(struct inet6_skb_parm, frag_max_size)));
 }
 
 /* What the socket itself tells: its network namespace, and whether it is the kernel's. Before Linux 6.2 nothing. */
@@ -715,6 +720,17 @@ static __always_inline bool is_tcp(struct __sk_buff *skb)
 	if ((void *)(data + sizeof(struct ipv4_header)) > (void *)(long)skb->data_end)
 		return false;
 	return (data[0] >> 4 == 4 ? data[9] : data[6]) == IPPROTO_TCP;
+}
+
+#define EXACT_DATAGRAMS 64
+
+/* When a flow's latest datagram passed. To read the clock is most of what a datagram costs: the exact time is for the first of each
+ * second, where the answer to a question is; of a long flow the time of the last tick, some milliseconds less, will do. */
+static __always_inline __u64 time_of_last(struct datagram_value *v)
+{
+	if (v->packets[0] + v->packets[1] < EXACT_DATAGRAMS || !bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_ktime_get_coarse_ns))
+		return bpf_ktime_get_ns();
+	return bpf_ktime_get_coarse_ns(); /* Linux 5.11 */
 }
 
 /* Count a datagram. */
@@ -820,10 +836,9 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	map = bpf_map_lookup_elem(&datagrams, &index);
 	if (!map)
 		return 1;
-	now = bpf_ktime_get_ns();
 	v = bpf_map_lookup_elem(map, &k);
 	if (!v) {
-		zero.first = now;
+		zero.first = bpf_ktime_get_ns();
 		zero.role = in ? ROLE_RESPONDER : ROLE_INITIATOR;
 		if (k.proto == IPPROTO_ICMP || k.proto == IPPROTO_ICMPV6)
 			zero.role = k.local_port ? ROLE_RESPONDER : ROLE_INITIATOR;
@@ -835,7 +850,9 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 			return 1;
 		}
 	}
-	v->last = now;
+	now = time_of_last(v);
+	if (v->last < now)
+		v->last = now;
 	__sync_fetch_and_add(&v->packets[in], segments);
 	__sync_fetch_and_add(&v->octets[in], octets);
 	if (skb->len > offset + transport)
@@ -843,16 +860,27 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	return 1;
 }
 
+/* Not inlined: the registers that counting needs are then saved for datagrams only. */
+static __noinline int datagram_out(struct __sk_buff *skb)
+{
+	return count(skb, 0);
+}
+
+static __noinline int datagram_in(struct __sk_buff *skb)
+{
+	return count(skb, 1);
+}
+
 SEC("cgroup_skb/egress")
 int count_out(struct __sk_buff *skb)
 {
-	return is_tcp(skb) ? 1 : count(skb, 0);
+	return is_tcp(skb) ? 1 : datagram_out(skb);
 }
 
 SEC("cgroup_skb/ingress")
 int count_in(struct __sk_buff *skb)
 {
-	return is_tcp(skb) ? 1 : count(skb, 1);
+	return is_tcp(skb) ? 1 : datagram_in(skb);
 }
 
 /* One read() walks the sockets of all processes in all network namespaces, and gives those that existed before the

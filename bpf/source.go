@@ -485,11 +485,12 @@ func (s *Source) event(b []byte) {
 			s.malformed.Add(1)
 			return
 		}
+		by := owner{flowcache.ProcessID{PID: e.tgid, Start: ticks(e.taskStart)}, e.uid, e.gid, e.cgroup, e.netns, e.flags&flagKernel != 0}
 		if kindOf(b) == kindRelease {
-			s.grams.release(e.cookie, s.clk.time(e.time))
-			return
+			s.grams.release(e.cookie, s.clk.time(e.time), by)
+		} else {
+			s.grams.own(e.cookie, by)
 		}
-		s.grams.own(e.cookie, owner{flowcache.ProcessID{PID: e.tgid, Start: ticks(e.taskStart)}, e.uid, e.gid, e.cgroup, e.netns, e.flags&flagKernel != 0})
 	default:
 		ev, err := decodeProcess(b, s.clk)
 		if err != nil {

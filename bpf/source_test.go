@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -182,6 +183,48 @@ func TestUDPPeers(t *testing.T) {
 }
 
 // TestProgramsOfMachines: the object has a program for every hook on every machine that it is built for, and the verifier takes each.
+// A socket that was spoken to and never read belongs to the process that closes it, also where the other end closes first.
+func TestUDPNobodyReads(t *testing.T) {
+	stop := start(t)
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := net.Dial("udp", server.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := uint16(server.LocalAddr().(*net.UDPAddr).Port)
+	if _, err := client.Write(make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	client.Close()
+	server.Close()
+	time.Sleep(50 * time.Millisecond)
+	obs, _ := stop()
+	sockets := map[uint16]uint64{} // by port
+	var owned []uint64
+	closed := false
+	for _, o := range obs {
+		switch {
+		case o.Event == flowcache.EventClose:
+			closed = closed || o.Cookie == sockets[port]
+		case o.Event == flowcache.EventOwner:
+			if closed {
+				t.Error("an owner came after the end of the socket")
+			}
+			if o.Process.PID == uint32(os.Getpid()) && o.UID == uint32(os.Geteuid()) {
+				owned = append(owned, o.Cookie)
+			}
+		case o.Key.SrcPort == port || o.Key.DstPort == port:
+			sockets[o.Key.SrcPort] = o.Cookie
+		}
+	}
+	if sockets[port] == 0 || !slices.Contains(owned, sockets[port]) || !closed {
+		t.Errorf("sockets %v, of which we own %v", sockets, owned)
+	}
+}
+
 func TestProgramsOfMachines(t *testing.T) {
 	needRoot(t)
 	spec, err := loadProgram()

@@ -9,7 +9,7 @@
 enum event_kind {
 	KIND_SOCKET = 1,   /* struct socket_record: a TCP connection closed */
 	KIND_DATAGRAM = 2, /* struct datagram_event: a datagram socket has its owner */
-	KIND_RELEASE = 3,  /* struct datagram_event: a datagram socket was closed */
+	KIND_RELEASE = 3,  /* struct datagram_event: a datagram socket was closed, by whom; no namespace, no control group */
 	KIND_EXEC = 4,     /* struct process_event */
 	KIND_FORK = 5,
 	KIND_EXIT = 6,

@@ -99,6 +99,11 @@ struct __sk_buff {
 	__u32 gso_size;
 };
 
+/* Asked whether the kernel has it. */
+enum bpf_func_id {
+	BPF_FUNC_ktime_get_coarse_ns = 160,
+};
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct kernfs_node {
