@@ -34,7 +34,7 @@ func layouts() []layout {
 	for _, proto := range []ipfix.Protocol{ipfix.IPFIX, ipfix.NetFlowV9} {
 		for _, d := range []templates.Dialect{templates.Known, templates.Native, templates.IANA} {
 			for _, uni := range []bool{false, true} {
-				l = append(l, layout{proto, templates.Options{Dialect: d, Uniflow: uni, CommandLine: true, Node: "node-1"}})
+				l = append(l, layout{proto, templates.Options{Dialect: d, Uniflow: uni, CommandLine: true, Aggregates: true, Node: "node-1"}})
 			}
 		}
 	}
@@ -87,7 +87,7 @@ func sample(n int, v6 bool) flowcache.Record {
 	r := flowcache.Record{
 		Key:   flowcache.Key{Src: src, Dst: dst, SrcPort: uint16(40000 + n), DstPort: 443, Proto: flowcache.ProtoTCP, NetNS: 4026531840},
 		Start: boot.Add(time.Minute).UnixNano() + 123e6, End: boot.Add(2*time.Minute).UnixNano() + 456e6, EndReason: flowcache.EndDetected, Final: true,
-		Control: 0x1b, HasTCP: true, Origin: flowcache.OriginEBPF,
+		Control: 0x1b, HasTCP: true, Origin: flowcache.OriginEBPF, Flows: 300 + u,
 		Forward: flowcache.Counters{Payload: 1000 + u, Octets: 1500 + u, Packets: 10 + u, RetransPackets: 1, RetransOctets: 100},
 		Reverse: flowcache.Counters{Payload: 2000 + u, Octets: 2600 + u, Packets: 12 + u},
 		TCP:     flowcache.TCPMetrics{SRTT: 120, RTTVar: 30, MinRTT: 90, State: 7, ConnectTime: 55, Lost: 2},
@@ -112,7 +112,7 @@ func want(l layout, r *flowcache.Record) map[string]any {
 	w := map[string]any{
 		"sourceTransportPort": uint64(r.Key.SrcPort), "destinationTransportPort": uint64(r.Key.DstPort), "protocolIdentifier": uint64(r.Key.Proto),
 		"octetDeltaCount": r.Forward.Octets, "packetDeltaCount": r.Forward.Packets, "transportOctetDeltaCount": r.Forward.Payload,
-		"flowEndReason": uint64(r.EndReason),
+		"flowEndReason": uint64(r.EndReason), "deltaFlowCount": r.Flows,
 	}
 	if r.Key.Is4() {
 		w["sourceIPv4Address"], w["destinationIPv4Address"] = r.Key.Src.Netip(), r.Key.Dst.Netip()

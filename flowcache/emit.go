@@ -35,6 +35,7 @@ func (e *entry) record(r *Record, peer *entry, reason EndReason, final bool) {
 		Start:     e.begin,
 		End:       max(e.begin, e.last),
 		EndReason: reason,
+		First:     !e.exported,
 		Final:     final,
 		Origin:    e.origin,
 		Control:   e.control,

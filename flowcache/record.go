@@ -73,7 +73,8 @@ type Record struct {
 	Start, End int64
 	EndReason  EndReason
 	Arbitrary  bool // who began is not known: Src is the local end (biflowDirection 0)
-	Final      bool // the last record of its flow
+	First      bool // the first record of its flow
+	Final      bool // the last one
 	Origin     Origin
 	Control    uint8
 	Forward    Counters // from Src to Dst
@@ -84,6 +85,7 @@ type Record struct {
 	Dest       End         // at Dst
 	Post       Translation // what Key becomes on the way to the other end
 	Pre        Translation // what Key was before, where only the end beyond the translation is here
+	Flows      uint64      // of an aggregate: the flows of which a first record is in it; else 0
 	// Totals of both directions as the sockets have them now: since their birth, or since the flow began where a source counts differences.
 	ForwardTotal, ReverseTotal Counters
 	// TCP segments, forward and reverse, that others had overtaken; known of packets only.

@@ -102,7 +102,7 @@ func (f *flow) record(r *flowcache.Record, reason flowcache.EndReason, final boo
 		t.swap()
 	}
 	*r = flowcache.Record{
-		Key: t.key(), Start: f.start, End: f.last, EndReason: reason, Final: final,
+		Key: t.key(), Start: f.start, End: f.last, EndReason: reason, First: f.state&stateTold == 0, Final: final,
 		Arbitrary: f.state&stateKnown == 0, Origin: flowcache.OriginPackets, Control: f.control,
 		Forward: flowcache.Counters{Payload: f.payload[i], Octets: f.octets[i], Packets: f.packets[i]},
 		Reverse: flowcache.Counters{Payload: f.payload[o], Octets: f.octets[o], Packets: f.packets[o]},

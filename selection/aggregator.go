@@ -4,7 +4,8 @@ import "github.com/sockflow/sockflow/flowcache"
 
 // Aggregator makes one record of those that differ in nothing but the port of the client, which changes with every connection
 // (RFC 7015: spatial aggregation, over intervals of the caller's clock). The port is then 0, the counters are sums. It belongs to one
-// goroutine.
+// goroutine. Every record that it gives out has Flows: a flow counts with its first record, and so once (RFC 7015: the conservative
+// count, deltaFlowCount).
 //
 // Only records leave the exporter in this form: the cache goes on to keep connections apart, so that counts stay exact and both ends find
 // each other.
@@ -47,6 +48,9 @@ func (g *Aggregator) Len() int { return len(g.list) }
 // Add takes a record, or appends to dst what has to go: r itself if its client's port is no ephemeral one or who is the client is not
 // known, and all it holds if there is no room.
 func (g *Aggregator) Add(dst []flowcache.Record, r *flowcache.Record) []flowcache.Record {
+	if r.First {
+		r.Flows = 1
+	}
 	if r.Arbitrary || r.Key.SrcPort < ephemeral || r.Key.Proto != flowcache.ProtoTCP && r.Key.Proto != flowcache.ProtoUDP && r.Key.Proto != flowcache.ProtoUDPLite {
 		return append(dst, *r)
 	}
@@ -86,6 +90,7 @@ func endKey(e *flowcache.End) end {
 func merge(to, r *flowcache.Record) {
 	to.Start, to.End = min(to.Start, r.Start), max(to.End, r.End)
 	to.Control |= r.Control
+	to.Flows += r.Flows
 	add(&to.Forward, &r.Forward)
 	add(&to.Reverse, &r.Reverse)
 	to.Reordered += r.Reordered

@@ -122,7 +122,7 @@ func TestAggregator(t *testing.T) {
 		r.Forward = flowcache.Counters{Payload: 10, Octets: 50, Packets: 1}
 		r.Reverse = flowcache.Counters{Payload: 20, Octets: 60, Packets: 2}
 		r.Source.Cookie, r.HasTCP, r.TCP.MinRTT, r.TCP.SRTT = uint64(i), true, uint32(9-i%3), uint32(i)
-		r.Final, r.ForwardTotal.Payload = true, 99
+		r.First, r.Final, r.ForwardTotal.Payload = i != 1, true, 99 // one has been told of before
 		out = g.Add(out, r)
 	}
 	if len(out) != 0 || g.Len() != 1 || g.Merged() != 4 {
@@ -131,6 +131,7 @@ func TestAggregator(t *testing.T) {
 	out = g.Flush(out)
 	want := *flow()
 	want.Key.SrcPort, want.Start, want.End = 0, 96, 204
+	want.First, want.Flows = true, 4
 	want.Forward = flowcache.Counters{Payload: 50, Octets: 250, Packets: 5}
 	want.Reverse = flowcache.Counters{Payload: 100, Octets: 300, Packets: 10}
 	want.Final, want.HasTCP, want.TCP.MinRTT, want.TCP.SRTT = true, true, 7, 4
@@ -141,6 +142,7 @@ func TestAggregator(t *testing.T) {
 	out = out[:0]
 	for i := range 7 {
 		r := flow()
+		r.First = true
 		switch i {
 		case 1:
 			r.Key.SrcPort = 53
@@ -161,6 +163,9 @@ func TestAggregator(t *testing.T) {
 		t.Errorf("%d out, %d held", len(out), g.Len())
 	}
 	out = g.Flush(out)
+	if out[0].Flows != 1 || out[3].Flows != 2 {
+		t.Errorf("%d and %d flows", out[0].Flows, out[3].Flows)
+	}
 	if r := out[3]; r.EndReason != flowcache.EndActive || r.Final {
 		t.Errorf("one of its flows goes on: %s, %t", r.EndReason, r.Final)
 	}

@@ -34,6 +34,7 @@ type presence uint8
 const (
 	always      presence = iota
 	commandLine          // with Options.CommandLine
+	aggregates           // with Options.Aggregates
 	ianaOnly             // in the dialect iana
 	application          // in the dialect iana, or with Options.Programs
 	v9Only
@@ -157,6 +158,7 @@ func flowFields() []field {
 		address("postNATDestinationIPv6Address", func(k kind) bool { return hasNAT(k) && isV6(k) }, func(r *flowcache.Record) *flowcache.Addr { return &r.Post.Dst }),
 		number("postNAPTSourceTransportPort", func(k kind) bool { return hasNAT(k) && hasPorts(k) }, func(r *flowcache.Record) uint64 { return uint64(r.Post.SrcPort) }),
 		number("postNAPTDestinationTransportPort", func(k kind) bool { return hasNAT(k) && hasPorts(k) }, func(r *flowcache.Record) uint64 { return uint64(r.Post.DstPort) }),
+		number("deltaFlowCount", hasPorts, func(r *flowcache.Record) uint64 { return r.Flows }).when(aggregates),
 	}
 	l = append(l, endNumbers(false)...)
 	l = append(l, endNumbers(true)...)

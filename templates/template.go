@@ -39,6 +39,7 @@ type Options struct {
 	PEN         uint32 // of the native elements; default PENExample
 	Uniflow     bool   // a record for each direction instead of RFC 5103 reverse elements
 	CommandLine bool   // command lines are known
+	Aggregates  bool   // records may stand for several flows
 	Node        string // name of this host
 	V9          bool   // NetFlow v9: fixed lengths, no enterprise numbers
 	V9Base      uint16 // first type of the native elements in v9; default 30000
@@ -204,6 +205,8 @@ func (o *Options) has(p presence) bool {
 	switch p {
 	case commandLine:
 		return o.CommandLine
+	case aggregates:
+		return o.Aggregates
 	case ianaOnly:
 		return o.Dialect == IANA
 	case application:
@@ -242,6 +245,8 @@ func (s *Set) changes(all []field) (removed map[string]bool, err error) {
 				delete(s.added, f.name)
 			case f.on == commandLine && !s.opt.CommandLine:
 				return nil, fmt.Errorf("field %s needs --cmdline", f.name)
+			case f.on == aggregates && !s.opt.Aggregates:
+				return nil, fmt.Errorf("field %s needs --aggregate-ports", f.name)
 			case (f.on == v9Only || f.on == notV9 || f.on == biflow || f.on == padding) && !s.opt.has(f.on):
 				return nil, fmt.Errorf("field %s cannot be in these records", f.name)
 			default:

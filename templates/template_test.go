@@ -214,6 +214,7 @@ func TestFields(t *testing.T) {
 		{fields: "userName", has: "userName"},
 		{fields: "-userName,+sourceUserName", has: "sourceUserName"},
 		{fields: "+sourceProcessCommandLine", err: "--cmdline"},
+		{fields: "+deltaFlowCount", err: "--aggregate-ports"},
 		{fields: "+flowEndSysUpTime", err: "cannot be"},
 		{fields: "+nonsense", err: "no flow record"},
 		{fields: "-tcp", err: "no flow record"},

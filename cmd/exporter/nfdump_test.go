@@ -48,6 +48,7 @@ type nfFlow struct {
 	InBytes    uint64 `json:"in_bytes"`
 	OutPackets uint64 `json:"out_packets"`
 	OutBytes   uint64 `json:"out_bytes"`
+	Flows      uint64 `json:"aggr_flows"`
 	Proto      int    `json:"proto"`
 	SrcPort    uint16 `json:"src_port"`
 	DstPort    uint16 `json:"dst_port"`

@@ -32,6 +32,7 @@ type jsonRecord struct {
 	Arbitrary   bool         `json:"directionArbitrary,omitempty"`
 	Forward     jsonCounters `json:"forward"`
 	Reverse     jsonCounters `json:"reverse"`
+	Flows       uint64       `json:"flows,omitempty"` // of an aggregate
 	TCPFlags    string       `json:"tcpControlBits,omitempty"`
 	SourceEnd   *jsonEnd     `json:"source,omitempty"`
 	DestEnd     *jsonEnd     `json:"destination,omitempty"`
@@ -111,7 +112,7 @@ func toJSON(r *flowcache.Record) *jsonRecord {
 	j := &jsonRecord{
 		Start: timestamp(r.Start), End: timestamp(r.End), Reason: r.EndReason.String(), Protocol: protocol(r.Key.Proto),
 		Source: r.Key.Src.Netip(), SourcePort: r.Key.SrcPort, Dest: r.Key.Dst.Netip(), DestPort: r.Key.DstPort,
-		Arbitrary: r.Arbitrary,
+		Arbitrary: r.Arbitrary, Flows: r.Flows,
 		Forward:   jsonCounters{r.Forward.Payload, r.Forward.Octets, r.Forward.Packets},
 		Reverse:   jsonCounters{r.Reverse.Payload, r.Reverse.Octets, r.Reverse.Packets},
 		SourceEnd: endToJSON(&r.Source), DestEnd: endToJSON(&r.Dest),
@@ -253,9 +254,17 @@ func (p *tablePrinter) print(records []flowcache.Record) error {
 		p.lines++
 		fmt.Fprintf(p.w, tableFormat, time.Unix(0, r.End).Format("15:04:05.000"), protocol(r.Key.Proto),
 			endpoint(r.Key.Src, r.Key.SrcPort), endpoint(r.Key.Dst, r.Key.DstPort),
-			octets(r.Forward.Payload), octets(r.Reverse.Payload), r.EndReason, who(&r.Source, &r.Dest))
+			octets(r.Forward.Payload), octets(r.Reverse.Payload), r.EndReason, who(&r.Source, &r.Dest)+several(r.Flows))
 	}
 	return p.w.Flush()
+}
+
+// several says how many flows a record stands for, if it is an aggregate.
+func several(flows uint64) string {
+	if flows < 2 {
+		return ""
+	}
+	return fmt.Sprintf(" (%d flows)", flows)
 }
 
 func endpoint(a flowcache.Addr, port uint16) string {

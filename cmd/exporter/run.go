@@ -47,7 +47,7 @@ func (s *settings) base() (ipfix.Config, error) {
 	}
 	base := ipfix.Config{
 		Options: templates.Options{
-			Dialect: dialect, PEN: s.pen, Uniflow: s.direction == "uniflow", CommandLine: s.cmdline, Node: node, V9Base: s.v9Base,
+			Dialect: dialect, PEN: s.pen, Uniflow: s.direction == "uniflow", CommandLine: s.cmdline, Aggregates: s.selecting.aggregatePorts != 0, Node: node, V9Base: s.v9Base,
 		},
 		Domain: s.domain, MTU: s.mtu, TemplateRefresh: s.templateRefresh, Version: version, Kernel: kernelRelease(),
 		ReconnectMin: s.reconnectMin, ReconnectMax: s.reconnectMax, Boot: s.boot,

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -109,9 +110,11 @@ func TestAnonymize(t *testing.T) {
 // TestAggregatePorts: connections of a client to a service are one record in an interval, and no octet is missing.
 func TestAggregatePorts(t *testing.T) {
 	needRoot(t)
-	sink := newUDPSink(t)
-	r := runExporter(t, "--metrics", "none", "--aggregate-ports=2s", "--filter", "process many-client",
-		"-c", "json:-", "-c", fmt.Sprintf("udp://127.0.0.1:%d", sink.port()))
+	sink, sinkV9 := newUDPSink(t), newUDPSink(t)
+	dump, dumpV9 := newNfcapd(t), newNfcapd(t)
+	r := runExporter(t, "--metrics", "none", "--aggregate-ports=2s", "--filter", "process many-client", "-c", "json:-",
+		"-c", fmt.Sprintf("udp://127.0.0.1:%d", sink.port()), "-c", fmt.Sprintf("netflow9+udp://127.0.0.1:%d", sinkV9.port()),
+		"-c", fmt.Sprintf("udp://127.0.0.1:%d", dump.port), "-c", fmt.Sprintf("netflow9+udp://127.0.0.1:%d", dumpV9.port))
 	srv := start(t, "many-server", "", "server", "127.0.0.1", "10")
 	ports := srv.next()
 	c := start(t, "many-client", "", "client", "127.0.0.1", strconv.Itoa(ports.TCP), "0", "200", "100").end()
@@ -122,8 +125,9 @@ func TestAggregatePorts(t *testing.T) {
 		sent, received = sent+f.Sent, received+f.Received
 	}
 	recs := r.json()
-	var out, in uint64
+	var out, in, flows uint64
 	for _, j := range recs {
+		flows += j.Flows
 		if j.SourcePort != 0 || int(j.DestPort) != ports.TCP || j.SourceEnd == nil || filepath.Base(j.SourceEnd.Path) != "many-client" {
 			t.Errorf("%+v", j)
 		}
@@ -134,5 +138,27 @@ func TestAggregatePorts(t *testing.T) {
 	}
 	if n := len(goflow2(t, sink.messages())); n != len(recs) {
 		t.Errorf("the collector has %d records", n)
+	}
+	if flows != 200 {
+		t.Errorf("they stand for %d flows", flows)
+	}
+	for name, l := range map[string][]nfFlow{"IPFIX": dump.stop(), "NetFlow v9": dumpV9.stop()} {
+		flows = 0
+		for _, f := range l {
+			flows += f.Flows
+		}
+		if flows != 200 {
+			t.Errorf("%s: nfdump sees %d flows in %d records", name, flows, len(l))
+		}
+	}
+	for name, s := range map[string]*udpSink{"IPFIX": sink, "NetFlow v9": sinkV9} {
+		flows = 0
+		for _, m := range regexp.MustCompile(`(?m)^ +Flows: (\d+)`).FindAllStringSubmatch(tshark(t, s.messages()), -1) {
+			n, _ := strconv.ParseUint(m[1], 10, 64)
+			flows += n
+		}
+		if flows != 200 {
+			t.Errorf("%s: tshark sees %d flows", name, flows)
+		}
 	}
 }
