@@ -62,9 +62,13 @@ func start(t *testing.T) (stop func() ([]flowcache.Observation, []flowcache.Proc
 			t.Error(err)
 		}
 		<-collected
-		st := s.Stats()
-		if st.LostSocket+st.LostProcess+st.LostDatagrams+st.LostStorage+st.Malformed+st.SnapshotErrors != 0 {
-			t.Errorf("losses: %+v", st)
+		if st := s.Stats(); st.Malformed+st.SnapshotErrors != 0 {
+			t.Errorf("errors: %+v", st)
+		}
+		for cause, perCPU := range s.Lost() {
+			if slices.Max(perCPU) != 0 {
+				t.Errorf("lost: %s: %v", cause, perCPU)
+			}
 		}
 		s.Close()
 		return obs, procs

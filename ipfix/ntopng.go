@@ -126,7 +126,6 @@ type Ntopng struct {
 }
 
 const (
-	ntopngHeader    = 36
 	ntopngVersion   = 4
 	ntopngTLV       = 2     // flags of the header
 	ntopngMessage   = 32768 // ntopng takes 131072 octets
