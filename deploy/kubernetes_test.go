@@ -94,6 +94,9 @@ func TestManifests(t *testing.T) {
 	if at(t, pod, "hostPID") != true || at(t, pod, "hostNetwork") != true {
 		t.Error("the host is not to be seen from there")
 	}
+	if env := at(t, pod, "containers", 0, "env", 1).(map[string]any); env["name"] != "SOCKFLOW_MEMORY_LIMIT" || at(t, env, "valueFrom", "resourceFieldRef", "resource") != "limits.memory" {
+		t.Errorf("the program does not know its memory limit: %v", env)
+	}
 	var config map[string]any
 	if err := yaml.Unmarshal([]byte(at(t, kinds["ConfigMap"], "data", "sockflow.yaml").(string)), &config); err != nil || config["collector"] == nil {
 		t.Errorf("%v, %v", config, err)

@@ -174,6 +174,23 @@ func (d *doctor) controlGroups() {
 	} else {
 		d.say(good, "cgroup namespace", "the host's")
 	}
+	d.memory()
+}
+
+// memory compares the flows that may be kept with the memory that there may be.
+func (d *doctor) memory() {
+	limit := d.settings.memory()
+	if limit.octets == 0 {
+		d.say(note, "memory limit", fmt.Sprintf("none is set, or seen: %d flows at most", d.settings.maxFlows))
+		return
+	}
+	bound, fit := d.settings.flowBound(limit)
+	said := fmt.Sprintf("%d MiB (%s): %d flows at most", limit.octets>>20, limit.from, bound)
+	if !fit {
+		d.say(reduced, "memory limit", fmt.Sprintf("%s, and %d fit", said, limit.flows(d.settings)), "give more memory, or a lower --max-flows; left out, it is what fits")
+		return
+	}
+	d.say(good, "memory limit", said)
 }
 
 // hooks attaches every hook and lets go of it.

@@ -41,13 +41,13 @@ const (
 	lateClose    = time.Second
 )
 
-func openWire(s *settings, log *slog.Logger) (*wire, error) {
+func openWire(s *settings, maxFlows int, log *slog.Logger) (*wire, error) {
 	live, err := replay.OpenLive(replay.LiveConfig{Interface: s.wire.iface, Promiscuous: s.wire.promiscuous})
 	if err != nil {
 		return nil, err
 	}
 	m, err := replay.NewMeter(replay.Config{
-		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, Linger: min(lateClose, s.idleTimeout), MaxFlows: s.maxFlows,
+		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, Linger: min(lateClose, s.idleTimeout), MaxFlows: maxFlows,
 		Decap: s.wire.decap, Pool: make(flowcache.RecordPool, 32),
 	})
 	if err != nil {

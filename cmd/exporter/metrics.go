@@ -24,6 +24,7 @@ type metrics struct {
 	netlink    *sockdiag.Source // the netlink source, or the audit; nil if there is none
 	exporters  *fleet
 	namer      *runtimes.Watcher
+	maxFlows   int
 	interfaces *sockdiag.Interfaces // nil if they are not read
 	done       context.Context      // ends with the cache loop's sources
 }
@@ -58,6 +59,7 @@ var (
 	packets        = describe(prometheus.CounterValue, "packets_total", "With --interface: packets by what became of them: counted in a flow; not_ip, truncated, malformed, unknown_link; dropped (the kernel had no room in the ring).", "fate")
 	packetFlows    = describe(prometheus.GaugeValue, "packet_flows", "With --interface: flows of packets in the table.")
 	flows          = describe(prometheus.GaugeValue, "flows", "Flows in the cache.")
+	flowsMax       = describe(prometheus.GaugeValue, "flows_max", "Most flows that the cache keeps: --max-flows, or fewer, as the memory limit has it.")
 	pairs          = describe(prometheus.CounterValue, "pairs_total", "Conversations with both ends on this host.")
 	audited        = describe(prometheus.CounterValue, "audit_corrections_total", "What audits corrected: added, a connection that the source had not seen; ended, one whose end it had not told.", "what")
 	forgotten      = describe(prometheus.CounterValue, "forgotten_flows_total", "Flows that left a full cache and whose totals could not be kept: they may be counted again.")
@@ -189,6 +191,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 		told = st.Records // those of sockets only name them
 	}
 	put(flows, uint64(c.Live))
+	put(flowsMax, uint64(m.maxFlows))
 	put(pairs, c.Paired)
 	put(audited, c.Audited, "added")
 	put(audited, c.Vanished, "ended")

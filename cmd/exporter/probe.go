@@ -26,6 +26,7 @@ type probe struct {
 	log        *slog.Logger
 	p          *pipeline
 	namer      *runtimes.Watcher
+	maxFlows   int
 	sources    []source
 	ebpf       *bpf.Source          // nil in netlink mode
 	netlink    *sockdiag.Source     // the netlink source, or the audit; nil if there is none
@@ -51,6 +52,7 @@ func meter(ctx context.Context, s *settings, exporters []exporter, printer print
 // openProbe opens all that takes privileges.
 func openProbe(s *settings, exporters []exporter, printer printer, log *slog.Logger) (x *probe, err error) {
 	x = &probe{s: s, log: log}
+	x.boundMemory()
 	if err := x.newPipeline(exporters, printer); err != nil {
 		return nil, err
 	}
@@ -63,7 +65,7 @@ func openProbe(s *settings, exporters []exporter, printer printer, log *slog.Log
 		return nil, err
 	}
 	if s.wire.iface != "" {
-		if x.p.wire, err = openWire(s, log); err != nil {
+		if x.p.wire, err = openWire(s, x.maxFlows, log); err != nil {
 			return nil, err
 		}
 		x.p.ends, x.p.endsFor = newEnds(s), s.activeTimeout+s.idleTimeout+time.Minute
@@ -94,7 +96,7 @@ func (x *probe) newPipeline(exporters []exporter, printer printer) error {
 	processes := enrich.NewProcesses(enrich.ProcConfig{Proc: s.proc, CommandLine: s.cmdline}, cgroups)
 	conntrack := enrich.NewConntrack(func() map[uint32]string { return sockdiag.Namespaces(s.proc) })
 	cache, err := flowcache.New(flowcache.Config{
-		ActiveTimeout: reportEvery(s), IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows,
+		ActiveTimeout: reportEvery(s), IdleTimeout: s.idleTimeout, MaxFlows: x.maxFlows,
 		Merge: s.localPairs == "merge", PeerMemory: max(15*time.Second, 3*s.snapshotInterval), Translate: conntrack.Translate,
 		Hold: processes.Hold, Release: processes.Release,
 		Known: func(o *flowcache.Observation) {
@@ -138,7 +140,7 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 	sending.set(sending.start(exportCtx, x.s, exporters))
 	x.p.room = func(ctx context.Context) { waitForRoom(ctx, sending.list()) }
 	in := x.observe(srcCtx, stopSources)
-	m := &metrics{p: x.p, ebpf: x.ebpf, netlink: x.netlink, interfaces: x.interfaces, namer: x.namer, exporters: sending, done: srcCtx}
+	m := &metrics{p: x.p, ebpf: x.ebpf, netlink: x.netlink, interfaces: x.interfaces, namer: x.namer, maxFlows: x.maxFlows, exporters: sending, done: srcCtx}
 	if err := x.serve(ctx, m); err != nil {
 		stopSources(err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sockflow/sockflow/bpf"
 	"github.com/sockflow/sockflow/enrich/runtimes"
+	"github.com/sockflow/sockflow/ipfix"
 )
 
 // settings are the flags of run. Each is also SOCKFLOW_<NAME> in the environment and a key of the --config file; the command
@@ -21,6 +22,7 @@ type settings struct {
 	activeTimeout    time.Duration
 	idleTimeout      time.Duration
 	maxFlows         int
+	memoryLimit      string
 	snapshotInterval time.Duration
 	source           string
 	direction        string
@@ -65,7 +67,8 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVarP(&s.collectors, "collector", "c", nil, "send records to this collector `URL` (repeatable)")
 	f.DurationVar(&s.activeTimeout, "active-timeout", time.Minute, "report a live flow at least this often")
 	f.DurationVar(&s.idleTimeout, "idle-timeout", 15*time.Second, "end a flow that is not TCP after this silence")
-	f.IntVar(&s.maxFlows, "max-flows", 1_000_000, "most flows kept at once")
+	f.IntVar(&s.maxFlows, "max-flows", 1_000_000, "most flows kept at once; unless given, no more than the memory limit holds")
+	f.StringVar(&s.memoryLimit, "memory-limit", "auto", "keep within this `SIZE`, as 512M; auto: what the control group allows; none")
 	f.DurationVar(&s.snapshotInterval, "snapshot-interval", 5*time.Second, "time between two passes over all sockets")
 	f.StringVar(&s.source, "source", "auto", "auto, ebpf or netlink; none with --interface")
 	f.DurationVar(&s.auditInterval, "audit-interval", 2*time.Minute, "compare the eBPF view with the kernel's own list of sockets this often")
@@ -250,6 +253,11 @@ func (s *settings) check() error {
 	}
 	if s.maxFlows < 1 {
 		return usagef("--max-flows %d: must be at least 1", s.maxFlows)
+	}
+	if s.memoryLimit != "auto" && s.memoryLimit != "none" {
+		if n, err := ipfix.ParseSize(s.memoryLimit); err != nil || n < 1 {
+			return usagef("--memory-limit %q: must be auto, none or a size as 512M", s.memoryLimit)
+		}
 	}
 	if s.mtu != 0 && (s.mtu < 576 || s.mtu > 65535) {
 		return usagef("--mtu %d: must be 0 or from 576 to 65535", s.mtu)

@@ -41,6 +41,7 @@ func TestUsage(t *testing.T) {
 		{"--source wire", 2, "must be auto, ebpf, netlink"},
 		{"--active-timeout 0s", 2, "at least"},
 		{"--max-flows 0", 2, "at least 1"},
+		{"--memory-limit much", 2, "auto, none or a size"},
 		{"--local-pairs both", 2, "must be separate, merge"},
 		{"--without-hook nonsense", 2, "must be one of"},
 

@@ -63,7 +63,7 @@ Keys: 1-4 flows, processes, containers, pods   enter: what is in this line   esc
 	cmd.Flags().BoolVar(&o.tree, "tree", false, "processes below their parents")
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		switch f.Name {
-		case "interval", "batch", "rounds", "width", "view", "filter-text", "tree", "source", "max-flows", "proc", "config", "local-pairs", "containerd", "docker", "cri", "podman", "kube":
+		case "interval", "batch", "rounds", "width", "view", "filter-text", "tree", "source", "max-flows", "memory-limit", "proc", "config", "local-pairs", "containerd", "docker", "cri", "podman", "kube":
 		default:
 			f.Hidden = true
 		}
