@@ -24,12 +24,14 @@ type Config struct {
 	Without          []string // names of hooks that are not to be attached
 }
 
-// Stats counts events, and the losses that traffic is missing for; Lost has all.
+// Stats counts events and losses; the status line has all of it.
 type Stats struct {
 	Events         uint64 // read from the ring buffer
 	Malformed      uint64
 	LostSocket     uint64 // ring buffer full: a connection's end or a datagram socket's event
+	LostProcess    uint64 // ring buffer full: a step of a process
 	LostDatagrams  uint64 // datagrams not counted: map full
+	LostStorage    uint64 // sockets without storage: no owner
 	Shared         uint64 // sockets that another process than the owner has used too
 	Snapshots      uint64
 	SnapshotErrors uint64
@@ -119,7 +121,7 @@ func (s *Source) Stats() Stats {
 	return Stats{
 		Events: s.events.Load(), Malformed: s.malformed.Load(),
 		Snapshots: s.snapshots.Load(), SnapshotErrors: s.snapshotErrors.Load(),
-		LostSocket: sum(0), LostDatagrams: sum(2), Shared: sum(len(causes)),
+		LostSocket: sum(0), LostProcess: sum(1), LostDatagrams: sum(2), LostStorage: sum(3), Shared: sum(len(causes)),
 	}
 }
 

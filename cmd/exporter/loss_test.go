@@ -74,6 +74,20 @@ func unreachable(t *testing.T) float64 {
 	return 0
 }
 
+// TestStatusLine: at SIGUSR1 every loss of the kernel side is told by its cause.
+func TestStatusLine(t *testing.T) {
+	needRoot(t)
+	r := runExporter(t, "--metrics", "none", "--source", "ebpf")
+	r.cmd.Process.Signal(syscall.SIGUSR1)
+	eventually(t, "the status", func() bool { return strings.Contains(r.errs.String(), "msg=status") })
+	for _, loss := range []string{"LostSocket:", "LostProcess:", "LostDatagrams:", "LostStorage:", "Malformed:"} {
+		if !strings.Contains(r.errs.String(), loss) {
+			t.Errorf("no %s in %s", loss, r.errs.String())
+		}
+	}
+	r.stop()
+}
+
 // TestLossIdentity forces every loss that there is, and finds each counted: what programs outside did is what the records tell, plus
 // what the metrics say was dropped, by its cause.
 func TestLossIdentity(t *testing.T) {
