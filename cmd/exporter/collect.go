@@ -104,7 +104,7 @@ func (s *collectSettings) run(files []string, stdout, stderr io.Writer) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	go reportCounts(ctx, c, log) // ends with ctx
+	go onSignal(ctx, syscall.SIGUSR1, func() { logCounts(log, "status", c.Counts()) }) // ends with ctx
 	show := func(records []collector.Record) error { return printer.print(records, s.options) }
 	if len(files) > 0 {
 		err = readFiles(ctx, c, files, show)
@@ -154,21 +154,6 @@ func readFile(c *collector.Collector, name string, show func([]collector.Record)
 		return fmt.Errorf("read %s: %w", name, err)
 	}
 	return nil
-}
-
-// reportCounts logs one line for each SIGUSR1.
-func reportCounts(ctx context.Context, c *collector.Collector, log *slog.Logger) {
-	usr1 := make(chan os.Signal, 1)
-	signal.Notify(usr1, syscall.SIGUSR1)
-	defer signal.Stop(usr1)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-usr1:
-			logCounts(log, "status", c.Counts())
-		}
-	}
 }
 
 func logCounts(log *slog.Logger, what string, n collector.Counts) {

@@ -144,8 +144,8 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 	if err := x.serve(ctx, m); err != nil {
 		stopSources(err)
 	}
-	go reportStatus(srcCtx, m, x.log) // ends with srcCtx
-	go watchdog(srcCtx, m)            // ends with srcCtx
+	go onSignal(srcCtx, syscall.SIGUSR1, func() { logStatus(srcCtx, m, x.log) }) // ends with srcCtx
+	go watchdog(srcCtx, m)                                                       // ends with srcCtx
 	again := &reloader{s: x.s, p: x.p, fleet: sending, begin: begin, log: x.log}
 	reloading := make(chan struct{})
 	go func() { // ends with srcCtx

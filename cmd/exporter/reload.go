@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
 	"sync"
@@ -167,15 +166,7 @@ func (r *reloader) run(ctx, exportCtx context.Context) {
 	if r.s.config == "" || isatty.IsTerminal(os.Stdin.Fd()) {
 		return // run by hand in a terminal, the program ends with it, as any other
 	}
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hup:
-		}
+	onSignal(ctx, syscall.SIGHUP, func() {
 		notifyService(reloadingState())
 		changed, refitted, err := r.reload(ctx, exportCtx)
 		if err != nil {
@@ -184,7 +175,7 @@ func (r *reloader) run(ctx, exportCtx context.Context) {
 			r.log.Info("settings are read again", "changed", strings.Join(changed, " "), "collectors_with_other_fields", refitted)
 		}
 		notifyService(readyState)
-	}
+	})
 }
 
 // reload changes everything that can be changed or, with an error, nothing.

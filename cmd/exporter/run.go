@@ -111,53 +111,58 @@ func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, 
 	return exporters, out, done, nil
 }
 
-// reportStatus logs one line for each SIGUSR1.
-func reportStatus(ctx context.Context, m *metrics, log *slog.Logger) {
-	usr1 := make(chan os.Signal, 1)
-	signal.Notify(usr1, syscall.SIGUSR1)
-	defer signal.Stop(usr1)
+// onSignal calls f at each signal until ctx ends.
+func onSignal(ctx context.Context, sig os.Signal, f func()) {
+	came := make(chan os.Signal, 1)
+	signal.Notify(came, sig)
+	defer signal.Stop(came)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-usr1:
+		case <-came:
+			f()
 		}
-		st, ok := m.p.ask(ctx)
-		if !ok {
-			return
-		}
-		args := []any{
-			slog.Group("cache", "flows", st.cache.Live, "observations", st.cache.Observations, "created", st.cache.Created, "merged", st.cache.Merged,
-				"direct", st.cache.Direct, "stale", st.cache.Stale, "listening", st.cache.Listening, "closed", st.cache.Closed, "owners", st.cache.Owners,
-				"suspects", st.cache.Suspects, "pairs", st.cache.Paired, "audit_added", st.cache.Audited, "audit_ended", st.cache.Vanished,
-				"forgotten", st.cache.Forgotten),
-			slog.Group("records", "idle", st.cache.Records[flowcache.EndIdle], "active", st.cache.Records[flowcache.EndActive],
-				"end", st.cache.Records[flowcache.EndDetected], "forced", st.cache.Records[flowcache.EndForced], "lack", st.cache.Records[flowcache.EndLack]),
-			slog.Any("processes", st.processes), slog.Any("conntrack", st.conntrack), slog.Any("containers", st.containers), slog.Any("held", st.held), slog.Any("selection", st.selection),
-		}
-		if w := m.p.wire; w != nil {
-			args = append(args, slog.Any("packets", w.meter.Stats()), slog.Uint64("dropped_packets", w.live.Drops()))
-		}
-		for _, r := range m.namer.Stats() {
-			args = append(args, slog.Any(r.Kind, r))
-		}
-		if cluster := m.p.cluster; cluster != nil {
-			args = append(args, slog.Any("kube", cluster.source.Stats()), slog.Any("kube_index", st.kube))
-		}
-		if m.interfaces != nil {
-			args = append(args, slog.Any("interfaces", m.interfaces.Stats()))
-		}
-		if m.ebpf != nil {
-			args = append(args, slog.Any("ebpf", m.ebpf.Stats()))
-		}
-		if m.netlink != nil {
-			args = append(args, slog.Any("netlink", m.netlink.Stats()))
-		}
-		for _, x := range m.exporters.list() {
-			args = append(args, slog.Any(x.Name(), x.Stats()))
-		}
-		log.Info("status", args...)
 	}
+}
+
+// logStatus logs one line of all counts.
+func logStatus(ctx context.Context, m *metrics, log *slog.Logger) {
+	st, ok := m.p.ask(ctx)
+	if !ok {
+		return
+	}
+	args := []any{
+		slog.Group("cache", "flows", st.cache.Live, "observations", st.cache.Observations, "created", st.cache.Created, "merged", st.cache.Merged,
+			"direct", st.cache.Direct, "stale", st.cache.Stale, "listening", st.cache.Listening, "closed", st.cache.Closed, "owners", st.cache.Owners,
+			"suspects", st.cache.Suspects, "pairs", st.cache.Paired, "audit_added", st.cache.Audited, "audit_ended", st.cache.Vanished,
+			"forgotten", st.cache.Forgotten),
+		slog.Group("records", "idle", st.cache.Records[flowcache.EndIdle], "active", st.cache.Records[flowcache.EndActive],
+			"end", st.cache.Records[flowcache.EndDetected], "forced", st.cache.Records[flowcache.EndForced], "lack", st.cache.Records[flowcache.EndLack]),
+		slog.Any("processes", st.processes), slog.Any("conntrack", st.conntrack), slog.Any("containers", st.containers), slog.Any("held", st.held), slog.Any("selection", st.selection),
+	}
+	if w := m.p.wire; w != nil {
+		args = append(args, slog.Any("packets", w.meter.Stats()), slog.Uint64("dropped_packets", w.live.Drops()))
+	}
+	for _, r := range m.namer.Stats() {
+		args = append(args, slog.Any(r.Kind, r))
+	}
+	if cluster := m.p.cluster; cluster != nil {
+		args = append(args, slog.Any("kube", cluster.source.Stats()), slog.Any("kube_index", st.kube))
+	}
+	if m.interfaces != nil {
+		args = append(args, slog.Any("interfaces", m.interfaces.Stats()))
+	}
+	if m.ebpf != nil {
+		args = append(args, slog.Any("ebpf", m.ebpf.Stats()))
+	}
+	if m.netlink != nil {
+		args = append(args, slog.Any("netlink", m.netlink.Stats()))
+	}
+	for _, x := range m.exporters.list() {
+		args = append(args, slog.Any(x.Name(), x.Stats()))
+	}
+	log.Info("status", args...)
 }
 
 // summarize says what was not delivered.
