@@ -38,10 +38,10 @@ JSON, or in a table. kill -USR1 logs what came and what was lost, as the end doe
 
 URLs: udp://[ADDRESS][:4739]  tcp://[ADDRESS][:4739]  tls://[ADDRESS][:4740]?cert=FILE&key=FILE[&ca=FILE]  dtls:// likewise
 Without an address it is loopback; udp://*:4739 is every address. With ca, clients need a certificate of those authorities.`,
-		Example: `  exporter collect                                    # udp://:4739
-  exporter collect --listen tcp://*:4739 -o json
-  exporter collect --listen 'tls://*?cert=collector.pem&key=collector.key&ca=clients.pem'
-  exporter collect --options flows.ipfix`,
+		Example: `  sockflow collect                                    # udp://:4739
+  sockflow collect --listen tcp://*:4739 -o json
+  sockflow collect --listen 'tls://*?cert=collector.pem&key=collector.key&ca=clients.pem'
+  sockflow collect --options flows.ipfix`,
 		RunE: func(_ *cobra.Command, files []string) error { return s.run(files, stdout, stderr) },
 	}
 	f := cmd.Flags()

@@ -78,7 +78,7 @@ Exit status 1 if there is a ✗.`,
 	// Flags that change what is sent, but not whether it can be.
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		switch f.Name {
-		case "collector", "source", "without-hook", "proc", "metrics", "config", "json", "test-flow", "containerd", "docker", "cri", "podman", "kube":
+		case "collector", "max-flows", "memory-limit", "source", "without-hook", "proc", "metrics", "config", "json", "test-flow", "containerd", "docker", "cri", "podman", "kube":
 		default:
 			f.Hidden = true
 		}

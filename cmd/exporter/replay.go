@@ -31,7 +31,7 @@ type replaySettings struct {
 var notOfReplay = []string{
 	"snapshot-interval", "source", "audit-interval", "without-hook", "local-pairs", "proc", "metrics", "containerd", "docker", "cri", "podman", "labels",
 	"interface", "promiscuous", "decap", "interface-interval", "kube", "kube-token", "kube-ca", "kube-pods", "kube-node", "kube-max", "privileges",
-	"flow-metrics", "flow-metrics-max", "pprof",
+	"flow-metrics", "flow-metrics-max", "pprof", "memory-limit",
 }
 
 func newReplayCommand(stdout, stderr io.Writer) *cobra.Command {
@@ -66,6 +66,7 @@ are printed: a table on a terminal, JSON lines otherwise.`,
 		}
 	})
 	cmd.Flags().Lookup("idle-timeout").Usage = "end a flow after this silence"
+	cmd.Flags().Lookup("max-flows").Usage = "most flows kept at once"
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.Float64Var(&o.speed, "speed", 0, "0: as fast as possible; 1: as fast as it was recorded; `N`: so many times faster")

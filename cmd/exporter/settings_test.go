@@ -79,3 +79,19 @@ func TestSettingsOrder(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// TestSettingsPage: every flag of run is in docs/settings.md.
+func TestSettingsPage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/settings.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s settings
+	f := pflag.NewFlagSet("", pflag.ContinueOnError)
+	s.addFlags(f)
+	f.VisitAll(func(fl *pflag.Flag) {
+		if !strings.Contains(strings.ReplaceAll(string(page), " ", "`"), "--"+fl.Name+"`") {
+			t.Errorf("no --%s", fl.Name)
+		}
+	})
+}
