@@ -39,7 +39,8 @@ type pending struct {
 
 // inFlight is a message that was written to the connection.
 type inFlight struct {
-	pending          // msg is nil if it is on disk
+	pending          // msg is nil if it is on disk, or gone
+	gone    bool     // acknowledged, perhaps not read, and beyond what is kept
 	after   position // where it ends on disk
 	end     uint64   // octets of the connection up to its end
 }
@@ -207,7 +208,7 @@ func (b *backlog) next(dst []byte, n int) (m pending, control [][]byte, fromDisk
 			b.reading = true
 		}
 		if m.msg, ok, err = b.disk.next(dst); ok {
-			b.flight = append(b.flight, inFlight{pending{}, b.disk.read, unknownEnd})
+			b.flight = append(b.flight, inFlight{after: b.disk.read, end: unknownEnd})
 		}
 		return m, control, true, ok, err
 	}
@@ -215,7 +216,7 @@ func (b *backlog) next(dst []byte, n int) (m pending, control [][]byte, fromDisk
 	if len(b.mem) == 0 {
 		return pending{msg: dst}, nil, false, false, nil
 	}
-	b.flight = append(b.flight, inFlight{b.mem[0], position{}, unknownEnd})
+	b.flight = append(b.flight, inFlight{pending: b.mem[0], end: unknownEnd})
 	b.mem[0] = pending{}
 	b.mem = b.mem[1:]
 	f := &b.flight[len(b.flight)-1]
@@ -242,12 +243,26 @@ func (b *backlog) confirm(acked, read uint64) {
 	defer b.mu.Unlock()
 	b.acknowledge(acked)
 	n := 0
-	for n < b.acked && (b.flight[n].end <= read || b.old > historyLimit) {
+	for n < b.acked && b.flight[n].end <= read {
 		b.forget(&b.flight[n])
 		n++
 	}
 	b.shift(n)
+	b.bound()
 	b.wake()
+}
+
+// bound keeps what is acknowledged and perhaps not read within historyLimit: it goes to disk, or the oldest is let go.
+func (b *backlog) bound() {
+	if b.old > historyLimit && b.disk != nil {
+		b.spill()
+	}
+	for i := 0; b.old > historyLimit; i++ {
+		if f := &b.flight[i]; f.msg != nil {
+			b.old -= len(f.msg)
+			f.msg, f.gone = nil, true
+		}
+	}
 }
 
 func (b *backlog) acknowledge(octets uint64) {
@@ -263,11 +278,13 @@ func (b *backlog) acknowledge(octets uint64) {
 
 // forget lets go of a message that the collector has.
 func (b *backlog) forget(f *inFlight) {
-	if f.msg == nil {
+	switch {
+	case f.gone:
+	case f.msg == nil:
 		b.disk.release(f.after)
-		return
+	default:
+		b.old -= len(f.msg)
 	}
-	b.old -= len(f.msg)
 }
 
 // shift removes the first n that are in flight.
@@ -278,7 +295,7 @@ func (b *backlog) shift(n int) {
 }
 
 // end says that the connection has ended. Unless all that was acknowledged was read, what may not have been read goes back, and what
-// was not acknowledged in any case: it will be sent again.
+// was not acknowledged in any case: it will be sent again. What is gone counts as dropped.
 func (b *backlog) end(read bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -295,6 +312,11 @@ func (b *backlog) end(read bool) {
 	var again []pending
 	for i := range b.flight {
 		f := &b.flight[i]
+		if f.gone {
+			b.sent -= uint64(f.records)
+			b.dropped += uint64(f.records)
+			continue
+		}
 		if i < b.acked {
 			b.sent -= uint64(f.records)
 			b.waiting += uint64(f.records)

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -60,6 +61,42 @@ func begin(t *testing.T, url string, base Config) *started {
 	s.stop = sync.OnceFunc(func() { cancel(); <-done })
 	t.Cleanup(s.stop)
 	return s
+}
+
+// freeAddress is one at which nobody listens.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	return l.Addr().String()
+}
+
+// idle starts an exporter with a collector that has accepted its connection c and does not read. buffer is the collector's SO_RCVBUF; 0
+// for one that the kernel sizes.
+func idle(t *testing.T, query string, buffer int, base Config) (x *started, l net.Listener, c net.Conn) {
+	t.Helper()
+	cfg := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		raw.Control(func(fd uintptr) {
+			if buffer > 0 {
+				err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, buffer)
+			}
+		})
+		return err
+	}}
+	l, err := cfg.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	x = begin(t, "tcp://"+l.Addr().String()+query, base)
+	if c, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return x, l, c
 }
 
 // give offers n records in batches. Their payload octets number them from 0.

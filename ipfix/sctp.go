@@ -122,5 +122,5 @@ func unackedSCTP(fd int) (int, uint32, error) {
 	if status.unacked != 0 || status.pending != 0 {
 		return 0, 0, errors.New("some chunks are not acknowledged")
 	}
-	return 0, 0, nil
+	return 0, status.window, nil
 }

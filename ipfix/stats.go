@@ -20,7 +20,7 @@ type Stats struct {
 	Recovered    uint64 // found in the spool at the start
 	Records      uint64 // sent: handed to the kernel, or, over streams, acknowledged by the collector's
 	Resent       uint64 // over streams: sent again over another connection, because they had not been acknowledged, or perhaps not read
-	DroppedSend  uint64 // in messages that could not be sent
+	DroppedSend  uint64 // in messages that could not be sent, or perhaps were not read by a stream collector that was reset, and were not kept
 	DroppedSpool uint64 // the oldest in the spool, beyond its bound
 	Backlog      uint64 // over streams: not acknowledged; in memory and on disk
 	Spooled      uint64 // of Backlog, those on disk that wait to be sent

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,16 +62,7 @@ func TestLast(t *testing.T) {
 
 // TestReset: what a collector's kernel has acknowledged and its program has not read is sent again when the program dies.
 func TestReset(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	x := begin(t, "tcp://"+l.Addr().String(), Config{})
-	c, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	x, l, c := idle(t, "", 0, Config{})
 	x.give(150) // less than the receive buffer holds
 	eventually(t, "the kernel has them", func() bool { return x.Stats().Backlog == 0 })
 	time.Sleep(100 * time.Millisecond)
@@ -87,18 +77,24 @@ func TestReset(t *testing.T) {
 	x.balance()
 }
 
+// TestResetAfterHang: a collector that hangs for however long before it dies has read nothing of what its kernel has acknowledged, though
+// its window shows nothing of that.
+func TestResetAfterHang(t *testing.T) {
+	x, l, c := idle(t, "", 2<<20, Config{})
+	x.give(3600) // 1 MB
+	eventually(t, "the kernel has them", func() bool { return x.Stats().Backlog == 0 && x.Stats().Encoded == 3600 })
+	time.Sleep(300 * time.Millisecond)
+	c.Close() // with unread data: a reset
+	s := serve(t, l)
+	eventually(t, "they arrive", func() bool { l := s.streams(); return len(l) == 1 && len(numbers(t, l[0])) == x.next })
+	x.stop()
+	inOrder(t, s.all(t), 0, x.next-1)
+	x.balance()
+}
+
 // TestSlowCollector: one that does not read holds nothing up. What it cannot take is on disk, and follows when it reads again.
 func TestSlowCollector(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	x := begin(t, "tcp://"+l.Addr().String(), Config{Spool: t.TempDir(), Queue: 1 << 20})
-	c, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	x, l, c := idle(t, "", 0, Config{Spool: t.TempDir(), Queue: 1 << 20})
 	x.give(100000) // 30 MB
 	eventually(t, "they are on disk", func() bool { st := x.Stats(); return st.Waiting == 0 && st.Spooled > 50000 })
 	s := &sink{l: l, data: [][]byte{nil}}
@@ -131,17 +127,7 @@ func TestSlowCollector(t *testing.T) {
 // TestStalled: a collector that takes nothing for the send timeout is given up.
 func TestStalled(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	x := begin(t, "tcp://"+l.Addr().String()+"?send-timeout=500ms", Config{Queue: 1 << 20})
-	c, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	x, _, _ := idle(t, "?send-timeout=500ms", 0, Config{Queue: 1 << 20})
 	x.give(50000)
 	eventually(t, "it is given up", func() bool { return x.Stats().Connects > 1 })
 	if s := x.text(); !strings.Contains(s, "timed out") && !strings.Contains(s, "timeout") {
@@ -153,12 +139,7 @@ func TestStalled(t *testing.T) {
 func TestSpoolSurvives(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
+	addr := freeAddress(t)
 	next := 0
 	for i := range 3 {
 		x := begin(t, "tcp://"+addr, Config{Spool: dir})
@@ -207,12 +188,7 @@ func dumpAll(t *testing.T, dir string) {
 // TestSpoolBound: beyond the bound the oldest records are dropped, and counted.
 func TestSpoolBound(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
+	addr := freeAddress(t)
 	x := begin(t, "tcp://"+addr+"?spool-size=1M", Config{Spool: t.TempDir(), Queue: 1 << 20})
 	x.give(20000) // 6 MB
 	eventually(t, "some are dropped", func() bool { st := x.Stats(); return st.Waiting == 0 && st.Encoded == 20000 && st.DroppedSpool > 0 })
@@ -312,12 +288,7 @@ func TestSpoolIsLocked(t *testing.T) {
 func TestSpoolOtherLayout(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
+	addr := freeAddress(t)
 	next := 0
 	for _, option := range []string{"?pen=4711", "?pen=4712", "?dialect=native"} {
 		x := begin(t, "tcp://"+addr+option, Config{Spool: dir})
@@ -355,19 +326,20 @@ func TestFullDisk(t *testing.T) {
 		miss(t, "cannot mount: "+err.Error())
 	}
 	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
+	addr := freeAddress(t)
 	x := begin(t, "tcp://"+addr, Config{Spool: dir})
 	x.give(8000) // 2.4 MB
 	x.said("no space left on device")
 	eventually(t, "they are in memory", func() bool { st := x.Stats(); return st.Waiting == 0 && st.Backlog >= 8000 && st.SpoolFailed })
 	s := listen(t, addr)
 	eventually(t, "all is taken", func() bool { return x.Stats().Backlog == 0 })
-	time.Sleep(2 * readTime) // what was acknowledged a moment before the end may be unread, and would come again
+	eventually(t, "all is read", func() bool { // or it would come again
+		n := 0
+		for _, b := range s.streams() {
+			n += len(numbers(t, b))
+		}
+		return n == 8000
+	})
 	s.mu.Lock()
 	s.conn.Close()
 	s.l.Close()

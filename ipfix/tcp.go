@@ -23,11 +23,10 @@ type link struct {
 	stopBy  *atomic.Int64
 
 	// state tells what the other side's kernel has not acknowledged, and the window that it last offered; both in octets.
-	state   func(fd int) (unacked int, window uint32, err error)
-	acked   uint64
-	read    uint64
-	window  uint32   // largest seen
-	samples []sample // of acked, oldest first
+	state  func(fd int) (unacked int, window uint32, err error)
+	acked  uint64
+	read   uint64
+	window uint32 // largest seen
 }
 
 // socket is what link wants of a connection.
@@ -71,9 +70,10 @@ func (l *link) Read(b []byte) (int, error) {
 // fin reports whether the other side has ended the connection in order.
 func (l *link) fin() bool { return l.eof.Load() && !l.broken }
 
-// progress returns how many of the octets written the other side's kernel has acknowledged, and of these how many its program has read
-// as far as that can be known: what fills the receive buffer is missing in the window that is offered, once that has stopped to grow. A
-// busy host may leave the program without a processor for a while, which the window does not show.
+// progress returns how many of the octets written the other side's kernel has acknowledged, and of these how many its program must have
+// read, since its receive buffer has no room for more than the rest. Time tells nothing: a program that hangs, or that gets no processor,
+// reads nothing for however long, and is killed for it. The window tells what is unread only in part: Linux offers no more than it thinks
+// fit, which of a buffer whose size the program has set (SO_RCVBUF) is half.
 func (l *link) progress() (acked, read uint64) {
 	raw, err := l.socket.SyscallConn()
 	if err != nil {
@@ -86,33 +86,11 @@ func (l *link) progress() (acked, read uint64) {
 		}
 		l.acked = max(l.acked, l.written-min(l.written, uint64(unacked)))
 		l.window = max(l.window, window)
-		doubt := uint64(l.window-window) + windowDoubt
-		if l.acked < firstBuffer {
-			doubt = l.acked // the window grows until the buffer has its size, read or not
+		if unread := 2*uint64(l.window) - uint64(window); l.window > 0 && l.acked > unread {
+			l.read = max(l.read, l.acked-unread)
 		}
-		l.read = max(l.read, min(l.acked-min(l.acked, doubt), max(l.ackedBefore(time.Now()), l.acked-min(l.acked, timeDoubt))))
 	})
 	return l.acked, l.read
-}
-
-// ackedBefore notes what is acknowledged now, and returns what was when the collector had time enough to read it.
-func (l *link) ackedBefore(now time.Time) (octets uint64) {
-	if n := len(l.samples); n == 0 || now.Sub(l.samples[n-1].at) > readTime/16 {
-		l.samples = append(l.samples, sample{now, l.acked})
-	}
-	old := 0
-	for i, s := range l.samples {
-		if now.Sub(s.at) >= readTime {
-			old, octets = i, s.acked
-		}
-	}
-	l.samples = append(l.samples[:0], l.samples[old:]...)
-	return octets
-}
-
-type sample struct {
-	at    time.Time
-	acked uint64
 }
 
 // unackedTCP asks by SIOCOUTQ (tcp(7)), which holds after the end of the connection too.
@@ -125,14 +103,10 @@ func unackedTCP(fd int) (int, uint32, error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	return n, info.Snd_wnd, nil // of Linux 5.4; 0 before: then what was acknowledged counts as read
+	return n, info.Snd_wnd, nil // of Linux 5.4; 0 before
 }
 
 const (
-	windowDoubt = 32 << 10               // octets that may be unread though the window does not show it
-	timeDoubt   = 2 << 20                // octets that may be unread because of readTime alone
-	readTime    = 250 * time.Millisecond // in which a collector that is alive has read what its kernel has
-	firstBuffer = 128 << 10              // octets that a receive buffer begins with (tcp_rmem, tcp(7))
 	// What the kernel holds unsent is little, so that little is in doubt when the connection ends.
 	notSent       = 128 << 10
 	keepAliveIdle = 15 * time.Second
