@@ -47,11 +47,10 @@ type Encoder struct {
 	ignored   lossTimes
 	notSent   lossTimes
 
-	buf    []byte // for messages of templates and options records
-	told   uint64 // Options Data Records made
-	cut    uint64
-	tooBig uint64
-	send   func(message []byte, records int) error
+	buf  []byte // for messages of templates and options records
+	told uint64 // Options Data Records made
+	cut  uint64
+	send func(message []byte, records int) error
 }
 
 // dataSet is a Data Set of the message under way.
@@ -119,9 +118,6 @@ func (e *Encoder) Restart() {
 	e.sequence = 0
 	e.announced = announced{}
 }
-
-// Sequence is the number that the next message carries.
-func (e *Encoder) Sequence() uint32 { return e.sequence }
 
 func (e *Encoder) header() int {
 	if e.proto == NetFlowV9 {
@@ -275,7 +271,6 @@ func (e *Encoder) overflow(t *templates.Template, r *flowcache.Record, mark, beg
 	for limit := e.max / 2; len(e.msg)+e.padding() > e.max; limit /= 2 {
 		if limit == 0 {
 			e.msg, e.open = e.msg[:0], dataSet{}
-			e.tooBig++
 			e.sequence++ // it shows as lost
 			return errors.Join(err, errTooBig)
 		}

@@ -161,8 +161,8 @@ func TestLongStrings(t *testing.T) {
 		}
 	}
 	e.Flush(now)
-	if msgs != 3 || e.cut != 3 || e.Sequence() != uint32(3+e.told) {
-		t.Errorf("%d messages, %d cut, sequence %d", msgs, e.cut, e.Sequence())
+	if msgs != 3 || e.cut != 3 || e.sequence != uint32(3+e.told) {
+		t.Errorf("%d messages, %d cut, sequence %d", msgs, e.cut, e.sequence)
 	}
 }
 
@@ -406,23 +406,7 @@ func eventually(t *testing.T, what string, f func() bool) {
 func TestReconnect(t *testing.T) {
 	s := listen(t, "127.0.0.1:0")
 	addr := s.l.Addr().String()
-	var mu sync.Mutex
-	var lines []string
-	cfg, err := ParseURL("tcp://"+addr, Config{ReconnectMin: 100 * time.Millisecond, ReconnectMax: 200 * time.Millisecond, Notify: func(ok bool, line string) {
-		mu.Lock()
-		lines = append(lines, line)
-		mu.Unlock()
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	x, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { x.Run(ctx); close(done) }() // ends with ctx
+	x := begin(t, "tcp://"+addr, Config{ReconnectMin: 100 * time.Millisecond, ReconnectMax: 200 * time.Millisecond})
 	offer := func(i int) {
 		r := flowcache.RecordPool(nil).Get()
 		r.List = append(r.List, *record(i))
@@ -436,15 +420,14 @@ func TestReconnect(t *testing.T) {
 	eventually(t, "the first record", got(0, "/marker-a"))
 	s.l.Close()
 	s.conn.Close()
-	eventually(t, "the loss is noticed", func() bool { mu.Lock(); defer mu.Unlock(); return len(lines) > 0 })
+	eventually(t, "the loss is noticed", func() bool { return x.text() != "" })
 	offer(1)
 	first := s.streams()
 	s = listen(t, addr)
 	eventually(t, "the second record", got(0, "/marker-b"))
 	offer(2)
 	eventually(t, "the third record", got(0, "/marker-c"))
-	cancel()
-	<-done
+	x.stop()
 	for _, stream := range append(first, s.streams()...) {
 		if binary.BigEndian.Uint32(stream[8:]) != 0 || binary.BigEndian.Uint16(stream[16:]) != setOptionsTemplate {
 			t.Errorf("a session begins with sequence %d, set %d", binary.BigEndian.Uint32(stream[8:]), binary.BigEndian.Uint16(stream[16:]))
@@ -454,8 +437,8 @@ func TestReconnect(t *testing.T) {
 	if st := x.Stats(); st.DroppedQueue+st.DroppedSend != 0 || st.Connects != 2 {
 		t.Errorf("%+v", st)
 	}
-	if len(lines) != 2 {
-		t.Errorf("%q", lines)
+	if len(x.lines) != 2 {
+		t.Errorf("%q", x.lines)
 	}
 }
 
@@ -498,22 +481,7 @@ func TestQueueIsBounded(t *testing.T) {
 // TestHungCollector: a collector that accepts and never reads does not hold up the end.
 func TestHungCollector(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	cfg, err := ParseURL("tcp://"+l.Addr().String(), Config{Queue: 1 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	x, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { x.Run(ctx); close(done) }() // ends with ctx
+	x, _, _ := idle(t, "", 0, Config{Queue: 1 << 20})
 	const n = 1000
 	for range n {
 		r := flowcache.RecordPool(nil).Get()
@@ -527,10 +495,8 @@ func TestHungCollector(t *testing.T) {
 		time.Sleep(200 * time.Millisecond)
 		return a > 0 && x.Stats().Octets == a
 	})
-	cancel()
-	select {
-	case <-done:
-	case <-time.After(3 * time.Second):
+	begun := time.Now()
+	if x.stop(); time.Since(begun) > 3*time.Second {
 		t.Fatal("still running 3 s after the end")
 	}
 	st := x.Stats()
@@ -548,23 +514,11 @@ func TestRefused(t *testing.T) {
 	}
 	addr := c.LocalAddr().String()
 	c.Close()
-	lines := 0
-	cfg, err := ParseURL("udp://"+addr, Config{Notify: func(bool, string) { lines++ }, TemplateRefresh: 100 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	x, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { x.Run(ctx); close(done) }() // ends with ctx
+	x := begin(t, "udp://"+addr, Config{TemplateRefresh: 100 * time.Millisecond})
 	eventually(t, "errors are counted", func() bool { return x.Stats().Errors > 2 })
-	cancel()
-	<-done
-	if lines != 1 {
-		t.Errorf("said %d times", lines)
+	x.stop()
+	if len(x.lines) != 1 {
+		t.Errorf("said %q", x.lines)
 	}
 }
 
