@@ -291,32 +291,37 @@ func (s *Source) send() {
 	s.batch = s.cfg.Batches.Get()
 }
 
-// snapshot walks all sockets. In the first pass listeners come first, so that the roles of the others are known.
+// snapshot walks all sockets; the first time twice, for listeners come first then, so that the roles of the others are known.
 func (s *Source) snapshot(first bool) {
 	if s.walker == nil {
 		return
 	}
 	s.snapshots.Add(1)
-	var later []flowcache.Observation
-	err := s.Walk(func(o *flowcache.Observation) {
-		switch {
-		case o.Key.Proto != flowcache.ProtoTCP:
-			s.grams.own(o.Cookie, owner{o.Process, o.UID, o.GID, o.CGroup, o.Key.NetNS, o.Kernel})
-		case o.TCP.State == flowcache.TCPListen:
+	listeners := func(o *flowcache.Observation) {
+		if o.Key.Proto == flowcache.ProtoTCP && o.TCP.State == flowcache.TCPListen {
 			o.Event = flowcache.EventListen
 			s.add(o)
-		case first:
-			later = append(later, *o)
-		default:
-			s.add(o)
 		}
-	})
+	}
+	var err error
+	if first {
+		err = s.Walk(listeners)
+	}
+	if err == nil {
+		err = s.Walk(func(o *flowcache.Observation) {
+			switch {
+			case o.Key.Proto != flowcache.ProtoTCP:
+				s.grams.own(o.Cookie, owner{o.Process, o.UID, o.GID, o.CGroup, o.Key.NetNS, o.Kernel})
+			case o.TCP.State == flowcache.TCPListen:
+				listeners(o)
+			default:
+				s.add(o)
+			}
+		})
+	}
 	if err != nil {
 		s.snapshotErrors.Add(1)
 		return // not a whole pass: nothing may be concluded from it
-	}
-	for i := range later {
-		s.add(&later[i])
 	}
 	s.batch.SnapshotDone = true
 	s.send()

@@ -23,6 +23,9 @@ func (b *Batch) Reset() {
 // BatchLen is the number of observations after which a source should hand over a batch.
 const BatchLen = 512
 
+// RecordsAtOnce is how many records are handed over at once: memory is for these, however many flows end together.
+const RecordsAtOnce = 512
+
 // Batches is a free list of batches that sources fill and the cache loop returns, so that a steady flow of
 // observations allocates nothing. Its zero value (nil) allocates every batch.
 type Batches chan *Batch

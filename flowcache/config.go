@@ -27,6 +27,10 @@ type Config struct {
 	// its owner and role.
 	Known func(o *Observation)
 
+	// Full, if set, takes the records of a call that are there when it has RecordsAtOnce of them and more to tell, as when a socket is closed that
+	// has spoken to many thousands of peers. It returns room for more. It must not use the cache.
+	Full func([]Record) []Record
+
 	// Hold and Release, if set, are told which processes live flows belong to, so that their names are kept.
 	Hold, Release func(ProcessID)
 }

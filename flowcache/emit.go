@@ -11,6 +11,9 @@ func (c *Cache) emitFlow(dst []Record, i uint32, reason EndReason, final bool) [
 
 func (c *Cache) emit(dst []Record, e, peer *entry, reason EndReason, final bool) []Record {
 	c.stats.Records[reason]++
+	if len(dst) >= RecordsAtOnce && c.cfg.Full != nil {
+		dst = c.cfg.Full(dst)
+	}
 	if len(dst) == cap(dst) {
 		dst = append(dst, Record{})
 	} else {

@@ -167,3 +167,36 @@ func TestManySegments(t *testing.T) {
 		t.Errorf("%d packets, %d octets, want %d, %d", packets, octets, uint64(looks*each), uint64(looks*each*(1+header)))
 	}
 }
+
+// TestFull closes a socket that has spoken to many peers: its records come in parts, and each once.
+func TestFull(t *testing.T) {
+	const peers = 3 * RecordsAtOnce
+	var told []Record
+	parts := 0
+	c := newCache(t, Config{Full: func(recs []Record) []Record {
+		if len(recs) != RecordsAtOnce {
+			t.Errorf("%d records at once", len(recs))
+		}
+		parts++
+		told = append(told, recs...)
+		return recs[:0]
+	}})
+	k := tcpKey(5)
+	k.Proto = ProtoUDP
+	for i := range peers {
+		k.DstPort = uint16(1 + i)
+		o := obs(k, 1, 1000*second, EventUpdate, 100, 0)
+		o.Delta = true
+		if recs := c.Observe(nil, o); len(recs) != 0 {
+			t.Fatal(recs)
+		}
+	}
+	rest := c.Observe(nil, &Observation{Event: EventClose, Cookie: 1, Time: 1000 * second, UID: NoID, GID: NoID})
+	seen := map[uint16]bool{}
+	for _, r := range append(told, rest...) {
+		seen[r.Key.DstPort] = true
+	}
+	if len(told)+len(rest) != peers || len(seen) != peers || parts != 2 || cap(rest) > 2*RecordsAtOnce {
+		t.Errorf("%d records of %d peers in %d parts, and %d at last in a buffer for %d", len(told), len(seen), parts, len(rest), cap(rest))
+	}
+}

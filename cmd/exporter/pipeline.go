@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"time"
 
 	"github.com/sockflow/sockflow/enrich"
@@ -27,6 +29,7 @@ type pipeline struct {
 	batches   flowcache.Batches
 	pool      flowcache.RecordPool
 	scratch   []flowcache.Record
+	failed    error // of a printer, in the middle of a call of the cache
 	readings  chan interfaceReading
 	status    chan func(pipelineStatus)
 	names     <-chan *enrich.ContainerUpdate // what runtimes tell
@@ -55,7 +58,6 @@ const (
 	restInterval   = time.Second           // longest
 	sweepInterval  = 30 * time.Second
 	letGoInterval  = time.Second
-	recordsAtOnce  = 1024                   // handed over together
 	maxHeld        = 4096                   // records that may wait for names
 	roomTime       = 500 * time.Millisecond // in which exporters may make room for the last records; then they have 1.5 s for the rest
 )
@@ -107,7 +109,7 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 			}
 			for more := true; more; {
 				var recs []flowcache.Record
-				recs, more = p.cache.Expire(p.scratch[:0], flowcache.Now(), recordsAtOnce)
+				recs, more = p.cache.Expire(p.scratch[:0], flowcache.Now(), flowcache.RecordsAtOnce)
 				if err := p.give(recs); err != nil {
 					return err
 				}
@@ -148,12 +150,6 @@ func (p *pipeline) take(b *flowcache.Batch) error {
 			o.Process = p.owners.Lookup(o.Inode)
 		}
 		recs = p.cache.Observe(recs, o)
-		if len(recs) >= recordsAtOnce {
-			if err := p.give(recs); err != nil {
-				return err
-			}
-			recs = recs[:0]
-		}
 	}
 	switch {
 	case b.Swept != 0 && b.Audit:
@@ -165,7 +161,13 @@ func (p *pipeline) take(b *flowcache.Batch) error {
 		recs = p.cache.SnapshotDone(recs)
 	}
 	p.batches.Put(b)
-	return p.give(recs)
+	return errors.Join(p.failed, p.give(recs))
+}
+
+// full is give for the cache, in the middle of a call that tells many records.
+func (p *pipeline) full(recs []flowcache.Record) []flowcache.Record {
+	p.failed = errors.Join(p.failed, p.give(recs))
+	return recs[:0]
 }
 
 // leastStep is how far the wall clock must be from where it would be without a step: its two readings are never quite at the same time.
@@ -264,9 +266,11 @@ func (p *pipeline) tellRecords(recs []flowcache.Record) error {
 	if p.exporters == nil {
 		return nil
 	}
-	r := p.pool.Get()
-	r.List = append(r.List, recs...)
-	p.exporters.Offer(r)
+	for part := range slices.Chunk(recs, flowcache.RecordsAtOnce) { // an exporter has room for them all, or none
+		r := p.pool.Get()
+		r.List = append(r.List, part...)
+		p.exporters.Offer(r)
+	}
 	return nil
 }
 
@@ -283,7 +287,7 @@ func (p *pipeline) flush() error {
 			p.room(ctx)
 		}
 		var recs []flowcache.Record
-		recs, more = p.cache.Flush(p.scratch[:0], recordsAtOnce)
+		recs, more = p.cache.Flush(p.scratch[:0], flowcache.RecordsAtOnce)
 		if err := p.give(recs); err != nil {
 			return err
 		}

@@ -98,7 +98,7 @@ func (x *probe) newPipeline(exporters []exporter, printer printer) error {
 	cache, err := flowcache.New(flowcache.Config{
 		ActiveTimeout: reportEvery(s), IdleTimeout: s.idleTimeout, MaxFlows: x.maxFlows,
 		Merge: s.localPairs == "merge", PeerMemory: max(15*time.Second, 3*s.snapshotInterval), Translate: conntrack.Translate,
-		Hold: processes.Hold, Release: processes.Release,
+		Hold: processes.Hold, Release: processes.Release, Full: func(recs []flowcache.Record) []flowcache.Record { return x.p.full(recs) },
 		Known: func(o *flowcache.Observation) {
 			if x.ebpf != nil {
 				x.ebpf.Known(o)
