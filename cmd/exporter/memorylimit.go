@@ -65,9 +65,9 @@ func (x *probe) boundMemory() {
 	limit := x.s.memory()
 	if limit.octets != 0 && os.Getenv("GOMEMLIMIT") == "" {
 		// The heap may grow to twice what is in use before garbage is looked for. Near the limit it is better looked for sooner: that takes
-		// processor time, of which the runtime takes half at most. The rest is for what the runtime does not count: the program's pages
-		// and, in cgroup v2, the maps of eBPF.
-		debug.SetMemoryLimit(limit.octets / 5 * 4)
+		// processor time, of which the runtime takes half at most. The last third is for what the runtime does not count: the program's pages,
+		// 300 octets that the kernel keeps for each socket and, in cgroup v2, the maps of eBPF.
+		debug.SetMemoryLimit(limit.octets / 3 * 2)
 	}
 	var fit bool
 	x.maxFlows, fit = x.s.flowBound(limit)
