@@ -140,7 +140,13 @@ func TestCollectorDies(t *testing.T) {
 			var memory []uint64
 			kills, hung := 0, false
 			var collector *exec.Cmd
+			var started time.Time      // the collector
+			files := func() []string { // of connections, in their order
+				all, _ := filepath.Glob(filepath.Join(dir, "*")) // sorted
+				return all
+			}
 			restart := func() {
+				started = time.Now()
 				collector = exec.Command(os.Args[0])
 				collector.Env, collector.Stderr = env, os.Stderr
 				if err := collector.Start(); err != nil {
@@ -191,6 +197,10 @@ func TestCollectorDies(t *testing.T) {
 				restart()
 			}
 			collector.Process.Signal(syscall.SIGCONT) // if it hangs
+			eventually(t, "the last collector has a connection", func() bool {
+				all := files()
+				return len(all) > 0 && filepath.Base(all[len(all)-1]) >= fmt.Sprintf("%020d", started.UnixNano())
+			})
 			for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 				if st := x.Stats(); st.Backlog == 0 && st.Waiting == 0 && st.Encoded+st.DroppedQueue == uint64(x.next) {
 					break
@@ -198,14 +208,13 @@ func TestCollectorDies(t *testing.T) {
 			}
 			x.stop()
 			x.balance()
-			var files []string
 			eventually(t, "the last connection is read to its end", func() bool {
-				files, _ = filepath.Glob(filepath.Join(dir, "*")) // sorted
-				return len(files) > 0 && strings.HasSuffix(files[len(files)-1], ".whole")
+				all := files()
+				return strings.HasSuffix(all[len(all)-1], ".whole")
 			})
 			seen := make([]uint8, x.next)
 			repeated, most, last := 0, 0, -1
-			for _, f := range files {
+			for _, f := range files() {
 				b, err := os.ReadFile(f)
 				if err != nil {
 					t.Fatal(err)
