@@ -29,7 +29,10 @@ type datagrams struct {
 
 	owners map[uint64]owner
 	closed []flowcache.Observation // sockets that were released since the last drain
-	named  map[uint64]struct{}     // sockets whose owner became known since, after they were told of without
+	// When the last drain was, and whether it found so many flows for its time that the next must not wait for as long.
+	drained time.Time
+	many    bool
+	named   map[uint64]struct{} // sockets whose owner became known since, after they were told of without
 	// Told of without an owner: first datagrams that nobody has read yet.
 	nameless map[uint64]struct{}
 	// Before Linux 6.2 the namespace is known with the owner only, and no flow without it: these wait.
@@ -42,6 +45,8 @@ type datagrams struct {
 
 const (
 	drainBatch = 1024
+	// A second: a quarter of what a map holds.
+	manyDatagrams = 1 << 14
 	// The next walk of all sockets names what the tracepoints did not; after that nobody will.
 	orphanPatience = 12 * time.Second
 	maxOwners      = 1 << 20
@@ -80,6 +85,9 @@ func (d *datagrams) release(cookie uint64, t int64, by owner) {
 	d.closed = append(d.closed, o)
 }
 
+// soon reports whether the next drain is due before its time.
+func (d *datagrams) soon() bool { return d.many || len(d.closed) > 0 }
+
 // drain hands over what was counted since the last drain, and then the ends of the sockets that closed. The last drain waits for
 // no owner.
 func (d *datagrams) drain(clk clock, now time.Time, last bool, emit func(*flowcache.Observation)) error {
@@ -94,12 +102,14 @@ func (d *datagrams) drain(clk clock, now time.Time, last bool, emit func(*flowca
 	d.closed = nil
 	var cursor ebpf.MapBatchCursor
 	var o flowcache.Observation
+	flows := 0
 	for {
 		n, err := full.BatchLookupAndDelete(&cursor, d.keys, d.values, nil)
 		for i := range n {
 			datagramObservation(&o, &d.keys[i], &d.values[i], clk)
 			d.join(&o, now, emit)
 		}
+		flows += n
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			break
 		}
@@ -107,6 +117,8 @@ func (d *datagrams) drain(clk clock, now time.Time, last bool, emit func(*flowca
 			return fmt.Errorf("drain datagram map: %w", err)
 		}
 	}
+	d.many = float64(flows) > manyDatagrams*now.Sub(d.drained).Seconds()
+	d.drained = now
 	for cookie := range d.named {
 		o = flowcache.Observation{Event: flowcache.EventOwner, Cookie: cookie, Time: flowcache.At(now), Origin: flowcache.OriginEBPF}
 		own := d.owners[cookie]

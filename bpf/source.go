@@ -180,8 +180,8 @@ const (
 	batchInterval = 40 * time.Millisecond
 	drainInterval = time.Second
 	maxEvents     = 4096 // between looks at the clock
-	// A released socket's flows end with the next drain; this bounds how often.
-	releaseInterval = 100 * time.Millisecond
+	// A released socket's flows end with the next drain, and a map fills up; this bounds how often.
+	soonInterval = 100 * time.Millisecond
 )
 
 // Run observes until ctx ends, then takes a last pass over all sockets and returns. Batches go to out.
@@ -196,8 +196,8 @@ func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
 	for {
 		now := time.Now()
 		wait := min(drainInterval, s.cfg.SnapshotInterval-now.Sub(lastSnapshot))
-		if len(s.grams.closed) > 0 {
-			wait = min(wait, releaseInterval)
+		if s.grams.soon() {
+			wait = min(wait, soonInterval)
 		}
 		s.reader.SetDeadline(now.Add(wait))
 		for n := range maxEvents {
@@ -216,7 +216,7 @@ func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
 		}
 		now = time.Now()
 		stop := ctx.Err() != nil
-		if stop || now.Sub(lastDrain) >= drainInterval || len(s.grams.closed) > 0 && now.Sub(lastDrain) >= releaseInterval {
+		if stop || now.Sub(lastDrain) >= drainInterval || s.grams.soon() && now.Sub(lastDrain) >= soonInterval {
 			lastDrain = now
 			if err := s.grams.drain(s.clk, now, stop, s.add); err != nil {
 				return err
