@@ -217,11 +217,12 @@ func TestUDPNobodyReads(t *testing.T) {
 			if closed {
 				t.Error("an owner came after the end of the socket")
 			}
-			if o.Process.PID == uint32(os.Getpid()) && o.UID == uint32(os.Geteuid()) {
-				owned = append(owned, o.Cookie)
-			}
 		case o.Key.SrcPort == port || o.Key.DstPort == port:
 			sockets[o.Key.SrcPort] = o.Cookie
+		}
+		// A pass over all sockets may have come by, and named it at once.
+		if o.Process.PID == uint32(os.Getpid()) && o.UID == uint32(os.Geteuid()) && o.Event != flowcache.EventClose {
+			owned = append(owned, o.Cookie)
 		}
 	}
 	if sockets[port] == 0 || !slices.Contains(owned, sockets[port]) || !closed {
