@@ -178,6 +178,12 @@ static __always_inline struct slot *slot_of(__u64 cookie)
 	return bpf_map_lookup_elem(&slots, &index);
 }
 
+/* Makes it if there is none. Of two that make it at once, a pass and a hook say, the second is refused, and finds it. */
+static __always_inline struct sock_state *storage(struct sock *sk)
+{
+	return bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE) ?: bpf_sk_storage_get(&sockets, sk, 0, 0);
+}
+
 static __always_inline struct sock_state *find(struct sock *sk)
 {
 	__u64 cookie = sk->__sk_common.skc_cookie.counter; /* has one if it has a slot */
@@ -198,7 +204,7 @@ static __always_inline struct sock_state *begin(struct sock *sk)
 	if (slot && (!__sync_val_compare_and_swap(&slot->cookie, 0, cookie) || slot->cookie == cookie))
 		st = &slot->state;
 	else
-		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		st = storage(sk);
 	if (!st) {
 		lost(LOSS_STORAGE);
 		return NULL;
@@ -538,7 +544,7 @@ static __always_inline int touch(struct sock *sk)
 		return 0;
 	}
 	if (!st) {
-		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		st = storage(sk);
 		if (!st) {
 			lost(LOSS_STORAGE);
 			return 0;
@@ -946,7 +952,7 @@ int walk(struct bpf_iter__task_file *ctx)
 	/* The storage before the slot: most of what a pass costs is memory that is not in the cache. */
 	st = bpf_sk_storage_get(&sockets, sk, 0, 0) ?: find(sk);
 	if (!st) {
-		st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		st = storage(sk);
 		if (!st)
 			return 0;
 		own(st, sk, task);
