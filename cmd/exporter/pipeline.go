@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 
@@ -161,12 +160,15 @@ func (p *pipeline) take(b *flowcache.Batch) error {
 		recs = p.cache.SnapshotDone(recs)
 	}
 	p.batches.Put(b)
-	return errors.Join(p.failed, p.give(recs))
+	p.full(recs)
+	return p.failed
 }
 
 // full is give for the cache, in the middle of a call that tells many records.
 func (p *pipeline) full(recs []flowcache.Record) []flowcache.Record {
-	p.failed = errors.Join(p.failed, p.give(recs))
+	if err := p.give(recs); p.failed == nil {
+		p.failed = err
+	}
 	return recs[:0]
 }
 
