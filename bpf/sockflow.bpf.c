@@ -917,6 +917,38 @@ static __always_inline void fetch(struct tcp_sock *tp)
 	FETCH(tp->total_retrans);
 }
 
+extern void *bpf_rdonly_cast(void *obj, __u32 btf_id) __ksym __weak; /* Linux 6.2 */
+
+#define CAST(type, address) ((type *)bpf_rdonly_cast((void *)(address), bpf_core_type_id_kernel(type)))
+
+/* The same for the task's next descriptors, one pointer further the nearer they are: from the table to a file, a socket, a connection. Nothing
+ * that is read is used, so that it does not matter whether it is still there. */
+static __always_inline void fetch_next(struct task_struct *task, struct file *socket_file, __u32 fd)
+{
+	struct fdtable *table;
+	struct file *file;
+	__u64 next[3]; /* from the second next on */
+
+	if (!bpf_rdonly_cast)
+		return;
+	table = task->files->fdt;
+	if (fd + 4 >= table->max_fds || bpf_probe_read_kernel(next, sizeof(next), (void *)((__u64)table->fd + (fd + 2) * sizeof(__u64))))
+		return;
+	if (next[2]) {
+		file = CAST(struct file, next[2]);
+		FETCH(file->f_op);
+		FETCH(file->private_data);
+		if (bpf_core_field_exists(file->f_ref))
+			FETCH(file->f_ref.refcnt.counter); /* the iterator holds the file */
+	}
+	file = CAST(struct file, next[1]);
+	if (next[1] && file->f_op == socket_file->f_op)
+		FETCH(CAST(struct socket, file->private_data)->sk);
+	file = CAST(struct file, next[0]);
+	if (next[0] && file->f_op == socket_file->f_op)
+		fetch(CAST(struct tcp_sock, CAST(struct socket, file->private_data)->sk));
+}
+
 /* One read() walks the sockets of all processes in all network namespaces, and gives those that existed before the
  * start their owner. */
 SEC("iter/task_file")
@@ -948,6 +980,7 @@ int walk(struct bpf_iter__task_file *ctx)
 	tp = proto == IPPROTO_TCP ? bpf_skc_to_tcp_sock(sk) : NULL;
 	if (tp)
 		fetch(tp);
+	fetch_next(task, file, ctx->fd);
 
 	/* The storage before the slot: most of what a pass costs is memory that is not in the cache. */
 	st = bpf_sk_storage_get(&sockets, sk, 0, 0) ?: find(sk);

@@ -162,8 +162,30 @@ struct path {
 	struct dentry *dentry;
 };
 
+struct file_operations;
+
+typedef struct {
+	long long counter;
+} atomic64_t;
+
+typedef struct {
+	atomic64_t refcnt;
+} file_ref_t;
+
 struct file {
+	const struct file_operations *f_op;
+	void *private_data;
 	struct path f_path;
+	file_ref_t f_ref; /* Linux 6.13 */
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
 };
 
 struct fs_struct {
@@ -173,10 +195,6 @@ struct fs_struct {
 typedef struct {
 	int counter;
 } atomic_t;
-
-typedef struct {
-	long long counter;
-} atomic64_t;
 
 struct signal_struct {
 	atomic_t live;
@@ -192,6 +210,7 @@ struct task_struct {
 	const struct cred *cred;
 	char comm[16];
 	struct fs_struct *fs;
+	struct files_struct *files;
 	struct signal_struct *signal;
 	struct css_set *cgroups;
 };
