@@ -46,6 +46,7 @@ type Source struct {
 	hooks    []Hook
 	walker   *link.Iter // nil without iter/task_file
 	reader   *ringbuf.Reader
+	record   ringbuf.Record // the last that was read
 	grams    *datagrams
 	clk      clock
 	out      chan<- *flowcache.Batch
@@ -179,7 +180,8 @@ const (
 	// Events come to a reader that waits at once, and then in batches: a reader that has not caught up is not woken again.
 	batchInterval = 40 * time.Millisecond
 	drainInterval = time.Second
-	maxEvents     = 4096 // between looks at the clock
+	maxEvents     = 4096    // between looks at the clock
+	allEvents     = 1 << 17 // more than the ring buffer holds
 	// A released socket's flows end with the next drain, and a map fills up; this bounds how often.
 	soonInterval = 100 * time.Millisecond
 )
@@ -190,32 +192,27 @@ func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
 	s.snapshot(true)
 	unblock := context.AfterFunc(ctx, func() { s.reader.Flush() })
 	defer unblock()
-	var rec ringbuf.Record
 	var lastDrain time.Time
 	lastSnapshot := time.Now()
+	behind := false // the last round left events
 	for {
 		now := time.Now()
-		wait := min(drainInterval, s.cfg.SnapshotInterval-now.Sub(lastSnapshot))
+		wait, most := min(drainInterval, s.cfg.SnapshotInterval-now.Sub(lastSnapshot)), maxEvents
 		if s.grams.soon() {
 			wait = min(wait, soonInterval)
 		}
-		s.reader.SetDeadline(now.Add(wait))
-		for n := range maxEvents {
-			err := s.reader.ReadInto(&rec)
-			if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ringbuf.ErrFlushed) {
-				break
-			}
-			if err != nil {
-				return fmt.Errorf("read ring buffer: %w", err)
-			}
-			s.event(rec.RawSample)
-			if n == 0 {
-				time.Sleep(batchInterval)
-				s.reader.SetDeadline(now) // what is there, and no more waiting
-			}
+		stop := ctx.Err() != nil
+		if stop {
+			most = allEvents
+		}
+		if stop || behind {
+			wait = 0
+		}
+		var err error
+		if behind, err = s.read(wait, most); err != nil {
+			return err
 		}
 		now = time.Now()
-		stop := ctx.Err() != nil
 		if stop || now.Sub(lastDrain) >= drainInterval || s.grams.soon() && now.Sub(lastDrain) >= soonInterval {
 			lastDrain = now
 			if err := s.grams.drain(s.clk, now, stop, s.add); err != nil {
@@ -231,6 +228,27 @@ func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
 			return nil
 		}
 	}
+}
+
+// read handles the events that come within wait and in the batchInterval after the first, at most most. It reports whether it left any.
+func (s *Source) read(wait time.Duration, most int) (more bool, err error) {
+	now := time.Now()
+	s.reader.SetDeadline(now.Add(wait))
+	for n := range most {
+		err := s.reader.ReadInto(&s.record)
+		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ringbuf.ErrFlushed) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("read ring buffer: %w", err)
+		}
+		s.event(s.record.RawSample)
+		if n == 0 && wait > 0 {
+			time.Sleep(batchInterval)
+			s.reader.SetDeadline(now) // what is there, and no more waiting
+		}
+	}
+	return true, nil
 }
 
 // event handles one record of the ring buffer.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -186,7 +187,6 @@ func TestUDPPeers(t *testing.T) {
 	}
 }
 
-// TestProgramsOfMachines: the object has a program for every hook on every machine that it is built for, and the verifier takes each.
 // A socket that was spoken to and never read belongs to the process that closes it, also where the other end closes first.
 func TestUDPNobodyReads(t *testing.T) {
 	stop := start(t)
@@ -230,6 +230,30 @@ func TestUDPNobodyReads(t *testing.T) {
 	}
 }
 
+// Events that come faster than a batch a batchInterval are read as fast as they come: the ring buffer holds half of these.
+func TestManyEvents(t *testing.T) {
+	const sockets = 250_000
+	stop := start(t)
+	for range sockets {
+		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		syscall.Close(fd)
+	}
+	obs, _ := stop()
+	closed := 0
+	for _, o := range obs {
+		if o.Event == flowcache.EventClose {
+			closed++
+		}
+	}
+	if closed < sockets {
+		t.Errorf("%d sockets closed, want %d", closed, sockets)
+	}
+}
+
+// The object has a program for every hook on every machine that it is built for, and the verifier takes each.
 func TestProgramsOfMachines(t *testing.T) {
 	needRoot(t)
 	spec, err := loadProgram()
