@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # How much slower work on the network gets beside sockflow and beside other meters. A run without the probe and a run with it make a
 # pair, AB and BA in turn, so that what drifts on the machine falls on both; the median of the pairs' ratios is the result. The null
-# probe (a sleep) says how much of it is noise.
+# probe (a sleep) says how much of it is noise, and the probe "hooks", programs that do nothing at the exporter's hooks, how much of it the
+# kernel takes before ours begin.
 #
 # Everything is in a network namespace that has only a loopback. All work and all probes share the machine's cores: what a
 # probe costs in its own process shows in the ratio as far as no core is idle.
@@ -9,13 +10,13 @@
 # Needs root and the packages of bench/README.md. Usage: [NAME=value...] bench/overhead.sh
 #   FLAGS="..."                                  more flags for the exporter
 #   PAIRS=20 DURATION=3                          pairs for each workload and probe; seconds of a run
-#   WORKLOADS="short pages iperf3 pingpong"      PROBES="null sockflow conntrack softflowd pmacctd"
+#   WORKLOADS="short pages iperf3 pingpong"      PROBES="null hooks sockflow conntrack softflowd pmacctd"
 #   OUT=file                                     raw results, tab-separated
 #   EXPORTER=binary                              default: built from this tree
 set -euo pipefail
 pairs=${PAIRS:-20} seconds=${DURATION:-3} # not SECONDS: in bash that is a clock
 read -ra workloads <<<"${WORKLOADS:-short pages iperf3 pingpong}"
-read -ra probes <<<"${PROBES:-null sockflow conntrack softflowd pmacctd}"
+read -ra probes <<<"${PROBES:-null hooks sockflow conntrack softflowd pmacctd}"
 dir=$(mktemp -d)
 out=$(realpath -m "${OUT:-$dir/raw.tsv}") # before the cd
 cd "$(dirname "$0")/.."
@@ -39,7 +40,7 @@ if [ -n "${EXPORTER:-}" ]; then
 else
 	CGO_ENABLED=0 go build -o "$dir/exporter" ./cmd/exporter
 fi
-go build -o "$dir/" ./bench/pingpong ./bench/sink
+go build -o "$dir/" ./bench/empty ./bench/pingpong ./bench/sink
 [ "$(cat /proc/sys/kernel/bpf_stats_enabled)" = 0 ] || echo "kernel.bpf_stats_enabled is on: eBPF programs cost more than they would" >&2
 
 ip netns add "$netns"
@@ -113,6 +114,7 @@ start_probe() {
 	local command
 	case $1 in
 	null) command=(sleep 1000000) ;;
+	hooks) command=("$dir/empty" -hooks) ;;
 	sockflow) command=("$dir/exporter" -c "udp://127.0.0.1:$port" ${FLAGS:-}) ;;
 	conntrack) command=(conntrack -E) ;;
 	# In runs of seconds softflowd and pmacctd export next to nothing, which flatters them: a TCP flow waits for minutes
