@@ -261,8 +261,8 @@ func TestBrokenStreams(t *testing.T) {
 	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("not closed: %v", err)
 	}
-	n := c.Counts()
-	if n.Malformed[CauseTemplate] != 1 || n.Malformed[CauseVersion] != 1 || n.Failed != 1 {
+	c.wait("it to be counted", func(n Counts) bool { return n.Failed == 1 }) // after it is closed
+	if n := c.Counts(); n.Malformed[CauseTemplate] != 1 || n.Malformed[CauseVersion] != 1 {
 		t.Errorf("%+v", n)
 	}
 	// One that sends but malformed messages is ended too.
