@@ -27,6 +27,10 @@ loads=() pid='' collector=''
 cleanup() {
 	for p in "${loads[@]}" $pid $collector; do kill "$p" 2>/dev/null || true; done
 	wait
+	for kill in "$cgroups"/*/cgroup.kill; do # what an interrupted run leaves
+		[ ! -e "$kill" ] || echo 1 >"$kill"
+	done
+	sleep 0.1
 	rmdir "$cgroups"/*/ "$cgroups" 2>/dev/null || true
 	ip netns delete "$netns" 2>/dev/null || true
 	rm -rf "$dir"
