@@ -15,6 +15,8 @@ type TCPTotals struct {
 	FINReceived   bool
 	Accepted      bool // the socket is the child of a listener
 	Ended         bool // these are the final counters
+	Last          bool // of an ended socket: the segments that it sent last, a reset say, are among them
+	SYNRetrans    uint64
 	Error         bool // of an ended socket: it ended by an error (reset by the peer, timed out)
 }
 
@@ -63,7 +65,9 @@ func (t *TCPTotals) Counters() (out, in Counters) {
 				in.Packets++
 			}
 		case TCPEstablished, TCPSynRecv, TCPCloseWait:
-			out.Packets++
+			if !t.Last {
+				out.Packets++
+			}
 		}
 	}
 	out.Octets = t.BytesSent + out.Packets*header

@@ -57,7 +57,7 @@ func TestDoctor(t *testing.T) {
 	address := "udp://127.0.0.1:" + strconv.Itoa(sink.port())
 	// A sparse host may lack what is not essential: a collector and the source decide.
 	checks, out, _ := runDoctor(t, nil, "-c", address, "-c", "tcp://"+stream.l.Addr().String(), "--test-flow")
-	want(t, checks, "eBPF hooks/tp_btf/inet_sock_set_state", good, "attached")
+	want(t, checks, "eBPF hooks/tp_btf/tcp_destroy_sock", good, "attached")
 	want(t, checks, "eBPF hooks/iter/task_file", good, "attached")
 	want(t, checks, "eBPF hooks/source", good, "")
 	want(t, checks, "Privileges/CAP_NET_ADMIN", good, "")
@@ -78,11 +78,11 @@ func TestDoctor(t *testing.T) {
 	}
 
 	// What is missing is named, with what is lost and what helps.
-	checks, _, status := runDoctor(t, nil, "--without-hook", "set_state", "--without-hook", "count_in", "-c", "tcp://127.0.0.1:1", "-c", "udp://127.0.0.1:1")
+	checks, _, status := runDoctor(t, nil, "--without-hook", "destroyed", "--without-hook", "count_in", "-c", "tcp://127.0.0.1:1", "-c", "udp://127.0.0.1:1")
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	want(t, checks, "eBPF hooks/tp_btf/inet_sock_set_state", bad, "TCP connections")
+	want(t, checks, "eBPF hooks/tp_btf/tcp_destroy_sock", bad, "TCP connections")
 	want(t, checks, "eBPF hooks/cgroup_skb/ingress", bad, "datagrams received")
 	want(t, checks, "eBPF hooks/cgroup_skb/egress", good, "attached")
 	want(t, checks, "eBPF hooks/source", bad, "netlink is used")
