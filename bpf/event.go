@@ -28,6 +28,7 @@ const (
 	flagKernel
 	flagShared
 	flagFinal
+	flagEnded
 )
 
 const (

@@ -29,11 +29,13 @@ type Hook struct {
 
 	insteadOf string // tried only if that one could not be attached
 	first     bool   // attached until every socket that was there before has been seen, and then only if it is needed instead of another
+	twin      bool   // the hook before has the same target: what the kernel skips for one, the other sees
 	late      bool   // loaded at the start, and attached when there is something for it to see
 }
 
 var hookUses = []Hook{
 	{Name: "destroyed", Target: "tp_btf/tcp_destroy_sock", Use: "TCP connections"},
+	{Name: "destroyed2", Target: "tp_btf/tcp_destroy_sock", Use: "TCP connections that end while another's end is handled on the same CPU", twin: true},
 	{Name: "connect4", Target: "cgroup/connect4", Use: "who began TCP connections, and when"},
 	{Name: "connect6", Target: "cgroup/connect6", Use: "who began TCP connections, and when"},
 	{Name: "set_state", Target: "tp_btf/inet_sock_set_state", Use: "who began TCP connections, and when", insteadOf: "connect4", first: true},
@@ -112,7 +114,7 @@ func load(cfg Config, all bool) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read eBPF object: %w", err)
 	}
-	s := &Source{cfg: cfg, clk: newClock()}
+	s := &Source{cfg: cfg, clk: newClock(), audits: make(chan *audit, 1)}
 	rlimit.RemoveMemlock() // kernels before 5.11 charge maps to it; later ones do not care, and where it fails New says so
 	only := spec.Copy()
 	only.Programs = nil

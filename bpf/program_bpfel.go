@@ -120,6 +120,7 @@ const (
 	programProgCountIn           = "count_in"
 	programProgCountOut          = "count_out"
 	programProgDestroyed         = "destroyed"
+	programProgDestroyed2        = "destroyed2"
 	programProgErrorReport       = "error_report"
 	programProgProcessExec       = "process_exec"
 	programProgProcessExit       = "process_exit"
@@ -189,6 +190,7 @@ type programProgramSpecs struct {
 	CountIn           *ebpf.ProgramSpec `ebpf:"count_in"`
 	CountOut          *ebpf.ProgramSpec `ebpf:"count_out"`
 	Destroyed         *ebpf.ProgramSpec `ebpf:"destroyed"`
+	Destroyed2        *ebpf.ProgramSpec `ebpf:"destroyed2"`
 	ErrorReport       *ebpf.ProgramSpec `ebpf:"error_report"`
 	ProcessExec       *ebpf.ProgramSpec `ebpf:"process_exec"`
 	ProcessExit       *ebpf.ProgramSpec `ebpf:"process_exit"`
@@ -298,6 +300,7 @@ type programPrograms struct {
 	CountIn           *ebpf.Program `ebpf:"count_in"`
 	CountOut          *ebpf.Program `ebpf:"count_out"`
 	Destroyed         *ebpf.Program `ebpf:"destroyed"`
+	Destroyed2        *ebpf.Program `ebpf:"destroyed2"`
 	ErrorReport       *ebpf.Program `ebpf:"error_report"`
 	ProcessExec       *ebpf.Program `ebpf:"process_exec"`
 	ProcessExit       *ebpf.Program `ebpf:"process_exit"`
@@ -327,6 +330,7 @@ func (p *programPrograms) Close() error {
 		p.CountIn,
 		p.CountOut,
 		p.Destroyed,
+		p.Destroyed2,
 		p.ErrorReport,
 		p.ProcessExec,
 		p.ProcessExit,

@@ -599,7 +599,11 @@ static __always_inline void end(struct sock *sk)
 		}
 	}
 	state = last_state(tp, s.role, s.closed_in);
-	if (!report_end(sk, tp, &s, state, SOCK_FINAL) && st)
+	if (report_end(sk, tp, &s, state, SOCK_FINAL))
+		return;
+	if (!st)
+		st = begin(sk, bpf_get_socket_cookie(sk));
+	if (st)
 		st->flags |= SOCK_ENDED;
 }
 
@@ -643,9 +647,18 @@ int connect6(struct bpf_sock_addr *ctx)
 	return connecting(ctx);
 }
 
-/* A TCP socket is gone: the end of its connection, if that was not seen before. Softirq context, often another process's. */
+/* A TCP socket is gone: the end of its connection, if that was not seen before. Softirq context, often another process's. Two programs, in this
+ * order: a packet that is handled while one of them runs (softirqs are enabled where the last segments waited for the process that closes)
+ * finds the other free. The first reports the end, the second does so if the first was skipped, and frees the slot. */
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(destroyed, struct sock *sk)
+{
+	end(sk);
+	return 0;
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(destroyed2, struct sock *sk)
 {
 	__u64 cookie = sk->__sk_common.skc_cookie.counter;
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
@@ -1446,7 +1459,8 @@ int walk(struct bpf_iter__task_file *ctx)
 		return 0;
 	proto = sk->sk_protocol;
 	if (proto == IPPROTO_MPTCP) {
-		mptcp_seen();
+		if (sk->__sk_common.skc_state != TCP_LISTEN) /* many a server listens like that, and speaks with TCP clients alone */
+			mptcp_seen();
 		return 0; /* its subflows are TCP sockets, which no process holds: audits see them */
 	}
 	if (proto != IPPROTO_TCP) {

@@ -34,6 +34,7 @@ type Stats struct {
 	LostDatagrams  uint64 // datagrams not counted: map full
 	LostStorage    uint64 // sockets without storage: no owner
 	LostRecursion  uint64 // calls of tracing programs that the kernel skipped, for the program ran on that CPU already
+	UnseenEnds     uint64 // connections that an audit found gone, and whose end no program saw: no counters
 	Abandoned      uint64 // connects given up, or refused, before there was an answer: no record
 	Shared         uint64 // sockets that another process than the owner has used too
 	Snapshots      uint64
@@ -59,7 +60,9 @@ type Source struct {
 	out       chan<- *flowcache.Batch
 	batch     *flowcache.Batch
 
-	events, malformed, snapshots, snapshotErrors atomic.Uint64
+	audits chan *audit
+
+	events, malformed, snapshots, snapshotErrors, unseen, freed atomic.Uint64
 }
 
 // ErrUnsupported is wrapped by the error of New where the kernel or the privileges do not allow the eBPF source at all.
@@ -136,14 +139,14 @@ func (s *Source) Stats() Stats {
 		Events: s.events.Load(), Malformed: s.malformed.Load(),
 		Snapshots: s.snapshots.Load(), SnapshotErrors: s.snapshotErrors.Load(),
 		LostRecursion: s.recursion(nil),
-		LostSocket:    sum(0), LostProcess: sum(1), LostDatagrams: sum(2), LostStorage: sum(3), Abandoned: sum(4), Shared: sum(len(causes)),
+		LostSocket:    sum(0), LostProcess: sum(1), LostDatagrams: sum(2), LostStorage: sum(3), Abandoned: sum(4), UnseenEnds: s.unseen.Load(), Shared: sum(len(causes)),
 	}
 }
 
 // Lost returns what the kernel side had to drop, by cause and CPU; recursion, which the kernel counts for a program, has one count. Safe
 // for concurrent use.
 func (s *Source) Lost() map[string][]uint64 {
-	lost := map[string][]uint64{}
+	lost := map[string][]uint64{"unseen_end": {s.unseen.Load()}}
 	s.recursion(func(program string, n uint64) { lost["recursion_"+program] = []uint64{n} })
 	for i, cause := range causes {
 		lost[cause] = s.perCPU(i)
@@ -151,19 +154,33 @@ func (s *Source) Lost() map[string][]uint64 {
 	return lost
 }
 
-// recursion sums up the calls of programs that the kernel skipped (recursion_misses of struct bpf_prog_info), and hands over each program's.
-func (s *Source) recursion(each func(program string, n uint64)) (sum uint64) {
+// RecursionMisses returns, for each tracing program, the calls that the kernel skipped because the program ran on that CPU already
+// (recursion_misses of struct bpf_prog_info). They are losses, but for those of twins.
+func (s *Source) RecursionMisses() map[string]uint64 {
+	misses := map[string]uint64{}
 	for name, p := range s.programs {
 		if p.Type() != ebpf.Tracing {
 			continue // no other kind is ever skipped
 		}
-		st, err := p.Stats()
-		if err != nil {
+		if st, err := p.Stats(); err == nil {
+			misses[name] = st.RecursionMisses
+		}
+	}
+	return misses
+}
+
+// recursion sums up the calls that no program saw, and hands over each program's. A call that interrupts one of two twins finds the other
+// free, for they run one after the other: none is missed by both.
+func (s *Source) recursion(each func(program string, n uint64)) (sum uint64) {
+	misses := s.RecursionMisses()
+	for i, h := range s.hooks {
+		n, tracing := misses[h.Name]
+		if !tracing || h.twin || i+1 < len(s.hooks) && s.hooks[i+1].twin && s.hooks[i+1].Err == nil {
 			continue
 		}
-		sum += st.RecursionMisses
+		sum += n
 		if each != nil {
-			each(name, st.RecursionMisses)
+			each(h.Name, n)
 		}
 	}
 	return sum
@@ -261,6 +278,13 @@ func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
 		s.send()
 		if stop {
 			return nil
+		}
+		select {
+		case a := <-s.audits:
+			if err := s.reap(a); err != nil {
+				return err
+			}
+		default:
 		}
 	}
 }

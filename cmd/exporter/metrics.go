@@ -42,9 +42,10 @@ var (
 	buildInfo      = describe(prometheus.GaugeValue, "build_info", "Always 1.", "version", "goversion", "source")
 	hookAttached   = describe(prometheus.GaugeValue, "hook_attached", "Whether an eBPF hook is attached: 1, or 0 if it could not be.", "hook", "target")
 	hookRuns       = describe(prometheus.CounterValue, "hook_runs_total", "Runs of an eBPF program; counted only with sysctl kernel.bpf_stats_enabled=1.", "hook")
+	hookMisses     = describe(prometheus.CounterValue, "hook_recursion_misses_total", "Calls of an eBPF program that the kernel skipped, since the program ran on that CPU already. What a twin (destroyed, destroyed2) was not called for the other one saw: no loss.", "program")
 	hookSeconds    = describe(prometheus.CounterValue, "hook_seconds_total", "Run time of an eBPF program; counted only with sysctl kernel.bpf_stats_enabled=1.", "hook")
 	kernelEvents   = describe(prometheus.CounterValue, "events_total", "Events read from the ring buffer.")
-	kernelLost     = describe(prometheus.CounterValue, "lost_total", "What the kernel side had to drop: ring_socket and ring_process: events, the ring buffer was full; datagram_map: datagrams, too many flows between two drains; storage: owners of sockets, no memory.", "cause", "cpu")
+	kernelLost     = describe(prometheus.CounterValue, "lost_total", "What the kernel side had to drop: ring_socket and ring_process: events, the ring buffer was full; datagram_map: datagrams, too many flows between two drains; storage: owners of sockets, no memory; abandoned_connect: connects given up, or refused, before there was an answer; unseen_end: connections that an audit found gone, whose end no program saw; recursion_PROGRAM: calls of a program that the kernel skipped, since it ran on that CPU already.", "cause", "cpu")
 	malformed      = describe(prometheus.CounterValue, "malformed_events_total", "Events that could not be read.")
 	shared         = describe(prometheus.CounterValue, "shared_sockets_total", "Sockets that other processes than the owner of their flow have used too.")
 	passes         = describe(prometheus.CounterValue, "passes_total", "Passes over all sockets.", "source", "result")
@@ -106,6 +107,9 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	if m.ebpf != nil {
 		source = "ebpf"
 		m.kernel(put)
+		for name, n := range m.ebpf.RecursionMisses() {
+			put(hookMisses, n, name)
+		}
 		for name, run := range m.ebpf.RunTime() {
 			put(hookRuns, run.Count, name)
 			out <- prometheus.MustNewConstMetric(hookSeconds.Desc, hookSeconds.kind, run.Time.Seconds(), name)

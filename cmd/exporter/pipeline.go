@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sockflow/sockflow/bpf"
 	"github.com/sockflow/sockflow/enrich"
 	"github.com/sockflow/sockflow/enrich/kube"
 	"github.com/sockflow/sockflow/flowcache"
@@ -37,6 +38,9 @@ type pipeline struct {
 	wire      *wire         // the packets of an interface; nil: sockets are metered
 	ends      *enrich.Ends  // with wire: whose sockets its flows are
 	endsFor   time.Duration // how long they are remembered
+
+	alive bpf.Alive                           // what the audit under way has seen
+	reap  func(alive *bpf.Alive, began int64) // takes it when the audit is over; nil without eBPF
 
 	// room waits until exporters have room for more, or ctx ends; nil: they are not waited for. For the end, when nothing is metered any more.
 	room func(ctx context.Context)
@@ -145,6 +149,9 @@ func (p *pipeline) take(b *flowcache.Batch) error {
 	recs := p.scratch[:0]
 	for i := range b.Observations {
 		o := &b.Observations[i]
+		if o.Audit {
+			p.alive.Add(o.Cookie)
+		}
 		if p.owners != nil && o.Process.PID == 0 && o.Inode != 0 {
 			o.Process = p.owners.Lookup(o.Inode)
 		}
@@ -153,6 +160,10 @@ func (p *pipeline) take(b *flowcache.Batch) error {
 	switch {
 	case b.Swept != 0 && b.Audit:
 		p.cache.AuditDone(b.Swept)
+		if p.reap != nil {
+			p.reap(&p.alive, b.Swept)
+		}
+		p.alive = bpf.Alive{}
 	case b.Swept != 0:
 		recs = p.cache.Sweep(recs, b.Swept)
 	}

@@ -242,7 +242,7 @@ func (x *probe) openSockets() error {
 		b, err := bpf.New(bpf.Config{SnapshotInterval: interval, Proc: s.proc, Batches: x.p.batches, Without: s.withoutHooks})
 		switch {
 		case err == nil:
-			x.ebpf, x.sources = b, append(x.sources, b)
+			x.ebpf, x.sources, x.p.reap = b, append(x.sources, b), b.Reap
 			missing, instead := b.Missing()
 			for _, h := range missing {
 				log.Warn("a hook is not attached", "hook", h.Target, "lost", h.Use, "reason", h.Err)
