@@ -106,6 +106,9 @@ func (d *datagrams) drain(clk clock, now time.Time, last bool, emit func(*flowca
 	for {
 		n, err := full.BatchLookupAndDelete(&cursor, d.keys, d.values, nil)
 		for i := range n {
+			if v := &d.values[i]; v.Packets == [2]uint64{} {
+				continue // refused, all that was to be sent
+			}
 			datagramObservation(&o, &d.keys[i], &d.values[i], clk)
 			d.join(&o, now, emit)
 		}
@@ -207,5 +210,15 @@ func datagramObservation(o *flowcache.Observation, k *programDatagramKey, v *pro
 		Delta:  true,
 		UID:    flowcache.NoID,
 		GID:    flowcache.NoID,
+	}
+	if v.Translated == 0 {
+		return
+	}
+	near := flowcache.Key{Src: k.Local, Dst: k.Remote, SrcPort: k.LocalPort, DstPort: k.RemotePort, Proto: k.Proto}
+	far := flowcache.Key{Src: v.FarLocal, Dst: v.FarRemote, SrcPort: v.FarLocalPort, DstPort: v.FarRemotePort, Proto: k.Proto}
+	if o.Role == flowcache.RoleInitiator {
+		o.Path = flowcache.Path{Near: near, Far: far}
+	} else {
+		o.Path = flowcache.Path{Near: far.Reverse(), Far: near.Reverse()}
 	}
 }

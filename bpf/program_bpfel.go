@@ -20,6 +20,15 @@ type programControl struct {
 	Mptcp uint32
 }
 
+type programCounted struct {
+	_       structs.HostLayout
+	Key     programDatagramKey
+	Packets uint32
+	Octets  uint32
+	Payload uint32
+	Pad     uint32
+}
+
 type programDatagramKey struct {
 	_          structs.HostLayout
 	Cookie     uint64
@@ -32,16 +41,22 @@ type programDatagramKey struct {
 }
 
 type programDatagramValue struct {
-	_       structs.HostLayout
-	First   uint64
-	Last    uint64
-	Packets [2]uint64
-	Octets  [2]uint64
-	Payload [2]uint64
-	Netns   uint32
-	Role    uint8
-	Kernel  uint8
-	Pad     [2]uint8
+	_             structs.HostLayout
+	First         uint64
+	Last          uint64
+	Packets       [2]uint64
+	Octets        [2]uint64
+	Payload       [2]uint64
+	Netns         uint32
+	Role          uint8
+	Kernel        uint8
+	Translated    uint8
+	Pad           uint8
+	FarLocal      [16]uint8
+	FarRemote     [16]uint8
+	FarLocalPort  uint16
+	FarRemotePort uint16
+	Pad2          uint32
 }
 
 type programListener struct {
@@ -105,6 +120,7 @@ const (
 	programMapDatagramsA         = "datagrams_a"
 	programMapDatagramsB         = "datagrams_b"
 	programMapEvents             = "events"
+	programMapLastSent           = "last_sent"
 	programMapListeners          = "listeners"
 	programMapLosses             = "losses"
 	programMapProcessBuffers     = "process_buffers"
@@ -218,6 +234,7 @@ type programMapSpecs struct {
 	DatagramsA     *ebpf.MapSpec `ebpf:"datagrams_a"`
 	DatagramsB     *ebpf.MapSpec `ebpf:"datagrams_b"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
+	LastSent       *ebpf.MapSpec `ebpf:"last_sent"`
 	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	ProcessBuffers *ebpf.MapSpec `ebpf:"process_buffers"`
@@ -257,6 +274,7 @@ type programMaps struct {
 	DatagramsA     *ebpf.Map `ebpf:"datagrams_a"`
 	DatagramsB     *ebpf.Map `ebpf:"datagrams_b"`
 	Events         *ebpf.Map `ebpf:"events"`
+	LastSent       *ebpf.Map `ebpf:"last_sent"`
 	Listeners      *ebpf.Map `ebpf:"listeners"`
 	Losses         *ebpf.Map `ebpf:"losses"`
 	ProcessBuffers *ebpf.Map `ebpf:"process_buffers"`
@@ -272,6 +290,7 @@ func (m *programMaps) Close() error {
 		m.DatagramsA,
 		m.DatagramsB,
 		m.Events,
+		m.LastSent,
 		m.Listeners,
 		m.Losses,
 		m.ProcessBuffers,

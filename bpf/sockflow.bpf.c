@@ -140,6 +140,22 @@ struct {
 	.values = { &datagrams_a },
 };
 
+/* The datagram that a CPU counted last on its way out, until its send call ends; the cookie is 0 then. */
+struct counted {
+	struct datagram_key key;
+	__u32 packets;
+	__u32 octets;
+	__u32 payload;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counted);
+} last_sent SEC(".maps");
+
 /* What user space says to the programs. */
 struct control {
 	__u64 began; /* when the programs began to watch, CLOCK_MONOTONIC, ns */
@@ -816,6 +832,32 @@ static __always_inline struct sock_state *used(struct sock *sk)
 	return st;
 }
 
+/* A datagram was sent, or not: result. One that another control-group program refused, or what comes after it, was counted all the same;
+ * that is taken back. The hook that counts runs within the call that this one ends. */
+static __always_inline void sent(struct sock *sk, int result)
+{
+	struct datagram_value *v;
+	struct counted *last;
+	__u32 index = 0;
+	void *map;
+
+	last = bpf_map_lookup_elem(&last_sent, &index);
+	if (!last || last->key.cookie != (__u64)sk->__sk_common.skc_cookie.counter)
+		return;
+	if (result < 0) {
+		map = bpf_map_lookup_elem(&datagrams, &index);
+		v = map ? bpf_map_lookup_elem(map, &last->key) : NULL;
+		if (v) {
+			__sync_fetch_and_sub(&v->packets[0], last->packets);
+			__sync_fetch_and_sub(&v->octets[0], last->octets);
+			__sync_fetch_and_sub(&v->payload[0], last->payload);
+		} else {
+			lost(LOSS_REFUSED);
+		}
+	}
+	last->key.cookie = 0;
+}
+
 /* The first process that sends or receives through a socket owns its flow; whether there are others is counted. In the
  * caller's context. result is what the call returned: one that failed, for there was nothing to read say, is no use. */
 static __always_inline int touch(struct sock *sk, int result)
@@ -864,6 +906,8 @@ static __always_inline int touch(struct sock *sk, int result)
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(send_length, struct sock *sk, int result)
 {
+	if (is_datagram(sk->sk_protocol))
+		sent(sk, result);
 	return touch(sk, result);
 }
 
@@ -877,12 +921,16 @@ int BPF_PROG(recv_length, struct sock *sk, int result)
 SEC("fexit/inet_sendmsg")
 int BPF_PROG(send4, struct socket *sock, void *msg, unsigned long size, int result)
 {
+	if (is_datagram(sock->sk->sk_protocol))
+		sent(sock->sk, result);
 	return touch(sock->sk, result);
 }
 
 SEC("fexit/inet6_sendmsg")
 int BPF_PROG(send6, struct socket *sock, void *msg, unsigned long size, int result)
 {
+	if (is_datagram(sock->sk->sk_protocol))
+		sent(sock->sk, result);
 	return touch(sock->sk, result);
 }
 
@@ -1074,18 +1122,112 @@ struct ipv6_header {
 
 extern void *bpf_cast_to_kern_ctx(void *obj) __ksym __weak; /* Linux 6.2 */
 
+#define RTAX_MTU 2
+#define LEAST_MTU 68 /* RFC 791 */
+
 /* The hooks see a datagram before it is fragmented, and after it was put together again. Returns the largest IP packet that it
- * travels in, 0 if that is not known. */
+ * travels in, 0 if that is not known: on its way out the MTU of its route, or what path MTU discovery found, or else that of the interface. */
 static __always_inline __u32 packet_size(struct __sk_buff *skb, int in, bool v4)
 {
+	struct dst_entry *dst;
 	struct sk_buff *kskb;
+	__u32 mtu, other = 0;
 
 	if (!bpf_cast_to_kern_ctx)
 		return 0;
 	kskb = bpf_cast_to_kern_ctx(skb);
-	if (!in)
-		return kskb->dev ? kskb->dev->mtu : 0;
-	return *(__u16 *)(kskb->cb + (v4 ? bpf_core_field_offset(struct inet_skb_parm, frag_max_size) : bpf_core_field_offset(struct inet6_skb_parm, frag_max_size)));
+	if (in)
+		return *(__u16 *)(kskb->cb + (v4 ? bpf_core_field_offset(struct inet_skb_parm, frag_max_size) : bpf_core_field_offset(struct inet6_skb_parm, frag_max_size)));
+	mtu = kskb->dev ? kskb->dev->mtu : 0;
+	dst = (void *)(kskb->_skb_refdst & ~1UL);
+	if (!dst)
+		return mtu;
+	bpf_probe_read_kernel(&other, sizeof(other), (void *)((BPF_CORE_READ(dst, _metrics) & ~3UL) + (RTAX_MTU - 1) * sizeof(__u32)));
+	if (other >= LEAST_MTU && other < mtu)
+		mtu = other;
+	if (v4) {
+		other = BPF_CORE_READ_BITFIELD_PROBED((struct rtable *)dst, rt_pmtu);
+		if (other >= LEAST_MTU && other < mtu)
+			mtu = other;
+	}
+	return mtu;
+}
+
+#define NFCT_INFO 7UL   /* the lowest bits of sk_buff._nfct: enum ip_conntrack_info */
+#define IP_CT_IS_REPLY 3
+#define IP_CT_UNTRACKED 7
+#define IPS_NAT 0x30UL /* IPS_SRC_NAT, IPS_DST_NAT */
+
+struct tuple_end {
+	__u8 addr[16];
+	__be16 port;
+};
+
+static __always_inline void put_tuple_addr(__u8 *to, const union nf_inet_addr *addr, bool v4)
+{
+	if (v4)
+		mapped(to, addr->all[0]);
+	else
+		__builtin_memcpy(to, addr->all, 16);
+}
+
+/* What the two ends of a datagram see, where this host translates the addresses (NAT): connection tracking keeps the tuple of each direction
+ * as it comes from its sender. Programs on the way out run after the translation, so that the socket's view is in the tuple; on the way in
+ * the header has it. Returns false if nothing is translated. */
+static __always_inline bool translated(struct __sk_buff *skb, int in, bool v4, bool ports, struct datagram_key *k, struct datagram_value *v)
+{
+	struct nf_conntrack_tuple mine, other;
+	struct nf_conn *ct;
+	unsigned long nfct;
+	bool reply;
+
+	if (!bpf_cast_to_kern_ctx || !bpf_core_type_exists(struct nf_conn))
+		return false;
+	nfct = ((struct sk_buff *)bpf_cast_to_kern_ctx(skb))->_nfct;
+	ct = (void *)(nfct & ~NFCT_INFO);
+	if (!ct || (nfct & NFCT_INFO) == IP_CT_UNTRACKED || !(BPF_CORE_READ(ct, status) & IPS_NAT))
+		return false;
+	reply = (nfct & NFCT_INFO) >= IP_CT_IS_REPLY;
+	if (reply) {
+		BPF_CORE_READ_INTO(&mine.src.u3, ct, tuplehash[1].tuple.src.u3);
+		BPF_CORE_READ_INTO(&mine.src.u.all, ct, tuplehash[1].tuple.src.u.all);
+		BPF_CORE_READ_INTO(&mine.dst.u3, ct, tuplehash[1].tuple.dst.u3);
+		BPF_CORE_READ_INTO(&mine.dst.u.all, ct, tuplehash[1].tuple.dst.u.all);
+		BPF_CORE_READ_INTO(&other.src.u3, ct, tuplehash[0].tuple.src.u3);
+		BPF_CORE_READ_INTO(&other.src.u.all, ct, tuplehash[0].tuple.src.u.all);
+		BPF_CORE_READ_INTO(&other.dst.u3, ct, tuplehash[0].tuple.dst.u3);
+		BPF_CORE_READ_INTO(&other.dst.u.all, ct, tuplehash[0].tuple.dst.u.all);
+	} else {
+		BPF_CORE_READ_INTO(&mine.src.u3, ct, tuplehash[0].tuple.src.u3);
+		BPF_CORE_READ_INTO(&mine.src.u.all, ct, tuplehash[0].tuple.src.u.all);
+		BPF_CORE_READ_INTO(&mine.dst.u3, ct, tuplehash[0].tuple.dst.u3);
+		BPF_CORE_READ_INTO(&mine.dst.u.all, ct, tuplehash[0].tuple.dst.u.all);
+		BPF_CORE_READ_INTO(&other.src.u3, ct, tuplehash[1].tuple.src.u3);
+		BPF_CORE_READ_INTO(&other.src.u.all, ct, tuplehash[1].tuple.src.u.all);
+		BPF_CORE_READ_INTO(&other.dst.u3, ct, tuplehash[1].tuple.dst.u3);
+		BPF_CORE_READ_INTO(&other.dst.u.all, ct, tuplehash[1].tuple.dst.u.all);
+	}
+	/* mine is this packet as its sender sent it, other the answer as it comes from the receiver. */
+	if (in) {
+		put_tuple_addr(v->far_local, &mine.dst.u3, v4);
+		put_tuple_addr(v->far_remote, &mine.src.u3, v4);
+		v->far_local_port = ports ? bpf_ntohs(mine.dst.u.all) : k->local_port;
+		v->far_remote_port = ports ? bpf_ntohs(mine.src.u.all) : k->remote_port;
+	} else {
+		put_tuple_addr(k->local, &mine.src.u3, v4);
+		put_tuple_addr(k->remote, &mine.dst.u3, v4);
+		if (ports) {
+			k->local_port = bpf_ntohs(mine.src.u.all);
+			k->remote_port = bpf_ntohs(mine.dst.u.all);
+		}
+		put_tuple_addr(v->far_local, &other.dst.u3, v4);
+		put_tuple_addr(v->far_remote, &other.src.u3, v4);
+		v->far_local_port = ports ? bpf_ntohs(other.dst.u.all) : k->local_port;
+		v->far_remote_port = ports ? bpf_ntohs(other.src.u.all) : k->remote_port;
+	}
+	v->translated = 1;
+	v->role = !in == !reply ? ROLE_INITIATOR : ROLE_RESPONDER;
+	return true;
 }
 
 /* What the socket itself tells: its network namespace, and whether it is the kernel's. Before Linux 6.2 nothing. */
@@ -1145,7 +1287,9 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	struct datagram_value *v, zero = {};
 	struct datagram_key k = {};
 	struct bpf_sock *sk = skb->sk;
-	__u32 segments, offset, octets, header, transport = 8, index = 0;
+	__u32 segments, offset, octets, payload, header, transport = 8, index = 0;
+	struct counted *last;
+	bool v4, ports = false;
 	__u64 now;
 	void *map;
 
@@ -1155,7 +1299,8 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	if (!sk || !is_datagram(sk->protocol))
 		return 1;
 
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+	v4 = skb->protocol == bpf_htons(ETH_P_IP);
+	if (v4) {
 		struct ipv4_header h;
 
 		if (bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
@@ -1194,12 +1339,13 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	case IPPROTO_UDPLITE:
 	case IPPROTO_SCTP:
 	case IPPROTO_DCCP: {
-		__be16 ports[2];
+		__be16 p[2];
 
-		if (bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
+		if (bpf_skb_load_bytes(skb, offset, p, sizeof(p)))
 			return 1;
-		k.local_port = bpf_ntohs(ports[in]);
-		k.remote_port = bpf_ntohs(ports[!in]);
+		k.local_port = bpf_ntohs(p[in]);
+		k.remote_port = bpf_ntohs(p[!in]);
+		ports = true;
 		if (k.proto == IPPROTO_SCTP || k.proto == IPPROTO_DCCP)
 			transport = 12;
 		break;
@@ -1216,7 +1362,14 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	default:
 		transport = 0;
 	}
-	k.cookie = bpf_get_socket_cookie(skb);
+	zero.role = in ? ROLE_RESPONDER : ROLE_INITIATOR;
+	if (k.proto == IPPROTO_ICMP || k.proto == IPPROTO_ICMPV6)
+		zero.role = k.local_port ? ROLE_RESPONDER : ROLE_INITIATOR;
+	translated(skb, in, v4, ports, &k, &zero);
+	if (sk->type == SOCK_RAW)
+		put_socket(&zero, skb);
+	/* The kernel answers echoes by a socket of its own for each CPU: they are one. */
+	k.cookie = zero.kernel ? 0 : bpf_get_socket_cookie(skb);
 
 	octets = skb->len;
 	segments = skb->gso_segs;
@@ -1224,10 +1377,10 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 		/* A super-packet of UDP GSO or GRO has one header here and one per segment on the wire. */
 		octets += (segments - 1) * (offset + transport);
 	} else {
-		__u32 size = packet_size(skb, in, skb->protocol == bpf_htons(ETH_P_IP));
+		__u32 size = skb->len > LEAST_MTU ? packet_size(skb, in, v4) : 0;
 
 		segments = 1;
-		header = skb->protocol == bpf_htons(ETH_P_IP) ? offset : offset + 8; /* IPv6: a fragment header each */
+		header = v4 ? offset : offset + 8; /* IPv6: a fragment header each */
 		if (size > header + 8 && (in || skb->len > size)) {
 			__u32 room = (size - header) & ~7u;
 
@@ -1245,10 +1398,8 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	v = bpf_map_lookup_elem(map, &k);
 	if (!v) {
 		zero.first = bpf_ktime_get_ns();
-		zero.role = in ? ROLE_RESPONDER : ROLE_INITIATOR;
-		if (k.proto == IPPROTO_ICMP || k.proto == IPPROTO_ICMPV6)
-			zero.role = k.local_port ? ROLE_RESPONDER : ROLE_INITIATOR;
-		put_socket(&zero, skb);
+		if (!zero.netns)
+			put_socket(&zero, skb);
 		bpf_map_update_elem(map, &k, &zero, BPF_NOEXIST);
 		v = bpf_map_lookup_elem(map, &k);
 		if (!v) {
@@ -1261,8 +1412,17 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 		v->last = now;
 	__sync_fetch_and_add(&v->packets[in], segments);
 	__sync_fetch_and_add(&v->octets[in], octets);
-	if (skb->len > offset + transport)
-		__sync_fetch_and_add(&v->payload[in], skb->len - offset - transport);
+	payload = skb->len > offset + transport ? skb->len - offset - transport : 0;
+	__sync_fetch_and_add(&v->payload[in], payload);
+	if (!in && !zero.kernel) {
+		last = bpf_map_lookup_elem(&last_sent, &index);
+		if (last) {
+			last->key = k;
+			last->packets = segments;
+			last->octets = octets;
+			last->payload = payload;
+		}
+	}
 	return 1;
 }
 

@@ -30,6 +30,20 @@ func (c *Cache) conversation(o *Observation) (conv uint64, path Path, asked bool
 	if oneToMany(k) {
 		return 0, path, false
 	}
+	if o.Path != (Path{}) {
+		path, asked = o.Path, true
+		if c.cfg.Translate != nil && samePath(k, path.Near) {
+			// Other namespaces may translate what this one has made of it.
+			beyond := path.Far
+			beyond.NetNS = o.Key.NetNS
+			if p, ok := c.cfg.Translate(beyond, o.Time); ok {
+				path.Far = p.Far
+			}
+		}
+		k = path.Far
+		k.NetNS = o.Key.NetNS
+		return c.byAddress(k), path, asked
+	}
 	if c.cfg.Translate != nil {
 		asked = true
 		begin := o.First
@@ -54,6 +68,12 @@ func (c *Cache) byAddress(k Key) uint64 {
 		k = k.Reverse()
 	}
 	return maphash.Comparable(c.seed, k)
+}
+
+// samePath reports whether k, in any namespace, is p.
+func samePath(k, p Key) bool {
+	k.NetNS = 0
+	return k == p
 }
 
 func oneToMany(k Key) bool {

@@ -136,8 +136,14 @@ struct datagram_value {
 	__u64 payload[2];
 	__u32 netns; /* 0 unknown */
 	__u8 role;
-	__u8 kernel; /* the socket belongs to the kernel itself */
-	__u8 pad[2];
+	__u8 kernel;     /* the socket belongs to the kernel itself */
+	__u8 translated; /* by this host's own address translation: the other end sees what follows */
+	__u8 pad;
+	__u8 far_local[16];
+	__u8 far_remote[16];
+	__u16 far_local_port;
+	__u16 far_remote_port;
+	__u32 pad2;
 };
 
 /* Why something was lost: indexes of the map losses. */
@@ -147,8 +153,9 @@ enum loss {
 	LOSS_DATAGRAM_MAP = 2,
 	LOSS_STORAGE = 3,
 	LOSS_ABANDONED = 4, /* connects given up (connect(AF_UNSPEC), SO_LINGER 0) or refused before an answer came */
-	SHARED_SOCKETS = 5, /* no loss: sockets that a second process used */
-	LOSS_MAX = 6,
+	LOSS_REFUSED = 5,   /* datagrams that were counted, then refused by another program, and whose count could not be taken back */
+	SHARED_SOCKETS = 6, /* no loss: sockets that a second process used */
+	LOSS_MAX = 7,
 };
 
 #endif
