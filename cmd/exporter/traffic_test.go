@@ -90,6 +90,10 @@ func traffic(mode string, args []string) error {
 		return heir()
 	case "idler":
 		return idler(args[0])
+	case "question":
+		return question(args[0], args[1], args[2])
+	case "refused":
+		return refusedSender()
 	case "mover":
 		return mover(args[0], args[1])
 	case "burst":
