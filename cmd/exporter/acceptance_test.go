@@ -33,6 +33,14 @@ func TestAcceptance(t *testing.T) {
 	}
 	sort.Strings(names)
 	reports := map[string]*report{}
+	// The program for MPTCP is attached when the first such connection is seen, which may be over by then.
+	opener := start(t, "kind-opener", "", "kind", "mptcp")
+	var opened report
+	if err := opener.out.Decode(&opened); err == nil && !netlink {
+		eventually(t, "MPTCP is noticed", func() bool { return sum(scrape(t, 9469), "sockflow_hook_attached", `"subflow_state"`) == 1 })
+	}
+	opener.in.Close()
+	opener.cmd.Wait()
 	for _, name := range names {
 		p := start(t, "kind-"+name, "", "kind", name)
 		var rep report

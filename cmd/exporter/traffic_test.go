@@ -94,6 +94,8 @@ func traffic(mode string, args []string) error {
 		return question(args[0], args[1], args[2])
 	case "refused":
 		return refusedSender()
+	case "unusual":
+		return unusual(args[0])
 	case "mover":
 		return mover(args[0], args[1])
 	case "burst":
