@@ -72,6 +72,7 @@ type shard struct {
 	created uint64
 	live    int
 	records [6]uint64
+	gaps    uint64
 }
 
 // produced is a batch of records, or the end of a round.
@@ -297,7 +298,7 @@ func (s *shard) run() {
 			t.out = t.give(t.out)
 		}
 		s.mu.Lock()
-		s.created, s.live, s.records = t.created, t.used, t.records
+		s.created, s.live, s.records, s.gaps = t.created, t.used, t.records, t.gaps.forgotten
 		s.mu.Unlock()
 		s.out <- produced{done: r}
 	}
@@ -317,6 +318,7 @@ func (m *Meter) Stats() Stats {
 		s.mu.Lock()
 		st.Created += s.created
 		st.Live += s.live
+		st.Gaps += s.gaps
 		for i, n := range s.records {
 			st.Records[i] += n
 		}

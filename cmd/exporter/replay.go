@@ -216,6 +216,9 @@ func (c *captures) report(st replay.Stats, took time.Duration, names *metadata, 
 	if st.Orphans > 0 {
 		args = append(args, "fragments_without_ports", st.Orphans)
 	}
+	if st.Gaps > 0 {
+		args = append(args, "gaps_forgotten", st.Gaps)
+	}
 	if names != nil {
 		args = append(args, "named", names.named)
 	}
