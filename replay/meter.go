@@ -44,6 +44,7 @@ type Meter struct {
 	round  *round
 	clock  int64
 	fates  [fates]uint64
+	unread Links
 	octets uint64
 	first  int64
 	stop   atomic.Bool
@@ -247,6 +248,9 @@ func (m *Meter) observe(raw *Packet) {
 			m.ready()
 		}
 	}
+	if fate == UnknownLink {
+		m.unread.add(ether)
+	}
 	m.fates[fate]++
 }
 
@@ -260,6 +264,9 @@ func (m *Meter) ready() {
 
 func (m *Meter) dispatch(p *packet) {
 	m.octets += uint64(p.octets)
+	if p.kind&kindMapped != 0 {
+		p.ports |= mappedBit
+	}
 	if p.order() {
 		p.kind |= kindSwapped
 	}
@@ -276,7 +283,7 @@ func (m *Meter) pass() {
 	r := m.round
 	r.clock = m.clock
 	m.mu.Lock()
-	m.stats.Fates, m.stats.Octets, m.stats.First, m.stats.Clock = m.fates, m.octets, m.first, m.clock
+	m.stats.Fates, m.stats.Octets, m.stats.First, m.stats.Clock, m.stats.Unread = m.fates, m.octets, m.first, m.clock, m.unread
 	m.stats.Orphans, m.stats.Datagrams = m.dec.frags.orphans, m.dec.frags.met
 	m.mu.Unlock()
 	for _, s := range m.shards {

@@ -29,5 +29,6 @@ type Stats struct {
 	Gaps      uint64 // gaps of TCP sequences for which there was no room: what fills one later counts as a retransmission
 	First     int64  // time of the first packet; 0 if there was none
 	Clock     int64  // the latest time of any packet
+	Unread    Links  // packets of UnknownLink
 	Datagrams uint64 // fragmented datagrams whose ports were remembered
 }
