@@ -18,17 +18,19 @@ func (r *Record) AppendJSON(dst []byte) []byte {
 	dst = append(dst, `{"@from":`...)
 	dst = appendString(dst, r.From)
 	dst = append(dst, `,"@protocol":"`...)
-	if r.V9 {
-		dst = append(dst, "netflow9"...)
-	} else {
+	if r.Version == versionIPFIX {
 		dst = append(dst, "ipfix"...)
+	} else {
+		dst = strconv.AppendUint(append(dst, "netflow"...), uint64(r.Version), 10)
 	}
 	dst = append(dst, `","@time":`...)
 	dst = appendTime(dst, r.ExportTime, dateTimeSeconds)
 	dst = append(dst, `,"@domain":`...)
 	dst = strconv.AppendUint(dst, uint64(r.Domain), 10)
-	dst = append(dst, `,"@template":`...)
-	dst = strconv.AppendUint(dst, uint64(r.Template.ID), 10)
+	if r.Template.ID != 0 {
+		dst = append(dst, `,"@template":`...)
+		dst = strconv.AppendUint(dst, uint64(r.Template.ID), 10)
+	}
 	if r.Template.Options {
 		dst = append(dst, `,"@scope":[`...)
 		for i := range r.Template.Scope {
@@ -42,8 +44,11 @@ func (r *Record) AppendJSON(dst []byte) []byte {
 	if fields := r.appendFields(append(dst, ',')); len(fields) > len(dst)+1 {
 		dst = fields
 	}
-	if r.V9 {
-		for _, u := range uptimes {
+	if !r.Boot.IsZero() {
+		for i, u := range uptimes {
+			if !r.Template.absolute[i] {
+				continue
+			}
 			if n, ok := unsigned(r.Octets(templates.Number{ID: u.id})); ok {
 				dst = append(dst, `,"`...)
 				dst = append(dst, u.absolute...)
@@ -99,18 +104,34 @@ func plain[T string | []byte](s T) bool {
 	return true
 }
 
-// makeKeys returns the names of the fields as JSON strings. One that comes again has a number after it.
-func (t *Template) makeKeys() []string {
-	seen := make(map[string]int, len(t.Fields))
-	keys := make([]string, len(t.Fields))
-	for i := range t.Fields {
-		name := t.Fields[i].Name()
-		if seen[name]++; seen[name] > 1 {
-			name += "#" + strconv.Itoa(seen[name])
+// name gives the fields their keys: their names as JSON strings, each different. One that comes again has a number after it, and what the exporter has named
+// itself comes after what the registry names: it takes nobody's name.
+func (t *Template) name() {
+	used := make(map[string]bool, len(t.Fields))
+	times := make(map[string]int, len(t.Fields))
+	t.keys = make([]string, len(t.Fields))
+	for _, learned := range []bool{false, true} {
+		for i := range t.Fields {
+			f := &t.Fields[i]
+			if (f.Element != nil && f.Element.learned) != learned {
+				continue
+			}
+			name := f.Name()
+			key := name
+			for used[key] || times[name] > 0 && key == name {
+				times[name]++
+				key = name + "#" + strconv.Itoa(times[name])
+			}
+			if times[name] == 0 {
+				times[name] = 1
+			}
+			used[key] = true
+			t.keys[i] = string(appendString(nil, key))
 		}
-		keys[i] = string(appendString(nil, name))
 	}
-	return keys
+	for i, u := range uptimes {
+		t.absolute[i] = !used[u.absolute]
+	}
 }
 
 func appendValue(dst []byte, v any, t templates.Type) []byte {

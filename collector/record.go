@@ -11,10 +11,11 @@ import (
 // Record is a Data Record.
 type Record struct {
 	From       string    // the session's name
-	V9         bool      // of NetFlow v9, else of IPFIX
-	Domain     uint32    // Observation Domain Id; NetFlow v9: Source ID
-	ExportTime time.Time // of the message, to the second
-	Boot       time.Time // NetFlow v9: when sysUptime was 0; else zero
+	Version    uint16    // 10 of IPFIX, 9, 7, 5 or 1 of NetFlow
+	V9         bool      // of NetFlow v9
+	Domain     uint32    // Observation Domain Id; NetFlow v9: Source ID; v5 and v7: engine type * 256 + engine id
+	ExportTime time.Time // of the message; to the second but of NetFlow v1, v5 and v7
+	Boot       time.Time // NetFlow: when sysUptime was 0; else zero
 	Template   *Template
 	Values     [][]byte // the octets of each field of Template, in network byte order
 
@@ -81,13 +82,13 @@ func (r *Record) Addr(name string) netip.Addr {
 	return a
 }
 
-// Time returns the time of a field, the zero time if there is none. NetFlow v9 has but times of its sysUptime clock: where
+// Time returns the time of a field, the zero time if there is none. NetFlow has but times of its sysUptime clock: where
 // flowStartMilliseconds or flowEndMilliseconds are asked for they are computed.
 func (r *Record) Time(name string) time.Time {
 	if t, ok := r.Get(name).(time.Time); ok {
 		return t
 	}
-	if r.V9 {
+	if !r.Boot.IsZero() {
 		for _, u := range uptimes {
 			if name == u.absolute {
 				if n, ok := r.Get(u.name).(uint64); ok {
@@ -99,7 +100,7 @@ func (r *Record) Time(name string) time.Time {
 	return time.Time{}
 }
 
-// uptimes are the times of NetFlow v9, and what they are called where they are absolute.
+// uptimes are the times of NetFlow, and what they are called where they are absolute.
 var uptimes = [...]struct {
 	id             uint16
 	name, absolute string

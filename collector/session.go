@@ -26,8 +26,9 @@ type Config struct {
 
 // shared is what the sessions of a Collector have in common. Only one of them decodes at a time.
 type shared struct {
-	memory int // octets left
-	arena  arena
+	memory   int // octets left
+	arena    arena
+	sampling [3]byte // values of records of NetFlow v5: algorithm and interval
 }
 
 // arena holds what a message decodes to.
@@ -54,11 +55,11 @@ type Session struct {
 }
 
 type domainKey struct {
-	v9 bool
-	id uint32
+	version uint16
+	id      uint32
 }
 
-// domain is an Observation Domain (NetFlow v9: a Source ID).
+// domain is an Observation Domain (NetFlow v9: a Source ID; v5 and v7: an engine).
 type domain struct {
 	session   *Session
 	templates map[uint16]*held

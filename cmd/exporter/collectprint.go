@@ -60,10 +60,10 @@ func (p *recordTable) print(records []collector.Record, options bool) error {
 			fmt.Fprintf(p.w, tableFormat, "TIME", "PROTO", "SOURCE", "DESTINATION", "SENT", "RECEIVED", "END", "WHO")
 		}
 		p.lines++
-		if src := address(r, "source"); src.IsValid() && !r.Template.Options {
+		if src, dst := addresses(r); src.IsValid() && !r.Template.Options {
 			fmt.Fprintf(p.w, tableFormat, endTime(r).Local().Format("15:04:05.000"), protocol(uint8(r.Uint("protocolIdentifier"))),
 				netip.AddrPortFrom(src, uint16(r.Uint("sourceTransportPort"))),
-				netip.AddrPortFrom(address(r, "destination"), uint16(r.Uint("destinationTransportPort"))),
+				netip.AddrPortFrom(dst, uint16(r.Uint("destinationTransportPort"))),
 				count(r, "transportOctetDeltaCount", "octetDeltaCount", "octetTotalCount", "initiatorOctets"),
 				count(r, "reverseTransportOctetDeltaCount", "reverseOctetDeltaCount", "reverseOctetTotalCount", "postOctetDeltaCount", "responderOctets"),
 				endReason(r), printable(whoAt(r)))
@@ -82,11 +82,15 @@ func (p *recordTable) print(records []collector.Record, options bool) error {
 	return p.w.Flush()
 }
 
-func address(r *collector.Record, side string) netip.Addr {
-	if a := r.Addr(side + "IPv4Address"); a.IsValid() {
-		return a
+// addresses returns those of a flow. A template may have both families, and leave one of them at zero.
+func addresses(r *collector.Record) (src, dst netip.Addr) {
+	src, dst = r.Addr("sourceIPv4Address"), r.Addr("destinationIPv4Address")
+	src6, dst6 := r.Addr("sourceIPv6Address"), r.Addr("destinationIPv6Address")
+	known := func(a netip.Addr) bool { return a.IsValid() && !a.IsUnspecified() }
+	if !src.IsValid() || !known(src) && !known(dst) && (known(src6) || known(dst6)) {
+		return src6, dst6
 	}
-	return r.Addr(side + "IPv6Address")
+	return src, dst
 }
 
 // endTime is the end of a flow, or when it was told where that is not known.
