@@ -309,8 +309,8 @@ func TestSenders(t *testing.T) {
 	for s := range c.sessions {
 		c.endSession(s)
 	}
-	if c.shared.memory != 64<<20 || c.senders.Len() != 0 || len(c.bySender) != 0 {
-		t.Errorf("%d octets, %d senders left", c.shared.memory, c.senders.Len())
+	if c.shared.memory != 64<<20 || c.senders[0].Len()+c.senders[1].Len() != 0 || len(c.bySender)+len(c.peers) != 0 {
+		t.Errorf("%d octets, %d senders, %d peers left", c.shared.memory, len(c.bySender), len(c.peers))
 	}
 }
 

@@ -179,7 +179,9 @@ func TestNamesOnce(t *testing.T) {
 	}
 
 	types := set(3, uint16(400), uint16(4), uint16(2), uint16(346), uint16(4), uint16(303), uint16(2), uint16(339), uint16(1), uint16(341), v)
-	typed := func(id uint16, name string) []byte { return set(400, uint32(4444), id, uint8(13), uint8(len(name)), name) }
+	typed := func(id uint16, name string) []byte {
+		return set(400, uint32(4444), id, uint8(13), uint8(len(name)), name)
+	}
 	s := session(t, Config{})
 	var fields []any
 	for i := range uint16(6) {

@@ -70,6 +70,15 @@ func parseHeader(msg []byte) (h header, err error) {
 	return h, nil
 }
 
+// checkMessage checks what can be without a session.
+func checkMessage(msg []byte) *MalformedError {
+	h, err := parseHeader(msg)
+	if err != nil {
+		return err.(*MalformedError)
+	}
+	return h.check(msg)
+}
+
 // Decode decodes a message that came at the time now, and returns its Data Records in order, options data included. They are valid
 // until the next call, of any session of a Collector. A message that is malformed is discarded whole: the error is a *MalformedError, and counted.
 func (s *Session) Decode(msg []byte, now time.Time) ([]Record, error) {

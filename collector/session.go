@@ -22,6 +22,7 @@ type Config struct {
 	Memory int
 
 	shared *shared // with other sessions of a Collector
+	peer   *peer   // likewise; nil of files
 }
 
 // shared is what the sessions of a Collector have in common. Only one of them decodes at a time.
@@ -99,22 +100,25 @@ func (s *Session) Stats() Stats { return s.stats }
 
 // take takes octets of the memory that is left, if there are.
 func (s *Session) take(octets int) bool {
-	if s.memory < octets || s.shared.memory < octets {
+	p := s.cfg.peer
+	if s.memory < octets || s.shared.memory < octets || p != nil && p.memory < octets {
 		return false
 	}
-	s.memory -= octets
-	s.shared.memory -= octets
+	s.give(-octets)
 	return true
 }
 
 func (s *Session) give(octets int) {
 	s.memory += octets
 	s.shared.memory += octets
+	if p := s.cfg.peer; p != nil {
+		p.memory += octets
+	}
 }
 
 // close gives back the memory of a session that is over.
 func (s *Session) close() {
-	s.shared.memory += s.cfg.Memory - s.memory
+	s.give(s.cfg.Memory - s.memory)
 	s.memory = 0
 	s.domains, s.learned = nil, nil
 }

@@ -163,7 +163,8 @@ func logCounts(log *slog.Logger, what string, n collector.Counts) {
 	}
 	log.Info(what, "messages", n.Messages, "octets", n.Octets, "records", n.Records, "options", n.Options,
 		"sequence_gaps", n.Gaps, "lost", n.Lost, "late", n.Late, "restarts", n.Restarts, "unknown_template_sets", n.UnknownSets,
+		"short_sets", n.ShortSets,
 		slog.Group("malformed", causes...), "kernel_drops", n.KernelDrops, "ignored", n.Ignored, "refused", n.Refused,
 		slog.Group("templates", "received", n.Templates, "withdrawn", n.Withdrawn, "expired", n.Expired),
-		slog.Group("sessions", "now", n.Sessions, "opened", n.Opened, "forgotten", n.Forgotten, "refused", n.RefusedConn, "failed", n.Failed))
+		slog.Group("sessions", "now", n.Sessions, "opened", n.Opened, "forgotten", n.Forgotten, "refused", n.RefusedConn, "idle", n.Idle, "failed", n.Failed))
 }
