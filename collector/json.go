@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -132,6 +133,7 @@ func (t *Template) name() {
 	for i, u := range uptimes {
 		t.absolute[i] = !used[u.absolute]
 	}
+	t.structured = slices.ContainsFunc(t.Fields, func(f Field) bool { return f.Type() >= basicList && f.Type() <= subTemplateMultiList })
 }
 
 func appendValue(dst []byte, v any, t templates.Type) []byte {

@@ -3,6 +3,7 @@ package collector
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sockflow/sockflow/templates"
@@ -21,28 +22,61 @@ type Record struct {
 
 	domain *domain // has the templates of lists
 	depth  int     // of the list that it is in
+	lists  []any   // of a copy: the values of its fields that are lists, which need templates of the domain as they were
 }
 
 // Clone returns a copy that stays valid.
 func (r *Record) Clone() Record {
-	c := *r
-	n := 0
+	var b Batch
+	b.Append(r)
+	return b.Records[0]
+}
+
+// Batch holds copies of records. They are valid until Reset, and any one goroutine may have them. Its zero value is empty.
+type Batch struct {
+	Records []Record
+	values  [][]byte
+	octets  []byte
+}
+
+// Reset empties a Batch, and keeps what it has of memory.
+func (b *Batch) Reset() {
+	clear(b.Records)
+	b.Records, b.values, b.octets = b.Records[:0], b.values[:0], b.octets[:0]
+}
+
+// Append appends a copy. It is called where the record came from, before the next message is decoded.
+func (b *Batch) Append(r *Record) {
+	begin, n := len(b.values), 0
 	for _, v := range r.Values {
 		n += len(v)
 	}
-	octets := make([]byte, 0, n)
-	c.Values = make([][]byte, len(r.Values))
-	for i, v := range r.Values {
-		begin := len(octets)
-		octets = append(octets, v...)
-		c.Values[i] = octets[begin:len(octets):len(octets)]
+	b.octets = slices.Grow(b.octets, n) // the octets of earlier records stay where they are
+	for _, v := range r.Values {
+		at := len(b.octets)
+		b.octets = append(b.octets, v...)
+		b.values = append(b.values, b.octets[at:len(b.octets):len(b.octets)])
 	}
-	return c
+	c := *r
+	c.Values = b.values[begin:len(b.values):len(b.values)]
+	if r.Template.structured {
+		lists := make([]any, len(c.Values))
+		for i := range c.Values {
+			if t := c.Template.Fields[i].Type(); t >= basicList && t <= subTemplateMultiList {
+				lists[i] = c.typed(t, c.Values[i], c.depth)
+			}
+		}
+		c.lists = lists
+	}
+	b.Records = append(b.Records, c)
 }
 
 // Value returns the value of field i: uint64, int64, float64, bool, string, netip.Addr, net.HardwareAddr, time.Time, []byte, *List or
 // *Records, as its type is. Octets that cannot be of that type are []byte.
 func (r *Record) Value(i int) any {
+	if r.lists != nil && r.lists[i] != nil {
+		return r.lists[i]
+	}
 	return r.typed(r.Template.Fields[i].Type(), r.Values[i], r.depth)
 }
 

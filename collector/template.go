@@ -43,6 +43,8 @@ type Template struct {
 	keys    []string    // see name
 	// absolute says for each of uptimes that no field has the name of the time that is reckoned from it.
 	absolute [len(uptimes)]bool
+	// structured says that a field is a list (RFC 6313).
+	structured bool
 }
 
 // Index returns the place of the first field of that name, -1 if there is none. Those that the registry names come first.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -59,12 +60,11 @@ func (s *collectSettings) run(files []string, stdout, stderr io.Writer) error {
 	if len(files) > 0 && len(s.listen) > 0 {
 		return usagef("collect: either files or --listen")
 	}
-	var printer recordPrinter
+	format, workers := formatLines, runtime.GOMAXPROCS(0)
 	switch f, ok := stdout.(*os.File); {
 	case s.output == "table" || s.output == "" && ok && isatty.IsTerminal(f.Fd()):
-		printer = newRecordTable(stdout)
+		format, workers = new(recordTable).format, 1 // it counts lines
 	case s.output == "json" || s.output == "":
-		printer = newRecordLines(stdout)
 	default:
 		return usagef("--output %q: must be json or table", s.output)
 	}
@@ -105,11 +105,17 @@ func (s *collectSettings) run(files []string, stdout, stderr io.Writer) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	go onSignal(ctx, syscall.SIGUSR1, func() { logCounts(log, "status", c.Counts()) }) // ends with ctx
-	show := func(records []collector.Record) error { return printer.print(records, s.options) }
+	over, giveUp := context.WithCancel(context.Background())
+	defer giveUp()
+	context.AfterFunc(ctx, func() { time.AfterFunc(printTime, giveUp) })
+	printer := newRecordPrinter(stdout, format, workers, s.options, over.Done())
 	if len(files) > 0 {
-		err = readFiles(ctx, c, files, show)
+		err = readFiles(ctx, c, files, printer.print)
 	} else {
-		err = c.Run(ctx, show)
+		err = c.Run(ctx, printer.print)
+	}
+	if bad := printer.close(); err == nil || errors.Is(err, errStopped) {
+		err = bad
 	}
 	logCounts(log, "collected", c.Counts())
 	if errors.Is(err, syscall.EPIPE) {
@@ -117,6 +123,9 @@ func (s *collectSettings) run(files []string, stdout, stderr io.Writer) error {
 	}
 	return err
 }
+
+// printTime is how long after a signal the output may take what came before it.
+const printTime = time.Second
 
 // readFiles reads files one after the other, until a signal.
 func readFiles(ctx context.Context, c *collector.Collector, files []string, show func([]collector.Record) error) error {
