@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"math"
@@ -91,6 +92,12 @@ func (r *Record) appendField(dst []byte, i int) []byte {
 		}
 	case t == stringType && plain(b):
 		return append(append(append(dst, '"'), b...), '"')
+	case t == ipv4Address && len(b) == 4:
+		return append(netip.AddrFrom4([4]byte(b)).AppendTo(append(dst, '"')), '"')
+	case t == dateTimeMilliseconds && len(b) == 8:
+		if ms := binary.BigEndian.Uint64(b); ms < maxMilliseconds {
+			return appendTime(dst, time.UnixMilli(int64(ms)), t)
+		}
 	}
 	return appendValue(dst, r.Value(i), t)
 }
@@ -187,18 +194,41 @@ func appendValue(dst []byte, v any, t templates.Type) []byte {
 	return append(dst, "null"...)
 }
 
-// appendTime writes a time as exactly as its type can tell it.
+// appendTime writes a time as exactly as its type can tell it, as time.RFC3339 does, which takes five times as long.
 func appendTime(dst []byte, t time.Time, typ templates.Type) []byte {
-	layout := `"2006-01-02T15:04:05.000Z07:00"`
-	switch typ {
-	case dateTimeSeconds:
-		layout = `"2006-01-02T15:04:05Z07:00"`
-	case dateTimeMicroseconds:
-		layout = `"2006-01-02T15:04:05.000000Z07:00"`
-	case dateTimeNanoseconds:
-		layout = `"2006-01-02T15:04:05.000000000Z07:00"`
+	t = t.UTC()
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	if year < 0 || year > 9999 {
+		return append(dst, "null"...)
 	}
-	return t.UTC().AppendFormat(dst, layout)
+	dst = append(digits(append(dst, '"'), year, 4), '-')
+	dst = append(digits(dst, int(month), 2), '-')
+	dst = append(digits(dst, day, 2), 'T')
+	dst = append(digits(dst, hour, 2), ':')
+	dst = append(digits(dst, minute, 2), ':')
+	dst = digits(dst, second, 2)
+	switch ns := t.Nanosecond(); typ {
+	case dateTimeSeconds:
+	case dateTimeMicroseconds:
+		dst = digits(append(dst, '.'), ns/1000, 6)
+	case dateTimeNanoseconds:
+		dst = digits(append(dst, '.'), ns, 9)
+	default:
+		dst = digits(append(dst, '.'), ns/1e6, 3)
+	}
+	return append(dst, 'Z', '"')
+}
+
+// digits appends a number that has so many digits or fewer.
+func digits(dst []byte, n, width int) []byte {
+	at := len(dst)
+	dst = append(dst, "000000000"[:width]...)
+	for i := at + width - 1; n > 0; i-- {
+		dst[i] = byte('0' + n%10)
+		n /= 10
+	}
+	return dst
 }
 
 func appendString(dst []byte, s string) []byte {
