@@ -93,7 +93,7 @@ func TestMalformed(t *testing.T) {
 		"value beyond":           {message10(0, good, set(256, uint8(3), "ab")), CauseRecord},
 		"header of v5":           {message5(0, 0, 0)[:23], CauseLength},
 		"fewer records of v5":    {message5(0, 0, 2)[:24+95], CauseLength},
-		"fewer records of v1":    {octets(uint16(1), uint16(1), make([]byte, 12+51)), CauseLength},
+		"fewer records of v1":    {octets(uint16(1), uint16(1), make([]byte, 12+47)), CauseLength},
 		"header of v7":           {octets(uint16(7), uint16(0), make([]byte, 19)), CauseLength},
 		"length cut":             {message10(0, good, set(256, uint8(255), uint8(0))), CauseRecord},
 	} {

@@ -28,9 +28,9 @@ func field(id, length uint16) Field {
 
 // fixedFormats: addresses, next hop, interfaces, packets, octets, first, last and ports are the same in all.
 var fixedFormats = fixedFormatList{
-	{version: versionV1, header: 16, octets: 52, fields: []Field{
+	{version: versionV1, header: 16, octets: 48, fields: []Field{
 		field(8, 4), field(12, 4), field(15, 4), field(10, 2), field(14, 2), field(2, 4), field(1, 4), field(22, 4), field(21, 4), field(7, 2), field(11, 2),
-		field(210, 2), field(4, 1), field(5, 1), field(6, 1), field(210, 11),
+		field(210, 2), field(4, 1), field(5, 1), field(6, 1), field(210, 7),
 	}},
 	{version: versionV5, header: 24, octets: 48, fields: []Field{
 		field(8, 4), field(12, 4), field(15, 4), field(10, 2), field(14, 2), field(2, 4), field(1, 4), field(22, 4), field(21, 4), field(7, 2), field(11, 2),

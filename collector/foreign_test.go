@@ -56,7 +56,7 @@ func TestNetFlow5(t *testing.T) {
 		return octets([]byte{192, 0, 2, 1}, []byte{198, 51, 100, 7}, []byte{203, 0, 113, 1}, uint16(3), uint16(4), uint32(10), uint32(1500), uint32(3_500_000), uint32(3_590_500),
 			uint16(1000), uint16(443), octets(rest...))
 	}
-	v1 := octets(uint16(1), uint16(1), uint32(3_600_000), uint32(1_700_000_000), uint32(0), record(uint16(0), uint8(17), uint8(0x20), uint8(0x1b), []byte{9, 9, 9}, uint64(0)))
+	v1 := octets(uint16(1), uint16(1), uint32(3_600_000), uint32(1_700_000_000), uint32(0), record(uint16(0), uint8(17), uint8(0x20), uint8(0x1b), []byte{9, 9, 9}, uint32(0)))
 	v7 := octets(uint16(7), uint16(1), uint32(3_600_000), uint32(1_700_000_000), uint32(0), uint32(5), uint32(0),
 		record(uint8(0), uint8(0x1b), uint8(17), uint8(0x20), uint16(64500), uint16(64501), uint8(24), uint8(16), uint16(0), []byte{192, 0, 2, 254}))
 	recs, err = s.Messages([][]byte{v1, v7, append(v7, 0, 0)})
