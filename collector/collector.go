@@ -22,7 +22,8 @@ type Options struct {
 	Memory      int // of templates and names of all sessions, octets; default 64 MiB
 	Senders     int // over UDP at a time; default 4096, and then the one that was silent for longest is forgotten
 	Connections int // at a time; default 1024, and then one that is silent gives way, or the new one is refused
-	// Notify, if set, gets one line when sessions fail, are refused or send what is malformed; of each kind one a minute. It must not wait, nor call the Collector.
+	// Notify, if set, gets one line when sessions fail, are refused or send what is malformed; of each kind one a
+	// minute. It must not wait, nor call the Collector.
 	Notify func(line string)
 }
 

@@ -12,7 +12,8 @@ import (
 
 const (
 	handshakeTime = 10 * time.Second
-	// maxHandshakes are under way at a time; for a further one the oldest gives way that has not shown that it is where it says (DTLS: by a cookie).
+	// maxHandshakes are under way at a time; for a further one the oldest gives way that has not shown that it is where
+	// it says (DTLS: by a cookie).
 	maxHandshakes = 256
 	// A connection may give way to a new one when it has sent no message, or none for a while.
 	mutePatience   = time.Second
@@ -90,7 +91,8 @@ func (c *Collector) accept(i int) {
 	}
 }
 
-// beginHandshake notes a handshake. Where there are too many the oldest that is not verified gives way: one of the same address if that has half of them.
+// beginHandshake notes a handshake. Where there are too many the oldest that is not verified gives way: one of the same
+// address if that has half of them.
 func (c *Collector) beginHandshake(x *connection) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -136,7 +138,8 @@ func (c *Collector) endHandshake(x *connection) (evicted bool) {
 	return x.evicted
 }
 
-// admit gives a connection a session, if there may be one more, or one of its peer's or of all that is silent gives way.
+// admit gives a connection a session, if there may be one more, or one of its peer's or of all that is silent gives
+// way.
 func (c *Collector) admit(x *connection, datagrams bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -212,7 +215,8 @@ func (c *Collector) fail(format string, args ...any) {
 	c.notify.say(noticeFailed, format, args...)
 }
 
-// serve reads a connection to its end. One that sends nothing for the lifetime of its templates, or does not end a message that it began, is at its end.
+// serve reads a connection to its end. One that sends nothing for the lifetime of its templates, or does not end a
+// message that it began, is at its end.
 func (c *Collector) serve(x *connection) error {
 	wait := func() { x.SetReadDeadline(time.Now().Add(c.opt.TemplateLifetime)) }
 	if !x.session.cfg.Datagrams {

@@ -47,8 +47,8 @@ type Element struct {
 	learned bool // by a type record
 }
 
-// Registry holds the elements that need no description on the wire: IANA's and their reverses (RFC 5103), those of other vendors that are well known, and
-// those of package templates. It does not change, and sessions may share it.
+// Registry holds the elements that need no description on the wire: IANA's and their reverses (RFC 5103), those of
+// other vendors that are well known, and those of package templates. It does not change, and sessions may share it.
 type Registry struct {
 	elements map[templates.Number]*Element
 	v9Base   uint16
@@ -59,13 +59,14 @@ type Registry struct {
 // ntopV9 is where ntop's elements begin in NetFlow v9, which has no enterprise numbers.
 const ntopV9 = 57472
 
-// iana.txt is IANA's registry (www.iana.org/assignments/ipfix), number, type and name a line, after a line with its date.
+// iana.txt is IANA's registry (www.iana.org/assignments/ipfix), number, type and name a line, after a line with its
+// date.
 //
 //go:embed iana.txt
 var iana string
 
-// vendors.txt has the elements of other enterprises, in the same form with PEN/number. Those of enterprise 0 are field types of NetFlow v9 beyond the
-// elements' numbers: Cisco's firewalls and Palo Alto's.
+// vendors.txt has the elements of other enterprises, in the same form with PEN/number. Those of enterprise 0 are field
+// types of NetFlow v9 beyond the elements' numbers: Cisco's firewalls and Palo Alto's.
 //
 //go:embed vendors.txt
 var vendors string
@@ -145,7 +146,8 @@ func parseElement(line string) (*Element, error) {
 // lookup returns the element of a number in an IPFIX message, nil if it is not known.
 func (r *Registry) lookup(n templates.Number) *Element { return r.elements[n] }
 
-// lookupV9 returns the element of a NetFlow v9 field type. Small ones are IANA's; ntop, others and we have ranges of our own.
+// lookupV9 returns the element of a NetFlow v9 field type. Small ones are IANA's; ntop, others and we have ranges of
+// our own.
 func (r *Registry) lookupV9(id uint16) *Element {
 	if e := r.elements[templates.Number{ID: id}]; e != nil {
 		return e

@@ -7,8 +7,8 @@ import (
 	"github.com/sockflow/sockflow/templates"
 )
 
-// fixedFormat is a version of NetFlow that has one format and no templates (Cisco, NetFlow Export Datagram Format). Its records are given a Template, with
-// id 0, so that they are read as all others.
+// fixedFormat is a version of NetFlow that has one format and no templates (Cisco, NetFlow Export Datagram Format). Its
+// records are given a Template, with id 0, so that they are read as all others.
 type fixedFormat struct {
 	version uint16
 	header  int // octets
@@ -66,7 +66,8 @@ func (r *Registry) fixedFormat(f *fixedFormat) *fixedFormat {
 	return &n
 }
 
-// fixed reads the header of a version with a fixed format. v1's has no sequence, and neither v1's nor v7's says how packets were sampled.
+// fixed reads the header of a version with a fixed format. v1's has no sequence, and neither v1's nor v7's says how
+// packets were sampled.
 func (h header) fixed(msg []byte) (header, error) {
 	f := fixedFormats.of(h.version)
 	if len(msg) < f.header {

@@ -22,7 +22,8 @@ func message5(seq uint32, sampling uint16, records int) []byte {
 	return b
 }
 
-// TestNetFlow5 also reads v1 and v7, whose records differ in their last octets, and checks loss by the sequence, which counts flows.
+// TestNetFlow5 also reads v1 and v7, whose records differ in their last octets, and checks loss by the sequence, which
+// counts flows.
 func TestNetFlow5(t *testing.T) {
 	s := session(t, Config{Datagrams: true})
 	recs, err := s.Messages([][]byte{message5(100, 0, 2), message5(102, 0x8064, 1), message5(110, 0, 1)})
@@ -74,7 +75,8 @@ func TestNetFlow5(t *testing.T) {
 	}
 }
 
-// TestFilledMessages: zeros after the last set, or before the next multiple of four, cost neither the message nor the template in it.
+// TestFilledMessages: zeros after the last set, or before the next multiple of four, cost neither the message nor the
+// template in it.
 func TestFilledMessages(t *testing.T) {
 	template9 := set(0, uint16(256), uint16(1), uint16(7), uint16(2))
 	template10 := set(2, uint16(256), uint16(1), uint16(7), uint16(2))
@@ -90,7 +92,8 @@ func TestFilledMessages(t *testing.T) {
 			t.Errorf("%d zeros: %+v", n, st)
 		}
 	}
-	// One to three octets of anything (NetFlow v9), or sets that begin at multiples of four though the one before says less.
+	// One to three octets of anything (NetFlow v9), or sets that begin at multiples of four though the one before says
+	// less.
 	s := session(t, Config{Datagrams: true})
 	got := decode(t, s, message9(0, template9, []byte{1}), message9(1, set(256, uint16(80)), []byte{1, 2, 3}),
 		message9(2, set(256, uint16(81)), []byte{0, 0}, template9, set(256, uint16(82))), message9(3, set(256, uint16(83)), []byte{0, 0}, set(256, uint16(84))))
@@ -162,7 +165,8 @@ func keys(t *testing.T, js []byte) (names []string) {
 	return names
 }
 
-// TestNamesOnce: whatever a record has, and whatever its exporter calls it, each name comes once in JSON, and those of the message and of the registry are theirs.
+// TestNamesOnce: whatever a record has, and whatever its exporter calls it, each name comes once in JSON, and those of
+// the message and of the registry are theirs.
 func TestNamesOnce(t *testing.T) {
 	both := session(t, Config{Datagrams: true})
 	recs, err := both.Messages([][]byte{
@@ -238,7 +242,8 @@ func TestRegistryAge(t *testing.T) {
 	}
 }
 
-// TestRegistryNames: numbers are in order and come once, and no two elements of the registry have one name unless they are the same in two dialects.
+// TestRegistryNames: numbers are in order and come once, and no two elements of the registry have one name unless they
+// are the same in two dialects.
 func TestRegistryNames(t *testing.T) {
 	r, err := NewRegistry(0, 0)
 	if err != nil {

@@ -112,8 +112,8 @@ func plain[T string | []byte](s T) bool {
 	return true
 }
 
-// name gives the fields their keys: their names as JSON strings, each different. One that comes again has a number after it, and what the exporter has named
-// itself comes after what the registry names: it takes nobody's name.
+// name gives the fields their keys: their names as JSON strings, each different. One that comes again has a number
+// after it, and what the exporter has named itself comes after what the registry names: it takes nobody's name.
 func (t *Template) name() {
 	used := make(map[string]bool, len(t.Fields))
 	times := make(map[string]int, len(t.Fields))

@@ -33,8 +33,8 @@ func fed(t *testing.T, opt Options) (c *Collector, feed func(from string, msg []
 	}
 }
 
-// TestFloodsOfSenders: whatever others send, and from however many ports, an exporter keeps its templates, also behind the same address; many senders of one
-// address take its share and no more.
+// TestFloodsOfSenders: whatever others send, and from however many ports, an exporter keeps its templates, also behind
+// the same address; many senders of one address take its share and no more.
 func TestFloodsOfSenders(t *testing.T) {
 	c, feed := fed(t, Options{})
 	feed("192.0.2.1:1000", message10(0, named))
@@ -194,7 +194,8 @@ func hello(t *testing.T) []byte {
 	return b[:n]
 }
 
-// TestFloodOfHellos: clients of DTLS that begin a handshake and are not there hold up none that is, and take one line a minute.
+// TestFloodOfHellos: clients of DTLS that begin a handshake and are not there hold up none that is, and take one line a
+// minute.
 func TestFloodOfHellos(t *testing.T) {
 	ca := newAuthority(t)
 	_, cert, key := ca.issue("collector")

@@ -171,9 +171,9 @@ func (h *header) check(msg []byte) *MalformedError {
 	}
 }
 
-// nextSet returns where the set at or after an offset begins, and its length with its header, 0 at the end. What exporters leave after the last set is
-// no set: zeros (Cisco ACI and PAN-OS fill messages up), and in NetFlow v9 up to three octets (MikroTik). So are zeros between sets, up to the next
-// multiple of four.
+// nextSet returns where the set at or after an offset begins, and its length with its header, 0 at the end. What
+// exporters leave after the last set is no set: zeros (Cisco ACI and PAN-OS fill messages up), and in NetFlow v9 up to
+// three octets (MikroTik). So are zeros between sets, up to the next multiple of four.
 func (h *header) nextSet(msg []byte, at int) (begin, n int, err *MalformedError) {
 	b := msg[at:]
 	if n, ok := setLength(b); ok {

@@ -18,7 +18,8 @@ const (
 
 const noticeTime = time.Minute
 
-// notifier passes lines on, one of each kind a minute. Those between are counted, and the next says how many there were.
+// notifier passes lines on, one of each kind a minute. Those between are counted, and the next says how many there
+// were.
 type notifier struct {
 	to func(line string)
 

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// peer is an address (of IPv6 the network, 64 bits) with which there are sessions. It has a share of each bound, so that nobody else's sessions give
-// way to its own.
+// peer is an address (of IPv6 the network, 64 bits) with which there are sessions. It has a share of each bound, so
+// that nobody else's sessions give way to its own.
 type peer struct {
 	addr    netip.Addr
 	memory  int           // octets left of its share
@@ -67,8 +67,9 @@ func (c *Collector) remove(x *sender) {
 	x.peer.senders[x.known].Remove(x.own)
 }
 
-// newSender makes room, and returns a new sender; c.mu is held. Where there are too many of its peer, one of these gives way, else one of all: the
-// one that was silent for longest, of those without a template if there are any. A sender of NetFlow v5 needs none, and loses nothing.
+// newSender makes room, and returns a new sender; c.mu is held. Where there are too many of its peer, one of these
+// gives way, else one of all: the one that was silent for longest, of those without a template if there are any. A
+// sender of NetFlow v5 needs none, and loses nothing.
 func (c *Collector) newSender(k senderKey, now time.Time) *sender {
 	for _, l := range c.senders {
 		for e := l.Back(); e != nil && now.Sub(e.Value.(*sender).heard) > c.opt.TemplateLifetime; e = l.Back() {

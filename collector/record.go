@@ -32,7 +32,8 @@ func (r *Record) Clone() Record {
 	return b.Records[0]
 }
 
-// Batch holds copies of records. They are valid until Reset, and any one goroutine may have them. Its zero value is empty.
+// Batch holds copies of records. They are valid until Reset, and any one goroutine may have them. Its zero value is
+// empty.
 type Batch struct {
 	Records []Record
 	values  [][]byte

@@ -34,8 +34,8 @@ func (s *Session) discard(octets int, err *MalformedError) {
 	s.stats.Malformed[err.Cause]++
 }
 
-// readMessages hands the messages of a stream to each. The octets are valid during the call. What is no message goes to discard. wait is called before
-// each message of which nothing has come yet.
+// readMessages hands the messages of a stream to each. The octets are valid during the call. What is no message goes to
+// discard. wait is called before each message of which nothing has come yet.
 func readMessages(r io.Reader, wait func(), each func(msg []byte) error, discard func(octets int, err *MalformedError)) error {
 	b := bufio.NewReaderSize(r, 65536) // the longest message is one octet less
 	bad := 0

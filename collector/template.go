@@ -47,7 +47,8 @@ type Template struct {
 	structured bool
 }
 
-// Index returns the place of the first field of that name, -1 if there is none. Those that the registry names come first.
+// Index returns the place of the first field of that name, -1 if there is none. Those that the registry names come
+// first.
 func (t *Template) Index(name string) int {
 	learned := -1
 	for i := range t.Fields {

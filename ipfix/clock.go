@@ -13,14 +13,15 @@ func (x *Exporter) UseRecordTimes(begin time.Time) {
 	x.enc.recordTimes, x.enc.latest = true, begin.UnixNano()
 }
 
-// sysUptime counts 49.7 days of milliseconds (RFC 3954, section 5.1). Before it wraps, the time of boot is moved on, or a flow around that moment would start after
-// it ends.
+// sysUptime counts 49.7 days of milliseconds (RFC 3954, section 5.1). Before it wraps, the time of boot is moved on, or
+// a flow around that moment would start after it ends.
 const (
 	maxUptime  = 40 * 24 * int64(time.Hour)
 	uptimeStep = 20 * 24 * int64(time.Hour) // longer than a record
 )
 
-// keepUptime moves the time of boot on where sysUptime at the record's end would be more than maxUptime. The message under way goes out by the old one.
+// keepUptime moves the time of boot on where sysUptime at the record's end would be more than maxUptime. The message
+// under way goes out by the old one.
 func (e *Encoder) keepUptime(r *flowcache.Record, now time.Time) error {
 	steps := (r.End - e.zero - maxUptime + uptimeStep - 1) / uptimeStep
 	if steps <= 0 {

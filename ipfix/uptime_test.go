@@ -10,8 +10,9 @@ import (
 	"github.com/sockflow/sockflow/templates"
 )
 
-// TestUptimeOfLongCaptures: over 300 days sysUptime never wraps, in no message and for no flow, and the times that a collector reckons by RFC 3954 (seconds of
-// the header, less sysUptime, and FIRST_SWITCHED or LAST_SWITCHED) are those of the records.
+// TestUptimeOfLongCaptures: over 300 days sysUptime never wraps, in no message and for no flow, and the times that a
+// collector reckons by RFC 3954 (seconds of the header, less sysUptime, and FIRST_SWITCHED or LAST_SWITCHED) are those
+// of the records.
 func TestUptimeOfLongCaptures(t *testing.T) {
 	begin := time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
 	type place struct{ first, last, octets int } // of FIRST_SWITCHED and LAST_SWITCHED in a template

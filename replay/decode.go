@@ -36,7 +36,8 @@ const (
 	kindMapped                   // IPv6 between IPv4-mapped addresses: not IPv4
 )
 
-// mappedBit is in the ports of IPv6 packets between IPv4-mapped addresses, whose addresses are as those of IPv4 are held.
+// mappedBit is in the ports of IPv6 packets between IPv4-mapped addresses, whose addresses are as those of IPv4 are
+// held.
 const mappedBit = 1 << 8
 
 func (t *tuple) proto() uint8 { return uint8(t.ports) }

@@ -325,8 +325,8 @@ func TestUnreadLinks(t *testing.T) {
 	}
 }
 
-// TestMappedAddresses: IPv6 packets between IPv4-mapped addresses are flows of IPv6, apart from those of IPv4 with the same addresses and ports, and so
-// are their fragments.
+// TestMappedAddresses: IPv6 packets between IPv4-mapped addresses are flows of IPv6, apart from those of IPv4 with the
+// same addresses and ports, and so are their fragments.
 func TestMappedAddresses(t *testing.T) {
 	const a, b = "::ffff:192.0.2.1", "::ffff:198.51.100.7"
 	mapped := func(next uint8, in []byte) []byte {

@@ -97,7 +97,8 @@ func (g *gapPool) deepen(head *uint32, from, to, now uint32) {
 	}
 }
 
-// fill takes [from, to) out of the gaps of a list. It returns how many numbers of it they had, and when the highest of those gaps was opened.
+// fill takes [from, to) out of the gaps of a list. It returns how many numbers of it they had, and when the highest of
+// those gaps was opened.
 func (g *gapPool) fill(head *uint32, from, to uint32) (filled, opened uint32) {
 	for at, i := uint32(0), *head; i != 0; {
 		x := &g.all[i]

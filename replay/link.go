@@ -158,8 +158,8 @@ func network(link uint16, b []byte) (ip []byte, ether uint16, fate Fate) {
 	return nil, link, UnknownLink
 }
 
-// wrapped reads a header that names the link type of what follows: that of PPI (version, flags, length of 16 bits, link type), or of PKTAP (length,
-// type of record, link type). Both are little endian.
+// wrapped reads a header that names the link type of what follows: that of PPI (version, flags, length of 16 bits, link
+// type), or of PKTAP (length, type of record, link type). Both are little endian.
 func wrapped(link uint16, b []byte) ([]byte, uint16, Fate) {
 	need := 8
 	if link == LinkPKTAP {

@@ -38,7 +38,8 @@ func (l *Links) String() string {
 	return strings.Join(all, ", ")
 }
 
-// LinkName is the number of a link type, and its name (www.tcpdump.org/linktypes.html, without LINKTYPE_) if it is one that captures are found with.
+// LinkName is the number of a link type, and its name (www.tcpdump.org/linktypes.html, without LINKTYPE_) if it is one
+// that captures are found with.
 func LinkName(link uint16) string {
 	if 147 <= link && link <= 162 {
 		return fmt.Sprintf("%d USER%d", link, link-147)

@@ -2,8 +2,8 @@ package replay
 
 import "github.com/sockflow/sockflow/flowcache"
 
-// tcpFlow is what sequence numbers and flags show of a connection: one cache line. Of each direction the numbers [floor, next) were seen, but
-// for its gaps.
+// tcpFlow is what sequence numbers and flags show of a connection: one cache line. Of each direction the numbers
+// [floor, next) were seen, but for its gaps.
 type tcpFlow struct {
 	next      [2]uint32
 	floor     [2]uint32
@@ -18,20 +18,22 @@ type tcpFlow struct {
 const (
 	// synUnit is 4 ms: SYNs are sent again after a second and more.
 	synUnit = 4e6
-	// reorderTime is how long a segment may be overtaken: what comes later is a retransmission of what was lost before it could be
-	// captured. Wireshark takes the same.
+	// reorderTime is how long a segment may be overtaken: what comes later is a retransmission of what was lost before
+	// it could be captured. Wireshark takes the same.
 	reorderTime = 3000 // microseconds
-	// maxWindow is the largest window of TCP (RFC 7323, section 2.3): a segment further away than that is of another sequence.
+	// maxWindow is the largest window of TCP (RFC 7323, section 2.3): a segment further away than that is of another
+	// sequence.
 	maxWindow = 1 << 30
 	// maxEarly is how far behind a first segment the SYN may be that comes after it.
 	maxEarly = 1 << 16
 )
 
-// elapsed is the time from one reading of the wrapping microsecond clock to another, negative where the clock was stepped back.
+// elapsed is the time from one reading of the wrapping microsecond clock to another, negative where the clock was
+// stepped back.
 func elapsed(from, to uint32) int32 { return int32(to - from) }
 
-// sequence compares a segment with what its sender has sent before. It returns how many octets of its payload were seen already. recent says
-// that the flow has just begun.
+// sequence compares a segment with what its sender has sent before. It returns how many octets of its payload were seen
+// already. recent says that the flow has just begun.
 func (t *tcpFlow) sequence(p *packet, d int, recent bool, pool *gapPool) (again uint32) {
 	if p.flags&flowcache.FlagRST != 0 {
 		return 0
@@ -89,7 +91,8 @@ func (t *tcpFlow) sequence(p *packet, d int, recent bool, pool *gapPool) (again 
 	return again
 }
 
-// otherSequence reports whether a SYN with this number is not the one that began what was seen of direction d, nor a late one.
+// otherSequence reports whether a SYN with this number is not the one that began what was seen of direction d, nor a
+// late one.
 func (t *tcpFlow) otherSequence(seq uint32, d int) bool {
 	early := t.floor[d] - seq
 	return early != 0 && (t.floor[d] == t.next[d] || early > maxEarly)
@@ -101,8 +104,8 @@ func (t *tcpFlow) anew(d int, seq, end uint32, pool *gapPool) {
 	t.floor[d], t.next[d] = seq, end
 }
 
-// mark notes that [from, to) was seen, and returns how many numbers of it were not before, and whether these came too late to have been overtaken
-// on the way.
+// mark notes that [from, to) was seen, and returns how many numbers of it were not before, and whether these came too
+// late to have been overtaken on the way.
 func (t *tcpFlow) mark(from, to uint32, d int, p *packet, recent bool, pool *gapPool) (fresh uint32, late bool) {
 	if from == to {
 		return 0, false

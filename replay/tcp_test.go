@@ -67,7 +67,8 @@ func TestSequences(t *testing.T) {
 	}
 }
 
-// TestRoundTripTimes: neither a clock that is stepped back nor a gap in the sequence makes a round trip time of nothing.
+// TestRoundTripTimes: neither a clock that is stepped back nor a gap in the sequence makes a round trip time of
+// nothing.
 func TestRoundTripTimes(t *testing.T) {
 	client := func(us int64, seq uint32, flags uint8, n int) Packet {
 		return usAt(us, ip(a4, b4, 6, tcp(40000, 443, seq, flags, make([]byte, n))))
@@ -98,8 +99,8 @@ func TestRoundTripTimes(t *testing.T) {
 	}
 }
 
-// TestOctetsOnce compares payload counts with a set of all octets that were seen: random segments in random order, some repeated, some cut otherwise
-// when they come again, over the wrap of the sequence.
+// TestOctetsOnce compares payload counts with a set of all octets that were seen: random segments in random order, some
+// repeated, some cut otherwise when they come again, over the wrap of the sequence.
 func TestOctetsOnce(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(17, 2))
 	for round := range 200 {
@@ -132,7 +133,8 @@ func TestOctetsOnce(t *testing.T) {
 	}
 }
 
-// TestGapsBounded: a sender that leaves gaps without end takes no more than its share, and what was forgotten is counted.
+// TestGapsBounded: a sender that leaves gaps without end takes no more than its share, and what was forgotten is
+// counted.
 func TestGapsBounded(t *testing.T) {
 	c := talk()
 	const n = 5 * maxGaps

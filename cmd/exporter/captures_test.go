@@ -62,8 +62,8 @@ func udpDatagram(src, dst uint16, payload int) []byte {
 	return append(b, make([]byte, 2+payload)...)
 }
 
-// TestCapturesOfOtherLinks compares packets and octets of every 5-tuple with tshark's: links whose header names another link, and IPv6 between
-// IPv4-mapped addresses, which is not IPv4.
+// TestCapturesOfOtherLinks compares packets and octets of every 5-tuple with tshark's: links whose header names another
+// link, and IPv6 between IPv4-mapped addresses, which is not IPv4.
 func TestCapturesOfOtherLinks(t *testing.T) {
 	needTool(t, "tshark")
 	v4 := ipPacket("192.0.2.1", "198.51.100.7", 17, udpDatagram(1000, 9999, 20))
@@ -94,7 +94,8 @@ func TestCapturesOfOtherLinks(t *testing.T) {
 	}
 }
 
-// TestCapturesOfCiscoTunnels: what GRE carries after Cisco's metadata, and WCCP with its redirect header, is what tshark finds innermost.
+// TestCapturesOfCiscoTunnels: what GRE carries after Cisco's metadata, and WCCP with its redirect header, is what
+// tshark finds innermost.
 func TestCapturesOfCiscoTunnels(t *testing.T) {
 	needTool(t, "tshark")
 	gre := func(proto uint16, header, in []byte) []byte {
@@ -129,8 +130,8 @@ func TestUnreadLinkTypes(t *testing.T) {
 	}
 }
 
-// TestReplayOfSilentPipe: replay of a pipe that says nothing ends at SIGTERM and SIGINT, before the first packet and after one, and so does that of a
-// named pipe that has no writer; what was read is reported.
+// TestReplayOfSilentPipe: replay of a pipe that says nothing ends at SIGTERM and SIGINT, before the first packet and
+// after one, and so does that of a named pipe that has no writer; what was read is reported.
 func TestReplayOfSilentPipe(t *testing.T) {
 	file, err := os.ReadFile(captureOf(t, 101, ipPacket("192.0.2.1", "198.51.100.7", 17, udpDatagram(1000, 9999, 20))))
 	if err != nil {

@@ -33,8 +33,8 @@ func newCollectCommand(stdout, stderr io.Writer) *cobra.Command {
 	var s collectSettings
 	cmd := &cobra.Command{
 		Use:   "collect [--listen URL]... [-o json|table] [FILE...|-]",
-		Short: "embedded collector: decode IPFIX and NetFlow v9, and print",
-		Long: `Listens for IPFIX and NetFlow v9, or reads IPFIX files (RFC 5655; - is the standard input), and prints each Data Record: as a line of
+		Short: "embedded collector: decode IPFIX and NetFlow, and print",
+		Long: `Listens for IPFIX and NetFlow v1, v5, v7 and v9, or reads IPFIX files (RFC 5655; - is the standard input), and prints each Data Record: as a line of
 JSON, or in a table. kill -USR1 logs what came and what was lost, as the end does.
 
 URLs: udp://[ADDRESS][:4739]  tcp://[ADDRESS][:4739]  tls://[ADDRESS][:4740]?cert=FILE&key=FILE[&ca=FILE]  dtls:// likewise
@@ -51,7 +51,7 @@ Without an address it is loopback; udp://*:4739 is every address. With ca, clien
 	f.BoolVar(&s.options, "options", false, "show options data too")
 	f.Uint32Var(&s.pen, "pen", 32473, "private enterprise number of the native elements")
 	f.Uint16Var(&s.v9Base, "v9-base", 30000, "first NetFlow v9 field type of the native elements")
-	f.DurationVar(&s.lifetime, "template-lifetime", 30*time.Minute, "forget templates that are not sent again for so long, over UDP and DTLS")
+	f.DurationVar(&s.lifetime, "template-lifetime", 30*time.Minute, "forget templates that are not sent again for so long, over UDP and DTLS; close connections that are silent for so long")
 	f.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }

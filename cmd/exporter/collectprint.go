@@ -17,7 +17,8 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// recordPrinter writes decoded records. Copies of them are formatted by as many goroutines as are of use, and written in their order by one more.
+// recordPrinter writes decoded records. Copies of them are formatted by as many goroutines as are of use, and written
+// in their order by one more.
 type recordPrinter struct {
 	w       *bufio.Writer
 	options bool // options data too
@@ -25,7 +26,7 @@ type recordPrinter struct {
 	free  chan *printJob // bounds what is under way
 	work  chan *printJob // to be formatted
 	order chan *printJob // to be written, in this order
-	done  chan struct{} // everything is written, or cannot be
+	done  chan struct{}  // everything is written, or cannot be
 	quit  <-chan struct{}
 
 	mu     sync.Mutex // of what follows, and of sending

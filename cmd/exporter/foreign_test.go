@@ -343,7 +343,8 @@ var compared = []struct {
 	{"octetDeltaCount", "cflow.octets"}, {"packetDeltaCount", "cflow.packets"},
 }
 
-// tsharkForeign returns the values of each field that tshark finds in the messages of each exporter, which have addresses of their own.
+// tsharkForeign returns the values of each field that tshark finds in the messages of each exporter, which have
+// addresses of their own.
 func tsharkForeign(t *testing.T, list []foreign) []map[string][]string {
 	t.Helper()
 	var packets [][]byte
@@ -388,8 +389,8 @@ func tsharkForeign(t *testing.T, list []foreign) []map[string][]string {
 	return all
 }
 
-// TestForeignExporters reads what others' exporters send, compares every address, port, protocol and counter with what tshark finds in the same messages, and
-// holds the table in docs/collect.md to the result.
+// TestForeignExporters reads what others' exporters send, compares every address, port, protocol and counter with what
+// tshark finds in the same messages, and holds the table in docs/collect.md to the result.
 func TestForeignExporters(t *testing.T) {
 	needTool(t, "tshark")
 	table := "| vendor | template | records | differs from tshark |\n|---|---|---|---|\n"

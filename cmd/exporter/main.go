@@ -100,7 +100,8 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// apartFromFlag finds the value of a flag that may stand without one, where it is written apart: it would be an argument of the command.
+// apartFromFlag finds the value of a flag that may stand without one, where it is written apart: it would be an
+// argument of the command.
 func apartFromFlag(cmd *cobra.Command, args []string) (err error) {
 	cmd.Flags().Visit(func(f *pflag.Flag) {
 		if f.NoOptDefVal == "" || f.Value.Type() != "duration" {
