@@ -56,7 +56,8 @@ type Collector struct {
 	conns    map[*connection]bool
 	counts   Counts // of sessions that are over, and of messages without one
 
-	handshakes *list.List // *connection, the newest first
+	handshakes *list.List // *connection, of TLS; the newest first
+	hellos     *list.List // likewise, of DTLS
 	notify     notifier
 }
 
@@ -98,7 +99,7 @@ func New(opt Options) (*Collector, error) {
 	}
 	c := &Collector{
 		opt: opt, shared: shared{memory: opt.Memory}, sessions: map[*Session]*sender{}, senders: [2]*list.List{list.New(), list.New()},
-		bySender: map[senderKey]*sender{}, peers: map[netip.Addr]*peer{}, conns: map[*connection]bool{}, handshakes: list.New(),
+		bySender: map[senderKey]*sender{}, peers: map[netip.Addr]*peer{}, conns: map[*connection]bool{}, handshakes: list.New(), hellos: list.New(),
 		notify: notifier{to: opt.Notify},
 	}
 	for i := range opt.Listen {

@@ -12,11 +12,10 @@ import (
 
 const (
 	handshakeTime = 10 * time.Second
-	// maxHandshakes are under way at a time; for a further one the oldest gives way that has not shown that it is where
-	// it says (DTLS: by a cookie).
-	maxHandshakes = 256
-	// A connection may give way to a new one when it has sent no message, or none for a while.
-	mutePatience   = time.Second
+	// maxHellos are the handshakes of DTLS under way at a time; those of TLS are as many as there may be connections.
+	// For a further one the oldest gives way whose client has not shown that it is where it says (DTLS: by a cookie).
+	maxHellos = 256
+	// A connection that has sent messages may give way to a new one when it has sent none for so long.
 	silentPatience = time.Minute
 )
 
@@ -31,7 +30,8 @@ type connection struct {
 	evicted bool      // it gave way to another
 
 	cancel context.CancelFunc // ends its handshake
-	at     *list.Element      // in handshakes
+	list   *list.List         // handshakes of its kind
+	at     *list.Element      // in list
 }
 
 // handshaker is a connection of TLS or DTLS.
@@ -96,13 +96,18 @@ func (c *Collector) accept(i int) {
 func (c *Collector) beginHandshake(x *connection) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	x.at = c.handshakes.PushFront(x)
-	if c.handshakes.Len() <= maxHandshakes {
+	most := c.opt.Connections
+	x.list = c.handshakes
+	if _, ok := x.Conn.(*dtlsConn); ok {
+		x.list, most = c.hellos, maxHellos
+	}
+	x.at = x.list.PushFront(x)
+	if x.list.Len() <= most {
 		return
 	}
 	addr, own := addrOf(x), 0
 	var oldest, oldestOwn *connection
-	for e := c.handshakes.Front(); e != nil; e = e.Next() {
+	for e := x.list.Front(); e != nil; e = e.Next() {
 		y := e.Value.(*connection)
 		same := addrOf(y) == addr
 		if same {
@@ -116,14 +121,14 @@ func (c *Collector) beginHandshake(x *connection) {
 			oldestOwn = y
 		}
 	}
-	if own > maxHandshakes/2 && oldestOwn != nil {
+	if own > most/2 && oldestOwn != nil {
 		oldest = oldestOwn
 	}
 	if oldest == nil {
-		oldest = c.handshakes.Back().Value.(*connection)
+		oldest = x.list.Back().Value.(*connection)
 	}
 	oldest.evicted = true
-	c.handshakes.Remove(oldest.at)
+	x.list.Remove(oldest.at)
 	oldest.at = nil
 	oldest.cancel()
 }
@@ -132,7 +137,7 @@ func (c *Collector) endHandshake(x *connection) (evicted bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if x.at != nil {
-		c.handshakes.Remove(x.at)
+		x.list.Remove(x.at)
 		x.at = nil
 	}
 	return x.evicted
@@ -165,15 +170,12 @@ func (c *Collector) admit(x *connection, datagrams bool) bool {
 	return true
 }
 
-// silent returns the connection that is to give way, nil if none is: that which was silent for longest; c.mu is held.
+// silent returns the connection that is to give way, nil if none is: that which was silent for longest, of those that
+// have sent no message if there are any; c.mu is held.
 func (c *Collector) silent(p *peer, ofPeer bool) (victim *connection) {
 	now := time.Now()
 	for x := range c.conns {
-		patience := silentPatience
-		if x.mute {
-			patience = mutePatience
-		}
-		if (!ofPeer || x.peer == p) && now.Sub(x.heard) > patience &&
+		if (!ofPeer || x.peer == p) && (x.mute || now.Sub(x.heard) > silentPatience) &&
 			(victim == nil || x.mute && !victim.mute || x.mute == victim.mute && x.heard.Before(victim.heard)) {
 			victim = x
 		}

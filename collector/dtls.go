@@ -37,7 +37,7 @@ func listenDTLS(addr string, cert tls.Certificate, clients *x509.CertPool) (end,
 	if clients != nil {
 		opts = append(opts, dtls.WithClientAuth(dtls.RequireAndVerifyClientCert), dtls.WithClientCAs(clients))
 	}
-	lc := udp.ListenConfig{Backlog: 2 * maxHandshakes, ReadBufferSize: receiveBuffer, AcceptFilter: func(b []byte) bool { return len(b) > 0 && b[0] == contentHandshake }}
+	lc := udp.ListenConfig{Backlog: 2 * maxHellos, ReadBufferSize: receiveBuffer, AcceptFilter: func(b []byte) bool { return len(b) > 0 && b[0] == contentHandshake }}
 	l, err := lc.Listen("udp", a)
 	return end{conn: &dtlsListener{l, opts}}, err
 }

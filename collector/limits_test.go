@@ -227,9 +227,9 @@ func TestFloodOfHellos(t *testing.T) {
 		t.Errorf("it had to wait for the handshakes of others")
 	}
 	c.Collector.mu.Lock()
-	under := c.handshakes.Len()
+	under := c.hellos.Len()
 	c.Collector.mu.Unlock()
-	if under > maxHandshakes {
+	if under > maxHellos {
 		t.Errorf("%d handshakes under way", under)
 	}
 	c.mu.Lock()
