@@ -150,9 +150,9 @@ func (f *flow) life(p *packet, d int) (closed bool) {
 			if d == 1 {
 				f.state |= stateSecond
 			}
-		} else if d == f.initiator() {
+		} else if d == f.initiator() && f.state&stateEstablished == 0 { // else a copy of an old one
 			f.resent = uint16(min(max(0, p.time-f.start)/synUnit, 1<<16-1))
-			f.state &^= stateClosed // a RST before the handshake was not the last word
+			f.state &^= stateClosed // the RST before it was not the last word
 		}
 		if d == f.initiator() {
 			f.tcp.syn = uint32(p.time / 1000)

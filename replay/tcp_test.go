@@ -57,6 +57,9 @@ func TestSequences(t *testing.T) {
 			[]string{ab + "forced +0-1002ms 3/25:1/0 rtt=2000us+1000ms again=1/20 state=1 flags=0x12"}},
 		{"FIN in a gap", established().send(3, 1010, fin|ack, 0).send(4, 1000, ack, 10).send(900, 1000, fin|ack, 10),
 			[]string{ab + "forced +0-900ms 5/10:1/0 rtt=2000us again=1/10 late=1 state=4 flags=0x13"}},
+		{"every packet twice", talk().send(0, 999, syn, 0).answer(1, 4999, syn|ack, 0).send(2, 1000, fin|ack, 5).answer(3, 5000, fin|ack, 7).send(4, 1006, ack, 0).
+			send(900, 999, syn, 0).answer(901, 4999, syn|ack, 0).send(902, 1000, fin|ack, 5).answer(903, 5000, fin|ack, 7).send(904, 1006, ack, 0),
+			[]string{ab + "end +0-904ms 6/5:4/7 rtt=2000us again=4/12 state=7 flags=0x13"}},
 		{"refused, and tried again", talk().send(0, 999, syn, 0).answer(1, 0, rst|ack, 0).send(500, 999, syn, 0).answer(501, 4999, syn|ack, 0).send(502, 1000, ack, 3),
 			[]string{ab + "forced +0-502ms 3/3:2/0 rtt=2000us+500ms again=1/0 state=1 flags=0x16"}},
 	} {
