@@ -41,6 +41,8 @@ func FuzzDecode(f *testing.F) {
 					}
 					if js := recs[i].AppendJSON(nil); !json.Valid(js) {
 						t.Fatalf("%s", js)
+					} else {
+						keys(t, js)
 					}
 					recs[i].Clone()
 				}

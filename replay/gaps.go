@@ -18,7 +18,7 @@ type gapPool struct {
 const (
 	// maxGaps is how many gaps one direction of a flow has at most; the lowest is forgotten for a new one.
 	maxGaps = 256
-	// A table has room for so many gaps, and for two more for each flow.
+	// A table has room for so many gaps, and for one more for each flow.
 	leastGaps = 1 << 16
 )
 

@@ -40,7 +40,7 @@ func newTable(cfg *Config, most int, s *seed, give func(*flowcache.Records) *flo
 	t := &table{
 		idle: int64(cfg.IdleTimeout), active: int64(cfg.ActiveTimeout), linger: int64(cfg.Linger),
 		max: most, seed: s, index: make([]uint64, firstIndex), shift: 32 - uint(bits.TrailingZeros(firstIndex)),
-		give: give, gaps: gapPool{max: min(leastGaps+2*most, 1<<31)},
+		give: give, gaps: gapPool{max: leastGaps + most},
 	}
 	t.wheel.now = -1
 	t.out = give(nil)
