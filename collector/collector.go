@@ -179,7 +179,7 @@ func (c *Collector) Addrs() []string {
 	return l
 }
 
-// Close closes the sockets, which ends Run.
+// Close closes the sockets, which ends Run. What Notify was not given yet it is given now.
 func (c *Collector) Close() {
 	for _, e := range c.ends {
 		if e.udp != nil {
@@ -188,6 +188,7 @@ func (c *Collector) Close() {
 			e.conn.Close()
 		}
 	}
+	c.notify.end()
 }
 
 // drainTime is for how long datagrams are read after the end: those that came before it wait in the socket.
@@ -230,7 +231,6 @@ func (c *Collector) Run(ctx context.Context, handle func([]Record) error) error 
 	}
 	<-ctx.Done()
 	c.running.Wait()
-	c.notify.end()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 		return err
 	}

@@ -170,7 +170,11 @@ func appendValue(dst []byte, v any, t templates.Type) []byte {
 		dst = append(dst, `{"semantic":"`...)
 		dst = append(dst, v.Semantic.String()...)
 		dst = append(dst, `",`...)
-		dst = appendString(dst, v.Field.Name())
+		name := v.Field.Name()
+		if name == "semantic" {
+			name += "#2"
+		}
+		dst = appendString(dst, name)
 		dst = append(dst, ":["...)
 		for i := range v.Values {
 			if i > 0 {

@@ -187,6 +187,25 @@ func TestReplayOfSilentPipe(t *testing.T) {
 	}
 }
 
+// TestReplaySlowly: a speed at which the next packet is due in thousands of years waits for it, and does not take it at once.
+func TestReplaySlowly(t *testing.T) {
+	one := ipPacket("192.0.2.1", "198.51.100.7", 17, udpDatagram(1000, 9999, 20))
+	other := ipPacket("192.0.2.2", "198.51.100.7", 17, udpDatagram(1000, 9999, 20))
+	r := launch(t, exec.Command(buildExporter(t), "replay", "--speed", "1e-15", "--idle-timeout", "1s", "-c", "json:-", captureOf(t, 101, one, other)))
+	begun := time.Now()
+	for time.Since(begun) < time.Second { // it would have taken it in the first millisecond
+		select {
+		case err := <-r.exited:
+			t.Fatalf("it ended: %v\n%s", err, r.out.String())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	r.cmd.Process.Signal(syscall.SIGTERM)
+	if err := <-r.exited; err != nil || strings.Count(r.out.String(), "\n") != 1 {
+		t.Errorf("%v\n%s", err, r.out.String())
+	}
+}
+
 // TestReplayFlags: what is no number is no speed, and the value of a flag that may stand alone is not taken for a file.
 func TestReplayFlags(t *testing.T) {
 	file := captureOf(t, 101)

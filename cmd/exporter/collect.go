@@ -114,6 +114,7 @@ func (s *collectSettings) run(files []string, stdout, stderr io.Writer) error {
 	} else {
 		err = c.Run(ctx, printer.print)
 	}
+	c.Close()
 	if bad := printer.close(); err == nil || errors.Is(err, errStopped) {
 		err = bad
 	}
