@@ -279,8 +279,8 @@ func (c *Collector) endSession(s *Session) {
 func (c *Collector) decode(s *Session, msg []byte, handle func([]Record) error) error {
 	err := s.decodeTo(msg, handle)
 	var m *MalformedError
-	if errors.As(err, &m) && !s.told {
-		s.told = true
+	if errors.As(err, &m) && !s.noted {
+		s.noted = true
 		c.notify.say(noticeMalformed, "%s: %v; more of its messages are but counted", s.cfg.Name, m)
 	}
 	return err

@@ -113,7 +113,7 @@ func plain[T string | []byte](s T) bool {
 }
 
 // name gives the fields their keys: their names as JSON strings, each different. One that comes again has a number
-// after it, and what the exporter has named itself comes after what the registry names: it takes nobody's name.
+// after it, and what the exporter has named itself comes after what the registry names, and takes no name of those.
 func (t *Template) name() {
 	used := make(map[string]bool, len(t.Fields))
 	times := make(map[string]int, len(t.Fields))
@@ -198,7 +198,7 @@ func appendValue(dst []byte, v any, t templates.Type) []byte {
 	return append(dst, "null"...)
 }
 
-// appendTime writes a time as exactly as its type can tell it, as time.RFC3339 does, which takes five times as long.
+// appendTime writes a time as exactly as its type has it, in the form of time.RFC3339, which takes five times as long.
 func appendTime(dst []byte, t time.Time, typ templates.Type) []byte {
 	t = t.UTC()
 	year, month, day := t.Date()

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// peer is an address (of IPv6 the network, 64 bits) with which there are sessions. It has a share of each bound, so
-// that nobody else's sessions give way to its own.
+// peer is an address (of IPv6 the network, 64 bits) with which there are sessions. It has a share of each bound: where it
+// is used up its own sessions give way, not those of others.
 type peer struct {
 	addr    netip.Addr
 	memory  int           // octets left of its share

@@ -52,7 +52,7 @@ type Session struct {
 	generation int // of learned
 	stats      Stats
 	shared     *shared
-	told       bool // that it sends what is malformed
+	noted      bool // that it sends what is malformed
 }
 
 type domainKey struct {

@@ -204,7 +204,7 @@ func (c *captures) due(p *replay.Packet) bool {
 	if c.origin == 0 {
 		c.began, c.origin = time.Now(), c.packet.Time
 	}
-	const century = 1e9 * 3600 * 24 * 36525 // what a Duration holds, and nobody waits for
+	const century = 1e9 * 3600 * 24 * 36525 // what a Duration holds
 	wait := time.Until(c.began.Add(time.Duration(min(float64(c.packet.Time-c.origin)/c.speed, century))))
 	if wait <= 0 {
 		return true

@@ -94,7 +94,7 @@ func TestRecordPrinterFails(t *testing.T) {
 		t.Errorf("close: %v", err)
 	}
 
-	r, w = io.Pipe() // that nobody reads
+	r, w = io.Pipe() // without a reader
 	defer r.Close()
 	quit := make(chan struct{})
 	p = newRecordPrinter(w, formatLines, 2, false, quit)
