@@ -35,8 +35,8 @@ func elapsed(from, to uint32) int32 { return int32(to - from) }
 // sequence compares a segment with what its sender has sent before. It returns how many octets of its payload were seen
 // already. recent says that the flow has just begun.
 func (t *tcpFlow) sequence(p *packet, d int, recent bool, pool *gapPool) (again uint32) {
-	if p.flags&flowcache.FlagRST != 0 {
-		return 0
+	if p.flags&flowcache.FlagRST != 0 && p.payload == 0 {
+		return 0 // its number may be anything
 	}
 	begin, end := p.seq, p.seq+p.payload // of the payload
 	if p.flags&flowcache.FlagSYN != 0 {

@@ -51,6 +51,8 @@ func TestSequences(t *testing.T) {
 			[]string{ab + "forced +0-2ms 3/170:0/0 arbitrary state=1 flags=0x10"}},
 		{"RST first", talk().answer(0, 0, rst|ack, 0).answer(1, 3_000_000_000, ack, 10).answer(2, 3_000_000_010, ack, 10),
 			[]string{"198.51.100.7>192.0.2.1:40000 end +0-2ms 3/20:0/0 arbitrary state=7 flags=0x14"}},
+		{"RST with a text, twice", established().send(3, 1000, ack, 10).send(4, 1010, rst|ack, 30).send(4, 1010, rst|ack, 30),
+			[]string{ab + "end +0-4ms 5/40:1/0 rtt=2000us again=1/30 state=7 flags=0x16"}},
 		{"SYN-ACK captured after the data", talk().send(0, 999, syn, 0).answer(1, 5000, ack, 10).answer(1, 4999, syn|ack, 0).answer(1, 5010, ack, 10),
 			[]string{ab + "forced +0-1ms 1/0:3/20 late=1 state=3 flags=0x12"}},
 		{"data in the SYN, sent again", talk().send(0, 999, syn, 20).send(1000, 999, syn, 20).answer(1001, 4999, syn|ack, 0).send(1002, 1020, ack, 5),
