@@ -279,6 +279,10 @@ func FuzzDecode(f *testing.F) {
 	f.Add(uint16(101), ip(a4, b4, 17, udp(5, 4789, cat([]byte{8, 0, 0, 0, 0, 0, 42, 0}, ethernet(0x8847, cat([]byte{0, 1, 1, 64}, v4))))))
 	f.Add(uint16(101), ip(a4, b4, 47, cat([]byte{0x30, 0x81, 0x88, 0x0b, 0, 35, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0x21}, v4)))
 	f.Add(uint16(105), make([]byte, 40))
+	f.Add(uint16(192), cat([]byte{0, 0, 8, 0, 101, 0, 0, 0}, v4))
+	f.Add(uint16(258), cat([]byte{12, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0}, ethernet(etherIPv4, v4)))
+	f.Add(uint16(101), ip(a4, b4, 47, cat([]byte{0, 0, 0x89, 0x09, 8, 0, 1, 1, 0, 1, 0, 7}, v4)))
+	f.Add(uint16(101), ip(a4, b4, 47, cat([]byte{0, 0, 0x88, 0x3e, 0, 0, 0, 0}, v4)))
 	f.Add(uint16(107), []byte{0x18, 0x41, 3, 0xcc, 0x45})
 	f.Add(uint16(239), []byte{2, 0, 0, 0, 4, 0, 9, 0, 0x45})
 	f.Fuzz(func(t *testing.T, link uint16, b []byte) {
