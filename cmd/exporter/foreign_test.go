@@ -416,8 +416,10 @@ func TestForeignExporters(t *testing.T) {
 				t.Errorf("%s, %s: %s", f.vendor, f.form, js)
 			}
 			for _, c := range compared {
-				if v := r.Get(c.element); v != nil && !r.Template.Options {
-					ours[c.field] = append(ours[c.field], fmt.Sprint(v))
+				for _, name := range []string{c.element, "reverse" + strings.ToUpper(c.element[:1]) + c.element[1:]} { // one name for both in tshark
+					if v := r.Get(name); v != nil && !r.Template.Options {
+						ours[c.field] = append(ours[c.field], fmt.Sprint(v))
+					}
 				}
 			}
 		}
