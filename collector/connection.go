@@ -160,7 +160,7 @@ func (c *Collector) admit(x *connection, datagrams bool) bool {
 		}
 		victim.evicted = true
 		c.release(victim)
-		victim.Close()
+		victim.SetReadDeadline(time.Unix(1, 0)) // its goroutine closes it: a farewell may take its time
 		p = c.peerOf(addrOf(x)) // it may have been the last of its peer
 	}
 	x.peer, x.heard, x.mute = p, time.Now(), true
@@ -220,7 +220,13 @@ func (c *Collector) fail(format string, args ...any) {
 // serve reads a connection to its end. One that sends nothing for the lifetime of its templates, or does not end a
 // message that it began, is at its end.
 func (c *Collector) serve(x *connection) error {
-	wait := func() { x.SetReadDeadline(time.Now().Add(c.opt.TemplateLifetime)) }
+	wait := func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if !x.evicted {
+			x.SetReadDeadline(time.Now().Add(c.opt.TemplateLifetime))
+		}
+	}
 	if !x.session.cfg.Datagrams {
 		return c.stream(x.session, x, wait, func(msg []byte) error {
 			if x.evicted {
