@@ -161,7 +161,7 @@ func (c *Collector) admit(x *connection, datagrams bool) bool {
 		victim.evicted = true
 		c.release(victim)
 		victim.SetReadDeadline(time.Unix(1, 0)) // its goroutine closes it: a farewell may take its time
-		p = c.peerOf(addrOf(x)) // it may have been the last of its peer
+		p = c.peerOf(addrOf(x))                 // it may have been the last of its peer
 	}
 	x.peer, x.heard, x.mute = p, time.Now(), true
 	x.session = c.newSession(x.from, datagrams, p)
