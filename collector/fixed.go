@@ -54,7 +54,7 @@ func (l *fixedFormatList) of(version uint16) *fixedFormat {
 // fixedFormat returns f with its templates, whose elements are r's.
 func (r *Registry) fixedFormat(f *fixedFormat) *fixedFormat {
 	n := *f
-	make := func(fields ...Field) *Template {
+	build := func(fields ...Field) *Template {
 		t := &Template{Fields: append(append([]Field(nil), f.fields...), fields...), MinSize: f.octets}
 		for i := range t.Fields {
 			t.Fields[i].Element = r.lookup(t.Fields[i].Number)
@@ -62,7 +62,7 @@ func (r *Registry) fixedFormat(f *fixedFormat) *fixedFormat {
 		t.name()
 		return t
 	}
-	n.plain, n.sampled = make(), make(field(35, 1), field(34, 2))
+	n.plain, n.sampled = build(), build(field(35, 1), field(34, 2))
 	return &n
 }
 
