@@ -30,7 +30,7 @@ type header struct {
 	exportTime time.Time
 	boot       time.Time // NetFlow: when sysUptime was 0
 	sequence   uint32
-	domain     uint32 // NetFlow v5 and v7: engine type * 256 + engine id
+	domain     uint32 // NetFlow v5: engine type * 256 + engine id
 	octets     int
 	count      int    // NetFlow v1, v5, v7: records
 	sampling   uint16 // NetFlow v5: two bits of how, and the interval

@@ -14,7 +14,7 @@ type Record struct {
 	From       string    // the session's name
 	Version    uint16    // 10 of IPFIX, 9, 7, 5 or 1 of NetFlow
 	V9         bool      // of NetFlow v9
-	Domain     uint32    // Observation Domain Id; NetFlow v9: Source ID; v5 and v7: engine type * 256 + engine id
+	Domain     uint32    // Observation Domain Id; NetFlow v9: Source ID; v5: engine type * 256 + engine id
 	ExportTime time.Time // of the message; to the second but of NetFlow v1, v5 and v7
 	Boot       time.Time // NetFlow: when sysUptime was 0; else zero
 	Template   *Template

@@ -60,7 +60,7 @@ type domainKey struct {
 	id      uint32
 }
 
-// domain is an Observation Domain (NetFlow v9: a Source ID; v5 and v7: an engine).
+// domain is an Observation Domain (NetFlow v9: a Source ID; v5: an engine).
 type domain struct {
 	session   *Session
 	templates map[uint16]*held
