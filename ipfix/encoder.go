@@ -27,7 +27,8 @@ type Encoder struct {
 	max    int // octets of a message
 	set    *templates.Set
 	boot   time.Time // when sysUptime was 0
-	zero   int64     // the same, in Unix nanoseconds, by the wall clock as it is now
+	zero   int64     // the same, in Unix nanoseconds, by the wall clock as it is now, and later by shift
+	shift  int64     // nanoseconds; see keepUptime
 	info   Info
 
 	recordTimes bool  // messages carry the time of the latest record, not the caller's
@@ -164,7 +165,7 @@ const leastStep = 100 * time.Millisecond
 
 // followClock moves the time of boot along with the wall clock, where that was stepped.
 func (e *Encoder) followClock(now time.Time) {
-	if zero := now.Add(-now.Sub(e.boot)).UnixNano(); time.Duration(zero-e.zero).Abs() > leastStep {
+	if zero := now.Add(-now.Sub(e.boot)).UnixNano() + e.shift; time.Duration(zero-e.zero).Abs() > leastStep {
 		e.zero = zero
 		e.set.SetUptime(zero)
 	}
@@ -196,10 +197,12 @@ func (e *Encoder) closeSet(msg []byte, begin int) []byte {
 // Record adds a record, and the one of the opposite direction where records are uniflows. Full messages are sent, templates that
 // they need before them.
 func (e *Encoder) Record(r *flowcache.Record, now time.Time) error {
+	var err error
 	if e.proto == NetFlowV9 {
 		e.followClock(now)
+		err = e.keepUptime(r, now)
 	}
-	err := e.add(r, now)
+	err = errors.Join(err, e.add(r, now))
 	if o := e.set.Opposite(r); o != nil {
 		err = errors.Join(err, e.add(o, now))
 	}

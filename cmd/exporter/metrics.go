@@ -58,6 +58,7 @@ var (
 	interfacesRead = describe(prometheus.CounterValue, "interfaces_read_total", "Network interfaces in these readings.")
 	interfaceFails = describe(prometheus.CounterValue, "interface_errors_total", "Network namespaces whose interfaces could not be read.")
 	packets        = describe(prometheus.CounterValue, "packets_total", "With --interface: packets by what became of them: counted in a flow; not_ip, truncated, malformed, unknown_link; dropped (the kernel had no room in the ring).", "fate")
+	packetGaps     = describe(prometheus.CounterValue, "packet_gaps_forgotten_total", "With --interface: gaps of TCP sequences for which there was no room; what fills one later counts as a retransmission.")
 	packetFlows    = describe(prometheus.GaugeValue, "packet_flows", "With --interface: flows of packets in the table.")
 	flows          = describe(prometheus.GaugeValue, "flows", "Flows in the cache.")
 	flowsMax       = describe(prometheus.GaugeValue, "flows_max", "Most flows that the cache keeps: --max-flows, or fewer, as the memory limit has it.")
@@ -191,6 +192,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 			put(packets, n, replay.Fate(f).String())
 		}
 		put(packets, w.live.Drops(), "dropped")
+		put(packetGaps, st.Gaps)
 		put(packetFlows, uint64(st.Live))
 		told = st.Records // those of sockets only name them
 	}

@@ -109,9 +109,10 @@ type jsonTCP struct {
 }
 
 func toJSON(r *flowcache.Record) *jsonRecord {
+	src, dst := r.Key.Netip()
 	j := &jsonRecord{
 		Start: timestamp(r.Start), End: timestamp(r.End), Reason: r.EndReason.String(), Protocol: protocol(r.Key.Proto),
-		Source: r.Key.Src.Netip(), SourcePort: r.Key.SrcPort, Dest: r.Key.Dst.Netip(), DestPort: r.Key.DstPort,
+		Source: src, SourcePort: r.Key.SrcPort, Dest: dst, DestPort: r.Key.DstPort,
 		Arbitrary: r.Arbitrary, Flows: r.Flows,
 		Forward:   jsonCounters{r.Forward.Payload, r.Forward.Octets, r.Forward.Packets},
 		Reverse:   jsonCounters{r.Reverse.Payload, r.Reverse.Octets, r.Reverse.Packets},
@@ -252,8 +253,9 @@ func (p *tablePrinter) print(records []flowcache.Record) error {
 			fmt.Fprintf(p.w, tableFormat, "TIME", "PROTO", "SOURCE", "DESTINATION", "SENT", "RECEIVED", "END", "WHO")
 		}
 		p.lines++
+		src, dst := r.Key.Netip()
 		fmt.Fprintf(p.w, tableFormat, time.Unix(0, r.End).Format("15:04:05.000"), protocol(r.Key.Proto),
-			endpoint(r.Key.Src, r.Key.SrcPort), endpoint(r.Key.Dst, r.Key.DstPort),
+			netip.AddrPortFrom(src, r.Key.SrcPort), netip.AddrPortFrom(dst, r.Key.DstPort),
 			octets(r.Forward.Payload), octets(r.Reverse.Payload), r.EndReason, who(&r.Source, &r.Dest)+several(r.Flows))
 	}
 	return p.w.Flush()
