@@ -47,12 +47,24 @@ func (x *Exporter) runDirect(ctx context.Context) {
 			x.failed(x.direct.flush())
 		}
 		if x.retell > 0 && now.Sub(x.retold) >= toldAgain {
+			if x.retell == retellTimes { // another program may listen now
+				x.enc.Forget()
+			}
 			x.retell--
 			x.retold = now
 			x.failed(x.refresh(now))
 			x.failed(x.direct.flush())
 		}
+		due := x.enc.Due()
+		if !due.IsZero() && !due.After(now) {
+			x.failed(x.enc.Release(now))
+			x.failed(x.direct.flush())
+			continue
+		}
 		wake := x.looked.Add(x.cfg.TemplateRefresh)
+		if !due.IsZero() && due.Before(wake) {
+			wake = due
+		}
 		if again := x.retold.Add(toldAgain); x.retell > 0 && again.Before(wake) {
 			wake = again
 		}
@@ -72,11 +84,15 @@ func (x *Exporter) runDirect(ctx context.Context) {
 			wake = flush
 		}
 		timer.Reset(time.Until(wake))
+		queue := x.queue
+		if x.enc.Held() >= heldLimit {
+			queue = nil
+		}
 		select {
 		case <-ctx.Done():
 		case <-x.direct.dead():
 			x.failed(ended{errClosed})
-		case r := <-x.queue:
+		case r := <-queue:
 			x.encode(r)
 			if len(x.queue) == 0 {
 				x.failed(x.direct.flush())
@@ -111,6 +127,15 @@ func (x *Exporter) drainDirect() {
 		}
 	}
 	x.failed(x.enc.Flush(time.Now()))
+	for due := x.enc.Due(); x.open && !due.IsZero(); due = x.enc.Due() {
+		if due.After(deadline) {
+			break
+		}
+		x.failed(x.direct.flush())
+		time.Sleep(time.Until(due))
+		x.failed(x.enc.Release(time.Now()))
+	}
+	x.failed(x.enc.ReleaseAll(time.Now()))
 	if x.open {
 		x.failed(x.direct.flush())
 	}
@@ -202,8 +227,14 @@ func (x *Exporter) refuse(err error) {
 // datagrams once a second (icmp_ratelimit), so that this may be too early: they are told twice.
 func (x *Exporter) accept() {
 	if x.retell == untold {
-		x.retell = 2
+		x.retell = retellTimes
 	}
 }
 
-const untold = -1 // retell: the last batch was refused
+const (
+	untold      = -1 // retell: the last batch was refused
+	retellTimes = 2
+
+	// Octets of messages that wait for their templates, beyond which records wait in the queue.
+	heldLimit = 1 << 20
+)

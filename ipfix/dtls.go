@@ -94,7 +94,7 @@ func (d *secureUDP) renew(ctx context.Context) bool {
 }
 
 func (d *secureUDP) send(msg []byte, records int) error {
-	d.pace.take(1, &d.x.stopBy)
+	d.pace.take(paced(len(msg)), &d.x.stopBy)
 	if _, err := d.conn.Write(msg); err != nil {
 		d.x.droppedSend.Add(uint64(records))
 		if errors.Is(err, syscall.EMSGSIZE) {

@@ -43,6 +43,7 @@ type Encoder struct {
 	announced                         // what the collector was told in this session
 	using     []*templates.Template   // by msg
 	programs  []templates.Application // of msg, and not told in this session
+	ahead                             // of datagrams: what waits until the collector has read the templates
 	options   [optionsKinds]optionsTemplate
 	ignored   lossTimes
 	notSent   lossTimes
@@ -92,6 +93,9 @@ func (e *Encoder) setOptions(opt templates.Options) error {
 	}
 	e.set, e.options = set, options
 	e.announced = announced{}
+	if e.lead > 0 {
+		set.Common()
+	}
 	return nil
 }
 
@@ -117,6 +121,7 @@ func (e *Encoder) SetMaxMessage(octets int) error {
 func (e *Encoder) Restart() {
 	e.sequence = 0
 	e.announced = announced{}
+	e.Forget()
 }
 
 func (e *Encoder) header() int {
@@ -318,7 +323,7 @@ func (e *Encoder) Flush(now time.Time) error {
 		e.msg = e.closeSet(e.msg, e.open.at)
 	}
 	err := e.announce(now)
-	err = errors.Join(err, e.deliver(e.msg, e.data, e.data, now))
+	err = errors.Join(err, e.postData(now))
 	e.msg, e.open, e.data, e.using = e.msg[:0], dataSet{}, 0, e.using[:0]
 	return err
 }

@@ -102,6 +102,9 @@ func New(cfg Config) (*Exporter, error) {
 	if x.enc, err = NewEncoder(cfg.Protocol, cfg.Options, cfg.Domain, x.limit, cfg.Boot, x.send); err != nil {
 		return nil, err
 	}
+	if cfg.Network == "udp" || cfg.Network == "dtls" {
+		x.enc.SendAhead(TemplateLead)
+	}
 	x.enc.Describe(Info{Version: cfg.Version, Kernel: cfg.Kernel, Facts: x.facts})
 	return x, nil
 }

@@ -172,15 +172,7 @@ func (c *control) option(kind int, values ...value) {
 		return
 	}
 	id := optionsID(kind)
-	if !c.e.announced.options[kind] {
-		c.e.announced.options[kind] = true
-		for _, f := range t.fields {
-			if f.element != nil {
-				c.describe(f.number, f.element)
-			}
-		}
-		c.optionsTemplate(id, t)
-	}
+	c.announceOptions(kind)
 	b := c.body[:0]
 	for _, f := range t.fields {
 		var v value
@@ -204,6 +196,21 @@ func (c *control) option(kind int, values ...value) {
 	c.add(id, b, 1)
 }
 
+// announceOptions adds the Options Template of a kind, unless it was sent in this session or the protocol has none.
+func (c *control) announceOptions(kind int) {
+	t := &c.e.options[kind]
+	if len(t.fields) == 0 || c.e.announced.options[kind] {
+		return
+	}
+	c.e.announced.options[kind] = true
+	for _, f := range t.fields {
+		if f.element != nil {
+			c.describe(f.number, f.element)
+		}
+	}
+	c.optionsTemplate(optionsID(kind), t)
+}
+
 // optionsTemplate adds an Options Template Record (RFC 7011, section 3.4.2.2; RFC 3954, section 6.1).
 func (c *control) optionsTemplate(id uint16, t *optionsTemplate) {
 	v9 := c.e.proto == NetFlowV9
@@ -223,7 +230,9 @@ func (c *control) optionsTemplate(id uint16, t *optionsTemplate) {
 	if v9 {
 		set = setOptionsV9
 	}
+	c.closeSet() // nfacctd reads one in a set
 	c.add(set, b, 0)
+	c.bring(id)
 }
 
 func (c *control) pid() value { return number(uint64(os.Getpid())) }

@@ -27,6 +27,7 @@ type udp struct {
 	arena   []byte // the messages that wait, one after the other
 	lengths []int
 	records []int
+	weight  int  // of the messages that wait, as pace counts them
 	whole   bool // UDP_SEGMENT does not work here
 
 	// Arguments of sendmmsg, made once.
@@ -200,7 +201,8 @@ func moved(ctx context.Context, c *Config, now net.Addr) bool {
 func (u *udp) send(msg []byte, records int) error {
 	u.arena = append(u.arena, msg...)
 	u.lengths, u.records = append(u.lengths, len(msg)), append(u.records, records)
-	if len(u.lengths) == min(batchLen, u.pace.burst) {
+	u.weight += paced(len(msg))
+	if len(u.lengths) == batchLen || u.weight >= u.pace.burst {
 		return u.flush()
 	}
 	return nil
@@ -211,7 +213,8 @@ func (u *udp) flush() error {
 	if len(u.lengths) == 0 {
 		return nil
 	}
-	u.pace.take(len(u.lengths), &u.x.stopBy)
+	u.pace.take(u.weight, &u.x.stopBy)
+	u.weight = 0
 	var errs error
 	n := u.group()
 	refused := false

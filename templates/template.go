@@ -290,7 +290,10 @@ func (s *Set) SetUptime(zero int64) { s.ctx.uptime = zero }
 
 // For returns the template of a record.
 func (s *Set) For(r *flowcache.Record) *Template {
-	k := kindOf(r)
+	return s.of(kindOf(r))
+}
+
+func (s *Set) of(k kind) *Template {
 	if s.opt.Dialect == IANA {
 		k = k.fold()
 	}
@@ -301,6 +304,18 @@ func (s *Set) For(r *flowcache.Record) *Template {
 	s.list = append(s.list, t)
 	s.kinds[k] = t
 	return t
+}
+
+// Common compiles the templates of kinds of records that nearly every host has: TCP and other ports over IPv4 and IPv6, with a process at one end
+// or at both.
+func (s *Set) Common() {
+	for _, v6 := range []bool{false, true} {
+		for _, class := range []int{classTCP, classPorts} {
+			for _, ends := range [][2]int{{endHost, endNone}, {endNone, endHost}, {endHost, endHost}} {
+				s.of(makeKind(v6, class, ends[0], ends[1], false))
+			}
+		}
+	}
 }
 
 // Opposite returns the record of the other direction, if r has one and s wants it told apart. It is valid until the next call.

@@ -143,6 +143,9 @@ func (r *elementRow) snake() string {
 // stranger reports whether a collector that knows IANA's registry does not know the element.
 func (r *elementRow) stranger() bool { return r.ipfix.PEN != templates.PENIANA }
 
+// padding are zeros, of any length: no collector has a column for them, and some fail where they take them for a number.
+func (r *elementRow) padding() bool { return r.Name == "paddingOctets" }
+
 // reporting are elements that only options records carry: they describe templates and the exporter, not flows.
 func (r *elementRow) reporting() bool {
 	switch {
