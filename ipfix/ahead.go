@@ -23,10 +23,10 @@ type ahead struct {
 }
 
 type heldMessage struct {
-	msg           []byte
-	records, data int
-	due           time.Time
-	latest        int64 // of Encoder, with recordTimes
+	msg                  []byte
+	records, data, flows int // see deliver
+	due                  time.Time
+	latest               int64 // of Encoder, with recordTimes
 }
 
 // SendAhead makes the encoder send templates this long before data that need them, and those of common kinds of records at the start of a
@@ -64,7 +64,7 @@ func (e *Encoder) Release(now time.Time) error {
 		e.octets -= len(m.msg)
 		latest := e.latest
 		e.latest = m.latest
-		err = errors.Join(err, e.deliver(m.msg, m.records, m.data, now))
+		err = errors.Join(err, e.deliver(m.msg, m.records, m.data, m.flows, now))
 		e.latest = latest
 	}
 	clear(e.held[len(still):])
@@ -105,7 +105,7 @@ func (e *Encoder) opening(now time.Time) time.Time {
 // postControl sends a message of templates and options data, or holds it.
 func (e *Encoder) postControl(c *control) error {
 	if e.lead == 0 {
-		return e.deliver(c.msg, c.records, c.data, c.now)
+		return e.deliver(c.msg, c.records, c.data, 0, c.now)
 	}
 	due := e.opening(c.now)
 	if e.controlDue.After(due) {
@@ -122,7 +122,7 @@ func (e *Encoder) postControl(c *control) error {
 		}
 	}
 	e.controlDue = due
-	return e.post(c.msg, c.records, c.data, due, c.now)
+	return e.post(c.msg, c.records, c.data, 0, due, c.now)
 }
 
 // postData sends the message under way, or holds it.
@@ -134,14 +134,14 @@ func (e *Encoder) postData(now time.Time) error {
 			due = e.after(due, t.ID)
 		}
 	}
-	return e.post(e.msg, e.data, e.data, due, now)
+	return e.post(e.msg, e.data, e.data, e.data, due, now)
 }
 
-func (e *Encoder) post(msg []byte, records, data int, due, now time.Time) error {
+func (e *Encoder) post(msg []byte, records, data, flows int, due, now time.Time) error {
 	if !due.After(now) {
-		return e.deliver(msg, records, data, now)
+		return e.deliver(msg, records, data, flows, now)
 	}
-	e.held = append(e.held, heldMessage{bytes.Clone(msg), records, data, due, e.latest})
+	e.held = append(e.held, heldMessage{bytes.Clone(msg), records, data, flows, due, e.latest})
 	e.octets += len(msg)
 	return nil
 }

@@ -87,30 +87,9 @@ func (e *Encoder) Statistics(now time.Time) error {
 	return c.end()
 }
 
-// SetOptions changes what records carry from now on. Records that wait are sent first; with withdraw, which is for streams, templates
-// that are no longer used are withdrawn (RFC 7011, section 8.1).
-func (e *Encoder) SetOptions(opt templates.Options, withdraw bool, now time.Time) error {
-	lost := e.Flush(now) // these records are lost; that is no reason to keep the fields
-	before, old := e.announced, e.set
-	if err := e.setOptions(opt); err != nil {
-		return errors.Join(lost, err)
-	}
-	if !withdraw || e.proto == NetFlowV9 {
-		return errors.Join(lost, e.Templates(now))
-	}
-	c := e.control(now)
-	for _, t := range old.Templates() {
-		if before.templates[t.ID] {
-			c.add(setTemplate, []byte{byte(t.ID >> 8), byte(t.ID), 0, 0}, 0)
-		}
-	}
-	for k, told := range before.options {
-		if id := optionsID(k); told {
-			c.add(setOptionsTemplate, []byte{byte(id >> 8), byte(id), 0, 0}, 0)
-		}
-	}
-	return errors.Join(lost, c.end(), e.Templates(now))
-}
+// SetOptions changes what records carry from now on. To be called after Flush; Templates must follow. After an error nothing has changed. Template ids
+// are others than those of the layout before, for what was sent under these may be on its way.
+func (e *Encoder) SetOptions(opt templates.Options) error { return e.setOptions(opt) }
 
 // control makes messages of templates and options records.
 type control struct {
@@ -171,7 +150,6 @@ func (c *control) closeSet() {
 func (c *control) finish() {
 	c.closeSet()
 	if c.records > 0 {
-		c.e.told += uint64(c.data)
 		c.err = errors.Join(c.err, c.e.postControl(c))
 	}
 	c.msg, c.records, c.data, c.uses, c.brings = c.msg[:c.e.header()], 0, 0, c.uses[:0], c.brings[:0]

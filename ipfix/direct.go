@@ -13,7 +13,7 @@ type direct interface {
 	open(ctx context.Context) error
 	// limit is the largest message, in octets. It may change with any call of send or flush.
 	limit() int
-	// send takes a message with its number of Data Records. It may keep it until flush.
+	// send takes a message with its number of flow records. It may keep it until flush.
 	send(msg []byte, records int) error
 	flush() error
 	// renew looks, from time to time, whether the session should be another one.
@@ -98,7 +98,11 @@ func (x *Exporter) runDirect(ctx context.Context) {
 				x.failed(x.direct.flush())
 			}
 		case opt := <-x.layouts:
-			x.failed(x.enc.SetOptions(opt, false, time.Now()))
+			now := time.Now()
+			x.failed(x.enc.Flush(now))
+			if x.enc.SetOptions(opt) == nil { // it was checked
+				x.failed(x.enc.Templates(now))
+			}
 		case <-timer.C:
 		}
 	}

@@ -30,6 +30,8 @@ type Exporter struct {
 	direct direct
 	stream *stream
 
+	keepTimes bool // messages keep the Export Time that they were made with
+
 	open    bool // direct has a session
 	limit   int  // octets of a message
 	told    atomic.Bool
@@ -170,9 +172,17 @@ func (x *Exporter) runStream(ctx context.Context) {
 		case <-timer.C:
 			x.enc.Flush(time.Now())
 		case now := <-statistics.C:
+			x.enc.announced.programs = nil // told again with their next use
 			x.enc.Statistics(now)
+		case <-s.connected:
+			x.enc.announced.programs = nil
 		case opt := <-x.layouts:
-			x.enc.SetOptions(opt, true, time.Now())
+			now := time.Now()
+			x.enc.Flush(now)
+			if x.enc.SetOptions(opt) == nil { // it was checked
+				s.backlog.renew()
+				x.enc.Templates(now)
+			}
 		}
 	}
 	x.ending()
@@ -237,7 +247,7 @@ func (x *Exporter) encode(r *flowcache.Records) {
 	r.Release()
 }
 
-// send takes a message of the encoder.
+// send takes a message of the encoder, with its number of flow records.
 func (x *Exporter) send(msg []byte, records int) error {
 	if x.stream != nil {
 		return x.stream.backlog.put(msg, records)

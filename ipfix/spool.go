@@ -26,7 +26,8 @@ type spool struct {
 	writer   *os.File   // of the last segment; nil before the first append of this run
 	full     []*os.File // of segments before, not yet synced
 	writes   *session   // of the segment being written: what it tells
-	told     int        // of the messages of writes
+	epoch    *epoch     // of its messages: a segment has those of one configuration
+	told     int        // of epoch.control, what it tells
 	sequence uint32
 	scratch  []byte
 	appended uint64 // messages
@@ -38,14 +39,14 @@ type spool struct {
 	bufAt  int64  // offset of buf in its segment
 	taken  position
 
-	dropped uint64 // Data Records
-	unread  uint64 // Data Records from read on
+	dropped uint64 // flow records
+	unread  uint64 // flow records from read on
 }
 
 type segment struct {
 	id      uint64
 	size    int64
-	records uint64 // Data Records, but for messages that only tell templates and facts
+	records uint64 // flow records
 	read    uint64 // of these
 }
 
@@ -157,34 +158,35 @@ func (s *spool) scan(seg *segment) error {
 			break
 		}
 		scratch = out
-		seg.records += uint64(known.counted())
+		seg.records += uint64(known.flows)
 		if seg.id == s.taken.segment && seg.size < s.taken.offset {
-			seg.read += uint64(known.counted())
+			seg.read += uint64(known.flows)
 		}
 		seg.size += int64(n)
 	}
 	return f.Truncate(seg.size)
 }
 
-// append writes a message, after what is new of control, the messages that tell templates and facts; a segment begins with them all. It
-// returns the place after it. After an error nothing of the message is there.
-func (s *spool) append(msg []byte, records int, control [][]byte) (position, error) {
-	if s.writer == nil || s.segments[len(s.segments)-1].size+int64(len(msg)) > s.segmentMax {
+// append writes a message, after what its epoch announces and the segment does not have yet; a segment begins with it all, and has messages
+// of one epoch. It returns the place after it. After an error nothing of the message is there.
+func (s *spool) append(m *pending) (position, error) {
+	if s.writer == nil || s.epoch != m.epoch || s.segments[len(s.segments)-1].size+int64(len(m.msg)) > s.segmentMax {
 		if err := s.begin(); err != nil {
 			return position{}, err
 		}
+		s.epoch = m.epoch
 	}
 	seg := s.segments[len(s.segments)-1]
-	for ; s.told < len(control); s.told++ {
-		if err := s.write(seg, control[s.told]); err != nil {
+	for ; s.told < m.after; s.told++ {
+		if err := s.write(seg, m.epoch.control[s.told]); err != nil {
 			return position{}, err
 		}
 	}
-	if err := s.write(seg, msg); err != nil {
+	if err := s.write(seg, m.msg); err != nil {
 		return position{}, err
 	}
-	s.unread += uint64(records)
-	seg.records += uint64(records)
+	s.unread += uint64(m.flows)
+	seg.records += uint64(m.flows)
 	for s.size > s.max && len(s.segments) > 1 {
 		s.dropOldest()
 	}
@@ -223,7 +225,7 @@ func (s *spool) begin() error {
 	if s.writer != nil {
 		s.full = append(s.full, s.writer) // to be synced: that may take seconds
 	}
-	s.writer, s.writes, s.sequence, s.told = f, newSession(), 0, 0
+	s.writer, s.writes, s.sequence, s.told, s.epoch = f, newSession(), 0, 0, nil
 	s.segments = append(s.segments, &segment{id: id})
 	if len(s.segments) == 1 {
 		s.taken = position{id, 0}

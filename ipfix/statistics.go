@@ -22,7 +22,7 @@ func (x *Exporter) refresh(now time.Time) error {
 func (x *Exporter) facts() Facts {
 	st := x.Stats()
 	f := Facts{
-		Messages: st.Messages, Octets: st.Octets, Flows: st.Records - min(st.Records, x.enc.told),
+		Messages: st.Messages, Octets: st.Octets, Flows: st.Records,
 		NotSentFlows:   st.DroppedQueue + st.DroppedSend + st.DroppedSpool + st.DroppedBig,
 		NotSentPackets: x.lostPackets.Load(), NotSentOctets: x.lostOctets.Load(),
 	}

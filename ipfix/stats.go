@@ -15,7 +15,7 @@ type Stats struct {
 	DroppedBig   uint64 // fit into no message
 	Cut          uint64 // strings were cut to fit
 
-	// Data Records: type records and both directions of a uniflow included.
+	// Data Records of flows: both directions of a uniflow, and no options data.
 	Made         uint64 // put into messages
 	Recovered    uint64 // found in the spool at the start
 	Records      uint64 // sent: handed to the kernel, or, over streams, acknowledged by the collector's

@@ -1,6 +1,7 @@
 package ipfix
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -20,6 +21,8 @@ type stream struct {
 	dial    func(ctx context.Context) (*link, error)
 	backlog *backlog
 	stop    chan struct{} // closed when nothing will be put any more
+	// Signalled when there is a connection.
+	connected chan struct{}
 }
 
 const (
@@ -28,7 +31,7 @@ const (
 )
 
 func newStream(x *Exporter) (*stream, error) {
-	s := &stream{x: x, stop: make(chan struct{})}
+	s := &stream{x: x, stop: make(chan struct{}), connected: make(chan struct{}, 1)}
 	switch x.cfg.Network {
 	case "tcp":
 		s.dial = x.cfg.dialTCP
@@ -90,6 +93,7 @@ func (s *stream) run() {
 			continue
 		}
 		x.connects.Add(1)
+		signal(s.connected)
 		begin := time.Now()
 		err = s.session(life, l)
 		if time.Since(begin) > steady {
@@ -139,11 +143,9 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 	}()
 	awake := context.AfterFunc(life, func() { l.socket.SetWriteDeadline(time.Now()) })
 	defer awake()
-	control := b.begin()
-	if err := w.writeAll(control); err != nil {
+	if err := w.turn(b.begin()); err != nil {
 		return closed(l, dead, &readError, err)
 	}
-	told := len(control) // of the backlog's
 	x.up("connected")
 	tick := time.NewTicker(ackInterval)
 	defer tick.Stop()
@@ -156,16 +158,18 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 	var buf []byte
 	stop := s.stop
 	for {
-		m, control, fromDisk, ok, err := b.next(buf[:0], told)
+		m, control, fromDisk, ok, err := b.next(buf[:0])
 		buf = m.msg
 		if err != nil {
 			b.spoil(false, fromDisk)
 			continue
 		}
 		if ok {
-			err := w.writeAll(control)
-			if !fromDisk {
-				told += len(control)
+			var err error
+			if fromDisk {
+				err = w.writeAll(control)
+			} else {
+				err = w.turn(m.epoch, control)
 			}
 			if err == nil {
 				w.session.trust = !fromDisk
@@ -182,7 +186,7 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 			if err != nil {
 				return closed(l, dead, &readError, err)
 			}
-			b.wrote(fromDisk, w.session.counted(), l.written)
+			b.wrote(fromDisk, w.session.flows, l.written)
 			b.confirm(l.progress())
 			select {
 			case <-dead:
@@ -197,6 +201,9 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 				return nil
 			}
 		}
+		if err := w.turn(b.news()); err != nil {
+			return closed(l, dead, &readError, err)
+		}
 		select {
 		case <-b.more:
 		case <-dead:
@@ -204,8 +211,7 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 		case <-acks:
 			b.confirm(l.progress())
 		case <-refresh:
-			w.session = newSession()
-			if err := w.writeAll(b.all()); err != nil {
+			if err := w.again(); err != nil {
 				return closed(l, dead, &readError, err)
 			}
 		case <-stop:
@@ -262,31 +268,85 @@ type sessionWriter struct {
 	x        *Exporter
 	l        *link
 	session  *session
+	epoch    *epoch // of the latest message from memory
+	control  [][]byte
+	told     int    // of control
+	domain   []byte // Observation Domain Id; nil before the first message
 	sequence uint32
 	buf      []byte
 }
 
-// writeAll writes what tells templates and facts; its Data Records are made and sent here.
+// turn announces what messages of an epoch need. Templates of the epoch before are withdrawn first. Without effect if e is nil.
+func (w *sessionWriter) turn(e *epoch, control [][]byte) error {
+	if e == nil {
+		return nil
+	}
+	if e != w.epoch {
+		if w.epoch != nil {
+			if err := w.withdraw(); err != nil {
+				return err
+			}
+		}
+		w.epoch, w.told = e, 0
+	}
+	for w.control = control; w.told < len(control); w.told++ {
+		if err := w.write(pending{msg: control[w.told]}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// again announces once more what the messages in use need.
+func (w *sessionWriter) again() error {
+	if w.epoch == nil {
+		return nil // those from disk come with theirs
+	}
+	w.session, w.told = newSession(), 0
+	return w.turn(w.epoch, w.control)
+}
+
+func (w *sessionWriter) withdraw() error {
+	if len(w.control) == 0 {
+		return nil
+	}
+	if w.buf = w.session.withdrawals(w.buf[:0], w.control[0]); len(w.buf) == 0 {
+		return nil
+	}
+	return w.send(w.buf, 0)
+}
+
+// writeAll writes what announces templates and facts.
 func (w *sessionWriter) writeAll(control [][]byte) error {
 	for _, msg := range control {
 		if err := w.write(pending{msg: msg}); err != nil {
 			return err
 		}
-		w.x.made.Add(uint64(w.session.seen))
-		w.x.records.Add(uint64(w.session.seen))
 	}
 	return nil
 }
 
 // write writes a message. If the session trusts it, its records are known.
 func (w *sessionWriter) write(m pending) error {
+	if w.domain != nil && !bytes.Equal(w.domain, m.msg[12:16]) {
+		return errOtherLayout // ids and sequence are a domain's
+	}
 	out, records, err := w.session.admit(w.buf[:0], m.msg, everything)
 	w.buf = out
 	if err != nil || len(out) == 0 {
 		return err
 	}
+	w.domain = append(w.domain[:0], out[12:16]...)
 	if w.session.trust {
 		records = m.records
+	}
+	return w.send(out, records)
+}
+
+// send fills in what depends on the session, and writes a message.
+func (w *sessionWriter) send(out []byte, records int) error {
+	if !w.x.keepTimes {
+		binary.BigEndian.PutUint32(out[4:], uint32(time.Now().Unix())) // Export Time is when it leaves (RFC 7011, section 3.1)
 	}
 	binary.BigEndian.PutUint32(out[8:], w.sequence)
 	w.sequence += uint32(records) // lost or not, it counts (RFC 7011, section 10.2.2)

@@ -120,11 +120,14 @@ type Set struct {
 	fields  []field // of every kind
 	added   map[string]bool
 	page    uint16
+	layout  uint32 // a hash of the fields
 	runs    []run
 	kinds   [kinds]*Template
 	list    []*Template
 	ctx     context
 	swapped flowcache.Record
+
+	applications bool // some templates have applicationId
 }
 
 // MaxFields is what Wireshark takes in a template by default (preference cflow.max_template_fields).
@@ -132,6 +135,18 @@ const MaxFields = 60
 
 // FirstID is the least id of a template of flow records; below are those of options records.
 const FirstID = kinds
+
+const pages = 65536/kinds - 1
+
+// Follow makes the template ids of s others than those of a set before it in the same session, unless both have one layout. It is called before For.
+func (s *Set) Follow(before *Set) {
+	if s.layout != before.layout && s.page == before.page {
+		s.page = FirstID + (s.page-FirstID+kinds)%(pages*kinds)
+	}
+}
+
+// Page is a number, of 63, that tells the layout of s from another one that it follows.
+func (s *Set) Page() int { return int(s.page-FirstID) / kinds }
 
 // New prepares the templates. Their ids are a function of their layout alone.
 func New(opt Options) (*Set, error) {
@@ -177,8 +192,9 @@ func New(opt Options) (*Set, error) {
 	}
 	// Kinds have 1024 ids, so that no two collide; which ones changes with the layout, so that a collector that remembers
 	// templates takes none for another.
-	const pages = 65536/kinds - 1
-	s.page = FirstID + kinds*uint16(layout.Sum32()%pages)
+	s.layout = layout.Sum32()
+	s.page = FirstID + kinds*uint16(s.layout%pages)
+	s.applications = s.Has("applicationId")
 	return s, s.check()
 }
 

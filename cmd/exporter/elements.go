@@ -150,7 +150,7 @@ func (r *elementRow) padding() bool { return r.Name == "paddingOctets" }
 func (r *elementRow) reporting() bool {
 	switch {
 	case r.Native >= 80, r.IANA == 10, r.IANA == 34, r.IANA == 35, r.IANA >= 40 && r.IANA <= 42, r.IANA == 82, r.IANA == 85, r.IANA == 86, r.IANA == 94, r.IANA == 135,
-		r.IANA >= 143 && r.IANA <= 149, r.IANA >= 160 && r.IANA <= 173, r.IANA >= 302 && r.IANA <= 346, r.IANA == 368:
+		r.IANA >= 143 && r.IANA <= 149, r.IANA == 234, r.IANA >= 160 && r.IANA <= 173, r.IANA >= 302 && r.IANA <= 346, r.IANA == 368:
 		return true
 	}
 	return false
