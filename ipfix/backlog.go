@@ -2,6 +2,7 @@ package ipfix
 
 import (
 	"bytes"
+	"os"
 	"sync"
 	"time"
 )
@@ -29,6 +30,7 @@ type backlog struct {
 	more, room chan struct{} // told that there is a message; that there is room
 	report     func(ok bool, err error)
 
+	droppedSpool                                    uint64 // by a spool before this one
 	recovered, waiting, made, sent, dropped, resent uint64 // Data Records of flows; waiting are not acknowledged, those on disk included
 }
 
@@ -387,6 +389,52 @@ func (b *backlog) idle() bool {
 	return b.acked == len(b.flight) && len(b.mem) == 0 && (b.disk == nil || b.disk.drained())
 }
 
+// resize changes the bound of the spool, if there is one.
+func (b *backlog) resize(octets int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.disk != nil {
+		b.disk.max = octets
+	}
+}
+
+// drained reports whether nothing on disk waits to be sent, or to be acknowledged.
+func (b *backlog) drained() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := b.acked; i < len(b.flight); i++ {
+		if b.flight[i].msg == nil {
+			return false
+		}
+	}
+	return b.disk == nil || b.disk.drained()
+}
+
+// replace puts disk, or none, in the place of a spool that has nothing in it. It reports whether it could.
+func (b *backlog) replace(disk *spool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.disk != nil {
+		for i := range b.flight {
+			if f := &b.flight[i]; f.msg == nil && !f.gone {
+				return false
+			}
+		}
+		if !b.disk.drained() {
+			return false
+		}
+		b.disk.release(b.disk.read)
+		b.droppedSpool += b.disk.dropped
+		b.disk.close()
+	}
+	b.disk, b.failed, b.reading = disk, nil, false
+	if disk != nil {
+		b.waiting += disk.unread
+		b.recovered += disk.unread
+	}
+	return true
+}
+
 // close ends the use of the backlog: what waits goes to disk, or is dropped.
 func (b *backlog) close() {
 	b.end(true)
@@ -405,10 +453,13 @@ func (b *backlog) close() {
 // sync writes what is on disk through to the device; the lock is not held meanwhile. What a full disk did not take is tried again.
 func (b *backlog) sync() {
 	b.mu.Lock()
-	if b.away && len(b.mem) > 0 {
-		b.spill()
+	var files []*os.File
+	if b.disk != nil {
+		if b.away && len(b.mem) > 0 {
+			b.spill()
+		}
+		files = b.disk.forSync()
 	}
-	files := b.disk.forSync()
 	b.mu.Unlock()
 	for _, f := range files {
 		f.Sync()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 )
 
@@ -17,7 +18,9 @@ type direct interface {
 	send(msg []byte, records int) error
 	flush() error
 	// renew looks, from time to time, whether the session should be another one.
-	renew(ctx context.Context) (another bool)
+	renew() (another bool)
+	// address is the collector's; nil if it has none.
+	address() net.Addr
 	// dead is closed when the other side ends the session; nil if it cannot.
 	dead() <-chan struct{}
 	close() error
@@ -32,16 +35,27 @@ func (x *Exporter) runDirect(ctx context.Context) {
 		if !x.open && !x.connect(ctx) {
 			select {
 			case <-ctx.Done():
+			case c := <-x.changes:
+				x.changeDirect(c)
 			case <-time.After(time.Until(x.nextTry)):
 			}
 			continue
 		}
 		now := time.Now()
-		if now.Sub(x.looked) >= x.cfg.TemplateRefresh {
+		if !x.good && now.Sub(x.opened) >= steady {
+			x.proved()
+		}
+		if now.Sub(x.looked) >= x.conf().TemplateRefresh {
 			x.looked = now
-			if x.direct.renew(ctx) {
+			if x.direct.renew() {
 				x.reopen()
 				continue
+			}
+			if !x.looking && x.direct.address() != nil {
+				x.looking = true
+				go func(conf *Config, at net.Addr) { // ends with the answer, or dialTimeout
+					x.moved <- moved(ctx, conf, at)
+				}(x.conf(), x.direct.address())
 			}
 			x.failed(x.refresh(now))
 			x.failed(x.direct.flush())
@@ -61,9 +75,12 @@ func (x *Exporter) runDirect(ctx context.Context) {
 			x.failed(x.direct.flush())
 			continue
 		}
-		wake := x.looked.Add(x.cfg.TemplateRefresh)
+		wake := x.looked.Add(x.conf().TemplateRefresh)
 		if !due.IsZero() && due.Before(wake) {
 			wake = due
+		}
+		if good := x.opened.Add(steady); !x.good && good.Before(wake) {
+			wake = good
 		}
 		if again := x.retold.Add(toldAgain); x.retell > 0 && again.Before(wake) {
 			wake = again
@@ -97,11 +114,11 @@ func (x *Exporter) runDirect(ctx context.Context) {
 			if len(x.queue) == 0 {
 				x.failed(x.direct.flush())
 			}
-		case opt := <-x.layouts:
-			now := time.Now()
-			x.failed(x.enc.Flush(now))
-			if x.enc.SetOptions(opt) == nil { // it was checked
-				x.failed(x.enc.Templates(now))
+		case c := <-x.changes:
+			x.changeDirect(c)
+		case elsewhere := <-x.moved:
+			if x.looking = false; elsewhere {
+				x.reopen()
 			}
 		case <-timer.C:
 		}
@@ -160,19 +177,25 @@ func (x *Exporter) connect(ctx context.Context) bool {
 	}
 	x.open, x.looked = true, time.Now()
 	x.connects.Add(1)
-	if x.cfg.Network == "dtls" {
+	if x.conf().Network == "dtls" {
 		// What comes first in a session is easily lost, while the other side accepts it: tell templates twice.
-		x.looked = x.looked.Add(min(toldAgain-x.cfg.TemplateRefresh, 0))
+		x.looked = x.looked.Add(min(toldAgain-x.conf().TemplateRefresh, 0))
 	}
 	x.enc.Restart()
 	x.setLimit()
-	x.up("connected")
+	x.opened, x.good = time.Now(), false
+	if x.conf().Network != "dtls" { // there is no other side that could end it
+		x.proved()
+	}
 	x.failed(x.enc.Templates(time.Now()))
 	x.failed(x.direct.flush())
-	if x.open {
-		x.wait, x.nextTry = x.cfg.ReconnectMin, time.Time{}
-	}
 	return x.open
+}
+
+// proved notes that the session under way is a good one.
+func (x *Exporter) proved() {
+	x.good, x.nextTry = true, time.Time{}
+	x.up("connected")
 }
 
 // setLimit follows the largest message of the transport. It reports whether it changed.
@@ -211,6 +234,9 @@ func (x *Exporter) failed(err error) {
 	case errors.As(err, &end):
 		x.open = false
 		x.direct.close()
+		if x.good && time.Since(x.opened) > x.wait { // see stream.run
+			x.wait = x.conf().ReconnectMin
+		}
 		x.down(err)
 	default:
 		x.errs.Add(1)
@@ -223,7 +249,7 @@ func (x *Exporter) refuse(err error) {
 	x.refused = time.Now()
 	x.retell = untold
 	if !x.told.Swap(true) {
-		x.cfg.Notify(false, fmt.Sprintf("collector %s: %s; records go on being sent", x.Name(), reason(err)))
+		x.conf().Notify(false, fmt.Sprintf("collector %s: %s; records go on being sent", x.Name(), reason(err)))
 	}
 }
 

@@ -14,10 +14,12 @@ import (
 // refit changes the fields of a running exporter, as SIGHUP does.
 func (s *started) refit(opt templates.Options) {
 	s.t.Helper()
-	if err := s.SetFields(opt); err != nil {
+	cfg := *s.conf()
+	cfg.Options = opt
+	if err := s.Reconfigure(cfg); err != nil {
 		s.t.Fatal(err)
 	}
-	eventually(s.t, "the fields have changed", func() bool { return len(s.layouts) == 0 })
+	eventually(s.t, "the fields have changed", func() bool { return len(s.changes) == 0 })
 }
 
 // checkStream decodes a session by RFC 7011's rules: each template before its data, none redefined unless it was withdrawn before. It returns the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,7 +26,7 @@ type file struct {
 var errRotated = errors.New("the file is full")
 
 func (w *file) open(context.Context) error {
-	path := w.x.cfg.Address
+	path := w.x.conf().Address
 	if st, err := os.Lstat(path); err == nil && st.Mode().IsRegular() && st.Size() > 0 {
 		// Of a run before. Another session in the same file would begin its sequence in the middle.
 		if err := w.putAside(st.ModTime()); err != nil {
@@ -47,10 +48,11 @@ func (w *file) open(context.Context) error {
 
 func (w *file) limit() int            { return maxStream }
 func (w *file) dead() <-chan struct{} { return nil }
+func (w *file) address() net.Addr     { return nil }
 
 // renew is called by the clock.
-func (w *file) renew(context.Context) bool {
-	return w.plain && w.x.cfg.RotateTime > 0 && time.Since(w.begin) >= w.x.cfg.RotateTime && w.size > 0
+func (w *file) renew() bool {
+	return w.plain && w.x.conf().RotateTime > 0 && time.Since(w.begin) >= w.x.conf().RotateTime && w.size > 0
 }
 
 func (w *file) send(msg []byte, records int) error {
@@ -67,14 +69,14 @@ func (w *file) send(msg []byte, records int) error {
 		w.dirty = time.Now()
 	}
 	w.x.sent(len(msg), records)
-	if w.plain && w.x.cfg.RotateSize > 0 && w.size >= w.x.cfg.RotateSize {
+	if w.plain && w.x.conf().RotateSize > 0 && w.size >= w.x.conf().RotateSize {
 		return errRotated
 	}
 	return nil
 }
 
 func (w *file) flush() error {
-	if !w.dirty.IsZero() && w.x.cfg.Sync > 0 && time.Since(w.dirty) >= w.x.cfg.Sync {
+	if !w.dirty.IsZero() && w.x.conf().Sync > 0 && time.Since(w.dirty) >= w.x.conf().Sync {
 		w.dirty = time.Time{}
 		return w.f.Sync()
 	}
@@ -83,11 +85,11 @@ func (w *file) flush() error {
 
 func (w *file) close() error {
 	var err error
-	if w.plain && w.x.cfg.Sync >= 0 {
+	if w.plain && w.x.conf().Sync >= 0 {
 		err = w.f.Sync()
 	}
 	err = errors.Join(err, w.f.Close())
-	if w.plain && (w.x.cfg.RotateSize > 0 || w.x.cfg.RotateTime > 0) {
+	if w.plain && (w.x.conf().RotateSize > 0 || w.x.conf().RotateTime > 0) {
 		err = errors.Join(err, w.putAside(w.begin))
 	}
 	return err
@@ -95,7 +97,7 @@ func (w *file) close() error {
 
 // putAside gives the file its final name, which no other file has, however clocks go.
 func (w *file) putAside(begin time.Time) error {
-	path := w.x.cfg.Address
+	path := w.x.conf().Address
 	ext := filepath.Ext(path)
 	stem := strings.TrimSuffix(path, ext) + "-" + begin.UTC().Format("20060102T150405Z")
 	for i := 1; ; i++ {
@@ -120,11 +122,11 @@ func (w *file) putAside(begin time.Time) error {
 
 // prune removes the oldest finished files beyond the number to keep.
 func (w *file) prune() error {
-	keep := w.x.cfg.Keep
+	keep := w.x.conf().Keep
 	if keep == 0 {
 		return nil
 	}
-	path := w.x.cfg.Address
+	path := w.x.conf().Address
 	ext := filepath.Ext(path)
 	stem := strings.TrimSuffix(filepath.Base(path), ext) + "-"
 	entries, err := os.ReadDir(filepath.Dir(path))

@@ -12,7 +12,7 @@ func (x *Exporter) SetMetering(f func() Metering) { x.metering = f }
 // refresh sends again, over UDP and DTLS, what a collector must know and may have lost. A file is told it once. The counts of a file
 // are told when it begins, and its clock is another one (Config.complete).
 func (x *Exporter) refresh(now time.Time) error {
-	if x.cfg.Network == "file" {
+	if x.conf().Network == "file" {
 		return nil
 	}
 	return x.enc.Templates(now)

@@ -63,7 +63,8 @@ func (b *backlog) stats(st *Stats) {
 	st.DroppedSend += b.dropped
 	st.Backlog = b.waiting
 	st.SpoolFailed = b.failed != nil
+	st.DroppedSpool = b.droppedSpool
 	if b.disk != nil {
-		st.DroppedSpool, st.Spooled, st.SpoolOctets = b.disk.dropped, b.disk.unread, uint64(b.disk.size)
+		st.DroppedSpool, st.Spooled, st.SpoolOctets = b.droppedSpool+b.disk.dropped, b.disk.unread, uint64(b.disk.size)
 	}
 }

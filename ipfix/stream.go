@@ -9,8 +9,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -23,40 +21,40 @@ type stream struct {
 	stop    chan struct{} // closed when nothing will be put any more
 	// Signalled when there is a connection.
 	connected chan struct{}
+	proved    bool          // the collector takes messages, in the session under way or the last
+	renew     chan struct{} // signalled when there is to be another connection, by another configuration
 }
 
 const (
 	ackInterval = 20 * time.Millisecond // between two looks at what was acknowledged
-	steady      = time.Second           // a session that lasts so long was a good one
+	steady      = time.Second           // a session that lasts so long, and in which something was acknowledged, is a good one
 )
 
 func newStream(x *Exporter) (*stream, error) {
-	s := &stream{x: x, stop: make(chan struct{}), connected: make(chan struct{}, 1)}
-	switch x.cfg.Network {
+	s := &stream{x: x, stop: make(chan struct{}), connected: make(chan struct{}, 1), renew: make(chan struct{}, 1)}
+	switch x.conf().Network {
 	case "tcp":
-		s.dial = x.cfg.dialTCP
+		s.dial = func(ctx context.Context) (*link, error) { return x.conf().dialTCP(ctx) }
 	case "tls":
-		c, err := newCredentials(&x.cfg)
-		if err != nil {
+		if _, err := newCredentials(x.conf()); err != nil {
 			return nil, err
 		}
-		s.dial = func(ctx context.Context) (*link, error) { return x.cfg.dialTLS(ctx, c) }
+		s.dial = func(ctx context.Context) (*link, error) { return x.conf().dialTLS(ctx) }
 	case "sctp":
-		s.dial = x.cfg.dialSCTP
+		s.dial = func(ctx context.Context) (*link, error) { return x.conf().dialSCTP(ctx) }
 	}
 	var disk *spool
-	if x.cfg.Spool != "" {
+	if x.conf().Spool != "" {
 		var err error
-		dir := filepath.Join(x.cfg.Spool, strings.NewReplacer("/", "_", ":", "_").Replace(x.Name()))
-		if disk, err = openSpool(dir, x.cfg.SpoolSize); err != nil {
+		if disk, err = openSpool(x.conf().spoolDir(), x.conf().SpoolSize); err != nil {
 			return nil, err
 		}
 	}
 	s.backlog = newBacklog(disk, func(ok bool, err error) {
 		if ok {
-			x.cfg.Notify(true, fmt.Sprintf("collector %s: the spool works again", x.Name()))
+			x.conf().Notify(true, fmt.Sprintf("collector %s: the spool works again", x.Name()))
 		} else {
-			x.cfg.Notify(false, fmt.Sprintf("collector %s: cannot write the spool: %s; records are kept in memory only", x.Name(), reason(err)))
+			x.conf().Notify(false, fmt.Sprintf("collector %s: cannot write the spool: %s; records are kept in memory only", x.Name(), reason(err)))
 		}
 	})
 	return s, nil
@@ -75,9 +73,7 @@ func (s *stream) run() {
 		case <-life.Done():
 		}
 	}()
-	if s.backlog.disk != nil {
-		go s.sync(life) // ends with life
-	}
+	go s.sync(life) // ends with life
 	x := s.x
 	for last := false; !last; {
 		select {
@@ -85,6 +81,7 @@ func (s *stream) run() {
 			if last = true; s.backlog.idle() {
 				return
 			}
+		case <-s.renew:
 		case <-time.After(time.Until(x.nextTry)):
 		}
 		l, err := s.dial(life)
@@ -95,14 +92,15 @@ func (s *stream) run() {
 		x.connects.Add(1)
 		signal(s.connected)
 		begin := time.Now()
+		s.proved = false
 		err = s.session(life, l)
-		if time.Since(begin) > steady {
-			x.wait = x.cfg.ReconnectMin
+		if s.proved && time.Since(begin) > x.wait { // or one that ends each session soon after it would be tried without a pause
+			x.wait = x.conf().ReconnectMin
 		}
 		switch {
 		case err == nil:
 			return
-		case errors.Is(err, errSettled): // not the collector's fault
+		case errors.Is(err, errSettled), errors.Is(err, errRenewed): // not the collector's fault
 			x.nextTry = time.Time{}
 		default:
 			x.down(err)
@@ -146,12 +144,22 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 	if err := w.turn(b.begin()); err != nil {
 		return closed(l, dead, &readError, err)
 	}
-	x.up("connected")
+	// A connection that was accepted is no collector yet: it may be closed at once, as for a certificate that TLS 1.3 refuses after the handshake.
+	proof := time.NewTimer(steady)
+	defer proof.Stop()
+	prove := func() {
+		if b.confirm(l.progress()); l.acked == 0 {
+			proof.Reset(steady)
+			return
+		}
+		s.proved = true
+		x.up("connected")
+	}
 	tick := time.NewTicker(ackInterval)
 	defer tick.Stop()
 	var refresh <-chan time.Time
-	if x.cfg.StreamRefresh {
-		t := time.NewTicker(x.cfg.TemplateRefresh)
+	if x.conf().StreamRefresh {
+		t := time.NewTicker(x.conf().TemplateRefresh)
 		defer t.Stop()
 		refresh = t.C
 	}
@@ -191,6 +199,10 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 			select {
 			case <-dead:
 				return closed(l, dead, &readError, nil)
+			case <-s.renew:
+				return s.settle(life, l, dead, errRenewed)
+			case <-proof.C:
+				prove()
 			default:
 			}
 			continue
@@ -201,7 +213,9 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 				return nil
 			}
 		}
-		if err := w.turn(b.news()); err != nil {
+		if err := w.turn(b.news()); errors.Is(err, errOtherLayout) {
+			return s.settle(life, l, dead, err)
+		} else if err != nil {
 			return closed(l, dead, &readError, err)
 		}
 		select {
@@ -210,6 +224,10 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 			return closed(l, dead, &readError, nil)
 		case <-acks:
 			b.confirm(l.progress())
+		case <-s.renew:
+			return s.settle(life, l, dead, errRenewed)
+		case <-proof.C:
+			prove()
 		case <-refresh:
 			if err := w.again(); err != nil {
 				return closed(l, dead, &readError, err)
@@ -222,11 +240,14 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 	}
 }
 
-var errSettled = errors.New("all is acknowledged")
+var (
+	errSettled = errors.New("all is acknowledged")
+	errRenewed = errors.New("another configuration wants another connection")
+)
 
 // settle waits until all that was sent is acknowledged, so that it is not sent twice.
 func (s *stream) settle(life context.Context, l *link, dead chan struct{}, err error) error {
-	deadline := time.After(s.x.cfg.SendTimeout)
+	deadline := time.After(s.x.conf().SendTimeout)
 	for {
 		acked, read := l.progress()
 		s.backlog.confirm(acked, read)

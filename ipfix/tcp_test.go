@@ -38,6 +38,7 @@ func TestReconnect(t *testing.T) {
 	eventually(t, "the second record", got(0, "/marker-b"))
 	offer(2)
 	eventually(t, "the third record", got(0, "/marker-c"))
+	x.said("connected")
 	x.stop()
 	for _, stream := range append(first, s.streams()...) {
 		if binary.BigEndian.Uint32(stream[8:]) != 0 || binary.BigEndian.Uint16(stream[16:]) != setOptionsTemplate {
