@@ -68,7 +68,7 @@ const (
 func newBacklog(disk *spool, report func(ok bool, err error)) *backlog {
 	b := &backlog{disk: disk, current: &epoch{}, known: newSession(), away: true, more: make(chan struct{}, 1), room: make(chan struct{}, 1), report: report}
 	if disk != nil {
-		b.waiting, b.recovered = disk.unread, disk.unread
+		b.waiting, b.recovered = disk.unread, disk.unread+disk.dropped
 	}
 	return b
 }
@@ -230,7 +230,10 @@ func (b *backlog) next(dst []byte) (m pending, control [][]byte, fromDisk, ok bo
 			}
 			b.reading = true
 		}
-		if m.msg, ok, err = b.disk.next(dst); ok {
+		dropped := b.disk.dropped
+		m.msg, ok, err = b.disk.next(dst)
+		b.waiting -= b.disk.dropped - dropped
+		if ok {
 			b.flight = append(b.flight, inFlight{place: b.disk.read, end: unknownEnd})
 		}
 		return m, control, true, ok, err
@@ -363,7 +366,8 @@ func (b *backlog) end(read bool) {
 	}
 }
 
-// spoil drops the message that next returned, or tried to, because it cannot be read; of a segment the rest too.
+// spoil drops the message that next returned, or tried to, because it cannot be read; where the disk does not give it, the rest of its segment
+// too. What is not found of a segment is counted at its end.
 func (b *backlog) spoil(returned, fromDisk bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -374,6 +378,7 @@ func (b *backlog) spoil(returned, fromDisk bool) {
 		b.dropped += uint64(f.flows)
 		b.waiting -= uint64(f.flows)
 		b.octets -= len(f.msg)
+		return
 	}
 	if fromDisk {
 		dropped := b.disk.dropped
@@ -430,7 +435,7 @@ func (b *backlog) replace(disk *spool) bool {
 	b.disk, b.failed, b.reading = disk, nil, false
 	if disk != nil {
 		b.waiting += disk.unread
-		b.recovered += disk.unread
+		b.recovered += disk.unread + disk.dropped
 	}
 	return true
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"io"
 	"slices"
 )
 
@@ -25,6 +26,48 @@ func messageLength(b []byte) int {
 		return n
 	}
 	return 0
+}
+
+// nextMessage looks for the next message of r from octet at on, and reads it into b: one that is whole, of sets that fill it. It returns where
+// it begins and its length; 0 if there is none before size.
+func nextMessage(r io.ReaderAt, at, size int64, b []byte) (offset int64, n int, err error) {
+	const step = 1 << 15
+	for ; size-at >= headerIPFIX; at++ {
+		if _, err := r.ReadAt(b[:headerIPFIX], at); err != nil {
+			return at, 0, err
+		}
+		if n := messageLength(b[:headerIPFIX]); n > 0 && int64(n) <= size-at {
+			if _, err := r.ReadAt(b[:n], at); err != nil {
+				return at, 0, err
+			}
+			if wellFormed(b[:n]) {
+				return at, n, nil
+			}
+		}
+		// On to the next octets that a header can begin with.
+		for size-at > headerIPFIX {
+			part := b[:min(step, size-at-1)]
+			if _, err := r.ReadAt(part, at+1); err != nil {
+				return at, 0, err
+			}
+			if i := bytes.Index(part, []byte{0, 10}); i >= 0 {
+				at += int64(i)
+				break
+			}
+			at += int64(max(1, len(part)-1))
+		}
+	}
+	return at, 0, nil
+}
+
+// wellFormed reports whether the sets of a message fill it.
+func wellFormed(msg []byte) bool {
+	return eachSet(msg, func(id uint16, _ []byte) error {
+		if id != setTemplate && id != setOptionsTemplate && id < 256 {
+			return errMalformed
+		}
+		return nil
+	}) == nil
 }
 
 // eachSet calls f with the sets of a message, header and all.

@@ -129,6 +129,7 @@ func (s *stream) moveSpool(old, cfg *Config) error {
 		if disk, err = openSpool(cfg.spoolDir(), cfg.SpoolSize); err != nil {
 			return fmt.Errorf("option spool: %w", err)
 		}
+		disk.report(cfg)
 	}
 	// What a collector has acknowledged and perhaps not read is known to be read when its connection has ended in order.
 	for by := time.Now().Add(drainTime); !s.backlog.replace(disk); time.Sleep(ackInterval) {

@@ -49,6 +49,7 @@ func newStream(x *Exporter) (*stream, error) {
 		if disk, err = openSpool(x.conf().spoolDir(), x.conf().SpoolSize); err != nil {
 			return nil, err
 		}
+		disk.report(x.conf())
 	}
 	s.backlog = newBacklog(disk, func(ok bool, err error) {
 		if ok {
