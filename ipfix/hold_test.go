@@ -131,6 +131,7 @@ func TestProgramsAreNotKept(t *testing.T) {
 	s.mu.Lock()
 	s.conn.Close()
 	s.mu.Unlock()
+	eventually(t, "there is another connection", func() bool { return x.Stats().Connects > 1 && len(x.stream.connected) == 0 })
 	give(7, 100)
 	eventually(t, "the next connection", func() bool { l := s.streams(); return len(l) > 1 && strings.Contains(string(l[1]), "program-106") })
 	x.stop()

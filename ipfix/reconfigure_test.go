@@ -217,7 +217,7 @@ func TestAcceptsAndCloses(t *testing.T) {
 	}()
 	x := begin(t, "tcp://"+l.Addr().String(), Config{ReconnectMin: 100 * time.Millisecond, ReconnectMax: time.Hour})
 	x.give(10)
-	x.said("closed the connection")
+	x.said("trying again")
 	for range 30 {
 		time.Sleep(100 * time.Millisecond)
 		if x.Healthy() {

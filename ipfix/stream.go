@@ -19,7 +19,7 @@ type stream struct {
 	dial    func(ctx context.Context) (*link, error)
 	backlog *backlog
 	stop    chan struct{} // closed when nothing will be put any more
-	// Signalled when there is a connection.
+	// Signalled when a connection begins and ends.
 	connected chan struct{}
 	proved    bool          // the collector takes messages, in the session under way or the last
 	renew     chan struct{} // signalled when there is to be another connection, by another configuration
@@ -95,6 +95,7 @@ func (s *stream) run() {
 		begin := time.Now()
 		s.proved = false
 		err = s.session(life, l)
+		signal(s.connected) // what is encoded from here on is for the next
 		if s.proved && time.Since(begin) > x.wait { // or one that ends each session soon after it would be tried without a pause
 			x.wait = x.conf().ReconnectMin
 		}
