@@ -108,7 +108,7 @@ func openSpool(dir string, size int64) (*spool, error) {
 // report says once what the spool has lost.
 func (s *spool) report(c *Config) {
 	if s.damage.places > 0 {
-		c.Notify(false, fmt.Sprintf("collector %s: spool %s is damaged in %d places, with %d records in them, which are dropped", c.Name(), s.dir, s.damage.places, s.damage.records))
+		c.Notify(false, fmt.Sprintf("collector %s: spool %s is damaged; %d records are dropped (places: %d)", c.Name(), s.dir, s.damage.records, s.damage.places))
 	}
 }
 

@@ -106,7 +106,11 @@ type scanner struct {
 	lost       uint64
 }
 
-type span struct{ offset, length int64 }
+// span is a sound message.
+type span struct {
+	offset, length int64
+	flows          uint32
+}
 
 // damaged notes a place with so many flow records.
 func (c *scanner) damaged(flows uint64) {
@@ -134,7 +138,7 @@ func (c *scanner) message(msg []byte, offset int64, flows uint64) {
 		c.read += uint64(c.known.flows)
 	}
 	c.records += uint64(c.known.flows)
-	c.good = append(c.good, span{offset, int64(len(msg))})
+	c.good = append(c.good, span{offset, int64(len(msg)), uint32(c.known.flows)})
 	c.boundary = c.boundary || offset+int64(len(msg)) == c.taken
 }
 
@@ -192,6 +196,7 @@ func (s *spool) mend(seg *segment, c *scanner) error {
 	}
 	defer f.Close()
 	size, taken := int64(0), int64(0)
+	var sums []byte
 	for _, m := range c.good {
 		msg := c.b[:m.length]
 		if _, err = c.f.ReadAt(msg, m.offset); err == nil {
@@ -200,6 +205,7 @@ func (s *spool) mend(seg *segment, c *scanner) error {
 		if err != nil {
 			break
 		}
+		sums = appendSum(sums, sum{uint32(size), uint32(m.length), m.flows, crc32.ChecksumIEEE(msg)})
 		if size += m.length; m.offset < s.taken.offset {
 			taken = size
 		}
@@ -207,14 +213,18 @@ func (s *spool) mend(seg *segment, c *scanner) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	if err == nil {
+	if err == nil { // sums of messages that are not there would tell of a loss
+		os.Remove(s.sumsPath(seg.id))
 		err = os.Rename(name+".new", name)
 	}
 	if err != nil {
 		os.Remove(name + ".new")
 		return err
 	}
-	os.Remove(s.sumsPath(seg.id)) // of other places
+	if f, err := openPlain(s.sumsPath(seg.id), os.O_CREATE|os.O_TRUNC|os.O_WRONLY); err == nil {
+		f.Write(sums)
+		f.Close()
+	}
 	if seg.size = size; seg.id == s.taken.segment {
 		s.note(position{seg.id, taken})
 	}

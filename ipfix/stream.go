@@ -95,7 +95,7 @@ func (s *stream) run() {
 		begin := time.Now()
 		s.proved = false
 		err = s.session(life, l)
-		signal(s.connected) // what is encoded from here on is for the next
+		signal(s.connected)                         // what is encoded from here on is for the next
 		if s.proved && time.Since(begin) > x.wait { // or one that ends each session soon after it would be tried without a pause
 			x.wait = x.conf().ReconnectMin
 		}
