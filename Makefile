@@ -109,7 +109,7 @@ test-collectors:
 	mkdir -p $(COLLECTORS_DIR)
 	GOBIN=$(abspath $(COLLECTORS_DIR)) $(GO) install github.com/netsampler/goflow2/v2/cmd/goflow2@$$($(GO) list -m -f '{{.Version}}' github.com/netsampler/goflow2/v2)
 	npm install --prefix $(COLLECTORS_DIR) --no-save --ignore-scripts chdb@3.4.0
-	SOCKFLOW_TEST_COLLECTORS=$(abspath $(COLLECTORS_DIR)) SOCKFLOW_LOAD=60s $(GO) test -count=1 -v -timeout 20m -run '^(TestClickHouse|TestBurst)$$' ./cmd/exporter
+	SOCKFLOW_TEST_COLLECTORS=$(abspath $(COLLECTORS_DIR)) SOCKFLOW_LOAD=60s $(GO) test -count=1 -v -timeout 60m -run '^(TestClickHouse|TestBurst)$$' ./cmd/exporter
 
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt would change:" $$unformatted; exit 1; fi
