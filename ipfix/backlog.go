@@ -95,7 +95,7 @@ func (b *backlog) renew() {
 }
 
 // put takes a message of the encoder, of flow records alone or of templates and options data. What announces templates and facts is kept
-// apart: each connection and segment is told it before the first message that comes after it.
+// apart: each connection and segment gets it before the first message that comes after it.
 func (b *backlog) put(msg []byte, flows int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -217,7 +217,7 @@ func (b *backlog) news() (*epoch, [][]byte) {
 }
 
 // next appends the next message to dst; from here on it is in flight, and wrote must follow. Of a message from disk the records are
-// not known. Before it the connection must be told control: of one from memory its epoch's, of one from disk all that its segment told
+// not known. Before it control must be sent: of one from memory what its epoch announces, of one from disk all that its segment announced
 // before, if the one before did not come from disk. ok is false if there is none.
 func (b *backlog) next(dst []byte) (m pending, control [][]byte, fromDisk, ok bool, err error) {
 	b.mu.Lock()

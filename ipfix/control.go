@@ -16,7 +16,7 @@ const (
 	setOptionsV9       = 1 // RFC 3954, section 6.1
 )
 
-// announced is what the collector was told in this Transport Session, or, of datagrams, since the templates were last sent again.
+// announced is what was announced in this Transport Session, or, of datagrams, since the templates were last sent again.
 type announced struct {
 	templates map[uint16]bool // by id
 	options   [optionsKinds]bool

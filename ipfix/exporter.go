@@ -177,7 +177,7 @@ func (x *Exporter) runStream(ctx context.Context) {
 		case <-timer.C:
 			x.enc.Flush(time.Now())
 		case now := <-statistics.C:
-			x.enc.announced.programs = nil // told again with their next use
+			x.enc.announced.programs = nil // sent again with their next use
 			x.enc.Statistics(now)
 		case <-s.connected:
 			x.enc.announced.programs = nil

@@ -185,7 +185,7 @@ type session struct {
 	trust   bool            // Data Records of messages to come need not be counted, but for facts
 
 	// Of the last message:
-	news  bool // it told something new of these
+	news  bool // it announced something new
 	flows int  // its flow records
 	data  bool // it has other Data Records than facts
 }

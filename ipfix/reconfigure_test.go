@@ -25,7 +25,7 @@ func (s *started) option(url string, base Config) error {
 	return err
 }
 
-// TestReconfigure: every option of a stream collector changes while records come and wait, and none is lost or told twice.
+// TestReconfigure: every option of a stream collector changes while records come and wait, and none is lost or sent twice.
 func TestReconfigure(t *testing.T) {
 	for _, spooled := range []bool{false, true} {
 		t.Run(fmt.Sprint("spool ", spooled), func(t *testing.T) {
@@ -233,7 +233,7 @@ func TestAcceptsAndCloses(t *testing.T) {
 	}
 }
 
-// TestTLSRefusesLate: TLS 1.3 tells of a client certificate that the collector refuses after the handshake.
+// TestTLSRefusesLate: with TLS 1.3 a client certificate is refused after the handshake.
 func TestTLSRefusesLate(t *testing.T) {
 	a := newAuthority(t)
 	a.issue("server", "collector.test", time.Hour)

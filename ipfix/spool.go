@@ -59,7 +59,7 @@ type segment struct {
 // damage is what a spool has lost to octets that are no message.
 type damage struct {
 	places  int
-	records uint64 // as far as sequence numbers and the messages themselves tell
+	records uint64 // as far as they are known
 }
 
 // position is a place in the spool: before the message at offset in the segment.

@@ -99,7 +99,7 @@ type scanner struct {
 	boundary      bool   // a message begins at taken, or the last one ends there
 	cut           int64  // octets at the end that are no message
 
-	bySequence bool // there are no sums: what is lost is told by sequence numbers
+	bySequence bool // there are no sums: gaps of the sequence are losses
 	sequence   uint64
 	places     int
 	bad        bool // the last octets were a place
@@ -129,7 +129,7 @@ func (c *scanner) message(msg []byte, offset int64, flows uint64) {
 		return
 	}
 	number := uint64(binary.BigEndian.Uint32(msg[8:]))
-	if before := number - c.sequence; c.bySequence && before <= uint64(offset) { // a number that is not to be believed tells nothing
+	if before := number - c.sequence; c.bySequence && before <= uint64(offset) { // a number that cannot be is ignored
 		c.lost += before
 	}
 	c.sequence, c.bad = number+uint64(all), false
@@ -213,7 +213,7 @@ func (s *spool) mend(seg *segment, c *scanner) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	if err == nil { // sums of messages that are not there would tell of a loss
+	if err == nil { // sums of messages that are not there would look like a loss
 		os.Remove(s.sumsPath(seg.id))
 		err = os.Rename(name+".new", name)
 	}

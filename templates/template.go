@@ -145,7 +145,7 @@ func (s *Set) Follow(before *Set) {
 	}
 }
 
-// Page is a number, of 63, that tells the layout of s from another one that it follows.
+// Page is a number, of 63, that differs from that of a set with another layout before it.
 func (s *Set) Page() int { return int(s.page-FirstID) / kinds }
 
 // New prepares the templates. Their ids are a function of their layout alone.
