@@ -10,7 +10,7 @@ import (
 // NetFlow v9 could not tell their times otherwise, since its clock counts 49 days at most. begin is the time before the
 // first record. It is called before Run.
 func (x *Exporter) UseRecordTimes(begin time.Time) {
-	x.enc.recordTimes, x.enc.latest = true, begin.UnixNano()
+	x.enc.recordTimes, x.enc.latest, x.keepTimes = true, begin.UnixNano(), true
 }
 
 // sysUptime counts 49.7 days of milliseconds (RFC 3954, section 5.1). Before it wraps, the time of boot is moved on, or

@@ -137,7 +137,7 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 	begin := func(exporters []exporter) { tellMetering(exportCtx, exporters, x.p, x.ebpf) }
 	begin(exporters)
 	sending := &fleet{}
-	sending.set(sending.start(exportCtx, x.s, exporters))
+	sending.set(sending.start(exportCtx, exporters))
 	x.p.room = func(ctx context.Context) { waitForRoom(ctx, sending.list()) }
 	in := x.observe(srcCtx, stopSources)
 	m := &metrics{p: x.p, ebpf: x.ebpf, netlink: x.netlink, interfaces: x.interfaces, namer: x.namer, maxFlows: x.maxFlows, exporters: sending, done: srcCtx}
@@ -146,7 +146,7 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 	}
 	go onSignal(srcCtx, syscall.SIGUSR1, func() { logStatus(srcCtx, m, x.log) }) // ends with srcCtx
 	go watchdog(srcCtx, m)                                                       // ends with srcCtx
-	again := &reloader{s: x.s, p: x.p, fleet: sending, begin: begin, log: x.log}
+	again := &reloader{s: x.s, p: x.p, fleet: sending, begin: begin, log: x.log, notify: notifier(x.log)}
 	reloading := make(chan struct{})
 	go func() { // ends with srcCtx
 		again.run(srcCtx, exportCtx)

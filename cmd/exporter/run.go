@@ -58,49 +58,43 @@ func (s *settings) base() (ipfix.Config, error) {
 
 // destinations makes the exporters and the printer of the -c URLs.
 func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, printer, func(), error) {
-	base, err := s.base()
+	peers, err := s.peers(func(c *ipfix.Config) {
+		if s.exporting.doctor {
+			c.Spool = ""
+		}
+	})
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	base.Notify = notifier(log)
-	names := map[string]bool{}
 	var exporters []exporter
 	var out printer
 	done := func() {}
-	for _, url := range s.collectors {
-		if strings.HasPrefix(url, "json:") {
-			if out != nil {
-				return nil, nil, nil, usagef("collector %q: only one json: destination", url)
+	fail := func(err error) ([]exporter, printer, func(), error) {
+		for _, x := range exporters {
+			if x, ok := x.(*ipfix.Exporter); ok {
+				x.Close() // it may have the lock of a spool
 			}
-			if out, done, err = openJSON(url, stdout); err != nil {
-				return nil, nil, nil, err
-			}
-			continue
 		}
-		if strings.HasPrefix(url, "zmq:") {
-			x, err := newNtopng(url, s, base.Options.Node, base.Notify)
-			if err != nil {
-				return nil, nil, nil, err
-			}
-			exporters = append(exporters, x)
-			continue
-		}
-		cfg, err := ipfix.ParseURL(url, base)
+		return nil, nil, nil, err
+	}
+	notify := notifier(log)
+	for _, p := range peers {
+		x, err := p.open(notify)
 		if err != nil {
-			return nil, nil, nil, usageError{err}
+			return fail(err)
 		}
-		if s.exporting.doctor {
-			cfg.Spool = ""
-		}
-		x, err := ipfix.New(cfg)
-		if err != nil {
-			return nil, nil, nil, usagef("collector %q: %w", url, err)
-		}
-		if names[x.Name()] {
-			return nil, nil, nil, usagef("collector %q: given twice", url)
-		}
-		names[x.Name()] = true
 		exporters = append(exporters, x)
+	}
+	for _, url := range s.collectors {
+		if !strings.HasPrefix(url, "json:") {
+			continue
+		}
+		if out != nil {
+			return fail(usagef("collector %q: only one json: destination", url))
+		}
+		if out, done, err = openJSON(url, stdout); err != nil {
+			return fail(err)
+		}
 	}
 	if len(s.collectors) == 0 {
 		out = newJSONPrinter(stdout)
