@@ -104,6 +104,7 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 		if e := p.table[ev.Process.ID]; e != nil {
 			f := *e.facts
 			f.CGroup, f.CGroupPath = ev.Process.CGroup, ev.Process.CGroupPath
+			p.settle(&f, flowcache.ProcessID{}) // the move may be in another hierarchy: then this one's path is as before
 			p.put(&f)
 		}
 	case flowcache.ProcessExec:
@@ -125,9 +126,7 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 		}
 		f.UserName = p.users.name(f.UID)
 		p.cgroups.learn(f.CGroup, f.CGroupPath)
-		if p.v1 && f.CGroupPath == "/" {
-			f.CGroupPath = p.pathV1(&f, ev.Parent)
-		}
+		p.settle(&f, ev.Parent)
 		p.put(&f)
 	}
 }
@@ -193,18 +192,32 @@ func (p *Processes) Sweep(now int64) {
 	p.users.refresh()
 }
 
-// pathV1 returns the path of a process that is in the root of cgroup2: where cgroup v1 is in use, a container may be known there only.
-// What a process was before it runs something else, or its parent, was in the same place unless proc says otherwise.
-func (p *Processes) pathV1(f *flowcache.Process, parent flowcache.ProcessID) string {
-	if path := p.proc.cgroup(f.ID.PID); path != "" {
-		return path
+// cgroup returns the path of a living process, and the id of its control group of cgroup2.
+func (p *Processes) cgroup(pid uint32) (path string, id uint64) {
+	path, v2 := parseProcCGroup(p.proc.cgroup(pid))
+	return p.cgroups.absolute(path), p.cgroups.id(p.cgroups.absolute(v2))
+}
+
+// settle completes the place of a process where hierarchies of cgroup v1 are in use, of which the kernel's events say nothing: they have the path
+// of cgroup2, which may be the root's, or a service manager's, while the process is in a container. The living are read from proc; of
+// others what is known of them stays, or of the parent that they began with, unless cgroup2 says that they are elsewhere.
+func (p *Processes) settle(f *flowcache.Process, parent flowcache.ProcessID) {
+	if !p.v1 {
+		return
+	}
+	if w, _ := parseCGroup(f.CGroupPath); w.ContainerID != "" {
+		return
+	}
+	if path, _ := parseProcCGroup(p.proc.cgroup(f.ID.PID)); path != "" {
+		f.CGroupPath = p.cgroups.absolute(path)
+		return
 	}
 	for _, id := range [...]flowcache.ProcessID{f.ID, parent} {
 		if e := p.table[id]; e != nil && e.facts.CGroup == f.CGroup && e.facts.CGroupPath != "" {
-			return e.facts.CGroupPath
+			f.CGroupPath = e.facts.CGroupPath
+			return
 		}
 	}
-	return f.CGroupPath
 }
 
 // find returns the facts of a parent.
@@ -277,8 +290,7 @@ func (p *Processes) read(pid uint32) (*flowcache.Process, bool) {
 		f.ParentPath = p.proc.exe(st.ppid)
 		f.ParentUID, _ = p.proc.ids(st.ppid)
 	}
-	f.CGroupPath = p.proc.cgroup(pid)
-	f.CGroup = p.cgroups.id(f.CGroupPath)
+	f.CGroupPath, f.CGroup = p.cgroup(pid)
 	// Still the same process? Then everything read in between was its own.
 	if again, ok := p.proc.stat(pid); !ok || again.start != st.start {
 		return nil, false

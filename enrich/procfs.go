@@ -114,9 +114,10 @@ func (p procFS) commandLine(pid uint32) string {
 	return strings.TrimRight(strings.ReplaceAll(string(b), "\x00", " "), " ")
 }
 
+// cgroup returns the lines of /proc/PID/cgroup, for parseProcCGroup.
 func (p procFS) cgroup(pid uint32) string {
 	b, _ := os.ReadFile(p.file(pid, "cgroup"))
-	return parseProcCGroup(string(b))
+	return string(b)
 }
 
 // hasCGroupV1 reports whether this process is in a hierarchy of cgroup v1.
