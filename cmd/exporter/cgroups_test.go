@@ -10,7 +10,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // hierarchies returns where control groups are mounted: cgroup2 ("" if it is not), and the hierarchies of cgroup v1.
@@ -226,4 +228,153 @@ func startPlaced(t *testing.T, addr string) *program {
 	}
 	t.Cleanup(func() { c.Process.Kill(); c.Wait() })
 	return &program{t, c, in, json.NewDecoder(out)}
+}
+
+// TestInCGroupNamespace: the exporter in a control group namespace and mounts of its own, as a pod has them: where the host's hierarchy is mounted datagrams of
+// every control group are counted, and containers outside are named, older and younger ones; where only the pod's own is, that is said by the log,
+// the metrics and doctor.
+func TestInCGroupNamespace(t *testing.T) {
+	needRoot(t)
+	root, _ := hierarchies(t)
+	if root == "" {
+		miss(t, "no cgroup2 is mounted")
+	}
+	top := filepath.Join(root, fmt.Sprintf("sockflow-test-%d", os.Getpid()))
+	id := strings.Repeat("0123456789abcdef", 4)
+	const pod = "4f1c2d3e-1111-2222-3333-444455556666"
+	own, docker, sibling := filepath.Join(top, "kubepods/pod"+pod, strings.Repeat("ab", 32)), filepath.Join(top, "docker", id), filepath.Join(top, "kubepods/pod"+pod, id)
+	for _, dir := range []string{own, docker, sibling} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		for _, dir := range []string{own, docker, sibling} {
+			eventually(t, dir+" is empty", func() bool { return os.Remove(dir) == nil })
+		}
+		for _, dir := range []string{"kubepods/pod" + pod, "kubepods", "docker", ""} {
+			os.Remove(filepath.Join(top, dir))
+		}
+	})
+	// inside is the exporter in the namespaces.
+	inside := func(mounts string, args ...string) *exec.Cmd {
+		t.Helper()
+		fd, err := os.Open(own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { fd.Close() })
+		c := exec.Command("/bin/sh", append([]string{"-ec", mounts + "\nexec \"$0\" \"$@\"", buildExporter(t)}, args...)...)
+		c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(fd.Fd()), Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWCGROUP}
+		return c
+	}
+	doctor := func(mounts string) map[string]check {
+		t.Helper()
+		out, _ := inside(mounts, "doctor", "--json").Output()
+		var report struct{ Checks []check }
+		if err := json.Unmarshal(out, &report); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		checks := map[string]check{}
+		for _, c := range report.Checks {
+			checks[c.Group+"/"+c.Name] = c
+		}
+		return checks
+	}
+	dir := t.TempDir()
+	pods := fmt.Sprintf("mkdir -p %[1]s/own\nmount -t cgroup2 none %[1]s/own\n", dir)
+	hosts := fmt.Sprintf("mkdir -p %[1]s/host\nmount --bind %[2]s %[1]s/host\n", dir, root)
+	const away = "umount -lR /sys/fs/cgroup\n"
+	names := []string{"--containerd", "none", "--docker", "none", "--podman", "none", "--cri", "none"}
+
+	srv := start(t, "namespace-server", "", "server", "127.0.0.1", "10")
+	ports := srv.next()
+	// join starts a program in a control group.
+	join := func(dir string) *program {
+		t.Helper()
+		p := startPlaced(t, fmt.Sprintf("127.0.0.1:%d", ports.TCP))
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), fmt.Append(nil, p.cmd.Process.Pid), 0); err != nil {
+			t.Fatal(err)
+		}
+		p.in.Write([]byte("\n"))
+		return p
+	}
+	want := map[netip.AddrPort]jsonContainer{}
+	connect := func(p *program, c jsonContainer) {
+		t.Helper()
+		p.in.Write([]byte("\n"))
+		want[p.next().Flows[0].Local] = c
+	}
+	inDocker, inPod := jsonContainer{ID: id, Runtime: "docker"}, jsonContainer{ID: id, PodUID: pod}
+	older, olderSibling := join(docker), join(sibling)
+	connect(older, inDocker)
+	connect(olderSibling, inPod)
+	r := launch(t, inside(pods+hosts+away, append(names, "--metrics", "none")...))
+	eventually(t, "the exporter meters", func() bool { return strings.Contains(r.errs.String(), "metering by") })
+	if strings.Contains(r.errs.String(), "not attached") {
+		t.Error(r.errs.String())
+	}
+	time.Sleep(300 * time.Millisecond) // the first pass
+	younger, youngerSibling := join(docker), join(sibling)
+	connect(younger, inDocker)
+	connect(youngerSibling, inPod)
+	datagrams := start(t, "namespace-datagrams", "", "client", "127.0.0.1", fmt.Sprint(ports.TCP), fmt.Sprint(ports.UDP), "4", "10").end()
+	for _, p := range []*program{older, olderSibling, younger, youngerSibling} {
+		p.in.Close()
+		p.cmd.Wait()
+	}
+	srv.end()
+	r.stop()
+	recs := r.json()
+	for _, c := range datagrams.Flows {
+		if out, in, _, _ := sumJSON(recs, c); out != c.Sent || in != c.Received {
+			t.Errorf("%d octets out, %d in, the program counted %+v", out, in, c)
+		}
+	}
+	for local, container := range want {
+		n := 0
+		for _, j := range recs {
+			e := j.SourceEnd
+			switch local { // who began an older one may not be known
+			case netip.AddrPortFrom(j.Source, j.SourcePort):
+			case netip.AddrPortFrom(j.Dest, j.DestPort):
+				e = j.DestEnd
+			default:
+				continue
+			}
+			if n++; e == nil || e.Container == nil || *e.Container != container {
+				t.Errorf("%+v, want %+v", e, container)
+			}
+		}
+		if n == 0 {
+			t.Errorf("no record of %v, of %+v", local, container)
+		}
+	}
+	checks := doctor(pods + hosts + away)
+	wantCheck := func(name string, v verdict, detail string) {
+		t.Helper()
+		if c := checks[name]; c.Verdict != v || !strings.Contains(c.Detail, detail) {
+			t.Errorf("%s is %+v, want %s %q", name, c, v, detail)
+		}
+	}
+	wantCheck("Control groups/layout", good, dir+"/host")
+	wantCheck("Control groups/cgroup namespace", good, "a container's")
+	wantCheck("eBPF hooks/cgroup_skb/egress", good, "")
+
+	// The pod's own group alone.
+	lesser := launch(t, inside(pods+away, append(names, "--metrics", "none")...))
+	eventually(t, "the exporter meters", func() bool { return strings.Contains(lesser.errs.String(), "metering by") })
+	lesser.stop()
+	for _, hook := range []string{"cgroup_skb/egress", "cgroup_skb/ingress", "cgroup/sock_release"} {
+		if !strings.Contains(lesser.errs.String(), "hook="+hook+" ") {
+			t.Errorf("the log does not say that %s is not attached: %s", hook, lesser.errs.String())
+		}
+	}
+	checks = doctor(pods + away)
+	wantCheck("Control groups/layout", bad, "only a part of the cgroup2 hierarchy is mounted")
+	wantCheck("Control groups/cgroup namespace", reduced, "")
+	wantCheck("eBPF hooks/cgroup_skb/egress", bad, "datagrams sent")
+	if r := checks["eBPF hooks/cgroup_skb/egress"].Remedy; !strings.Contains(r, "hostPath") {
+		t.Errorf("remedy %q", r)
+	}
 }
