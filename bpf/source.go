@@ -341,6 +341,7 @@ func (s *Source) snapshot(first bool) {
 		s.snapshotErrors.Add(1)
 		return // not a whole pass: nothing may be concluded from it
 	}
+	s.grams.passed()
 	s.batch.SnapshotDone = true
 	s.send()
 }
