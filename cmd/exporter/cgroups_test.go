@@ -284,7 +284,7 @@ func TestInCGroupNamespace(t *testing.T) {
 	dir := t.TempDir()
 	pods := fmt.Sprintf("mkdir -p %[1]s/own\nmount -t cgroup2 none %[1]s/own\n", dir)
 	hosts := fmt.Sprintf("mkdir -p %[1]s/host\nmount --bind %[2]s %[1]s/host\n", dir, root)
-	const away = "umount -lR /sys/fs/cgroup\n"
+	const away = "umount -l /sys/fs/cgroup\n"
 	names := []string{"--containerd", "none", "--docker", "none", "--podman", "none", "--cri", "none"}
 
 	srv := start(t, "namespace-server", "", "server", "127.0.0.1", "10")
