@@ -95,7 +95,7 @@ func TestCGroupNamespace(t *testing.T) {
 		want = append(want, place(g))
 	}
 	pids = append(pids, "1")
-	_, init := parseProcCGroup(procFS("/proc").cgroup(1))
+	_, init := parseProcCGroup(cgroupLines("/proc/1"))
 	for _, tc := range []struct{ name, mounts, group string }{
 		{"the exporter's pod", "mkdir -p %[1]s && mount --bind %[2]s %[1]s && umount -lR /sys/fs/cgroup", pods + "/" + id64},
 		{"the pod's own mount below the host's", "mkdir -p %[1]s && mount -t cgroup2 none %[1]s && mkdir -p %[1]s2 && mount --bind %[2]s %[1]s2 && mount --move %[1]s2 %[1]s && umount -lR /sys/fs/cgroup", pods + "/" + id64},

@@ -149,7 +149,7 @@ func TestLivingProcess(t *testing.T) {
 	path, _ = filepath.EvalSymlinks(path)
 	for range 100 { // until it has run sleep
 		st, _ = procFS("/proc").stat(pid)
-		if procFS("/proc").commandLine(pid) == "sleep 60" { // the last thing exec does
+		if commandLine(procFS("/proc").dir(pid)) == "sleep 60" { // the last thing exec does
 			break
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -18,7 +18,7 @@ func OldestCGroups(proc string, members map[uint32][]uint32) map[uint32]string {
 				oldest, first = pid, st
 			}
 		}
-		if path, _ := parseProcCGroup(procFS(proc).cgroup(oldest)); oldest != 0 && path != "" {
+		if path, _ := parseProcCGroup(cgroupLines(procFS(proc).dir(oldest))); oldest != 0 && path != "" {
 			paths[inode] = path
 		}
 	}

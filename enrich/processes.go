@@ -40,9 +40,13 @@ type Processes struct {
 // process is an entry. Facts are replaced, never changed: records share them.
 type process struct {
 	facts  *flowcache.Process
+	as     []*flowcache.Process // with other users
 	flows  int
 	exited int64 // when; 0 lives
 }
+
+// maxUsers bounds the other users of a process whose facts are kept.
+const maxUsers = 8
 
 // NewProcesses returns an empty table. cgroups learns the paths of control groups from the processes in them.
 func NewProcesses(cfg ProcConfig, cgroups *CGroups) *Processes {
@@ -96,6 +100,13 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 			if f.CGroup != parent.CGroup {
 				f.CGroupPath = p.cgroups.path(f.CGroup)
 			}
+			if f.UID != parent.UID && f.UID != flowcache.NoID {
+				// It begins with its parent's user, who has changed (setuid(2)) since that ran its program.
+				now := *parent
+				now.UID, now.GID, now.UserName = f.UID, f.GID, p.users.name(f.UID)
+				p.put(&now)
+				f.ParentUID = f.UID
+			}
 		}
 		f.UserName = p.users.name(f.UID)
 		p.put(&f)
@@ -111,8 +122,8 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 		f := ev.Process
 		if rest, cut := strings.CutPrefix(f.Path, "/..."); cut {
 			// The kernel side does not follow so many names.
-			if exe := p.proc.exe(f.ID.PID); strings.HasSuffix(exe, rest) {
-				f.Path = exe
+			if path := exe(p.proc.dir(f.ID.PID)); strings.HasSuffix(path, rest) {
+				f.Path = path
 			}
 		}
 		// The parent that started it may be gone, and init in its place: what the fork told stays.
@@ -122,13 +133,35 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 			f.ParentPath, f.ParentUID = parent.Path, parent.UID
 		}
 		if p.cfg.CommandLine {
-			f.CommandLine = p.proc.commandLine(f.ID.PID)
+			f.CommandLine = commandLine(p.proc.dir(f.ID.PID))
 		}
 		f.UserName = p.users.name(f.UID)
 		p.cgroups.learn(f.CGroup, f.CGroupPath)
 		p.settle(&f, ev.Parent)
 		p.put(&f)
 	}
+}
+
+// As returns the facts of a process, shared and immutable, as it was with another user than it ran its program with: with the name of that user. A
+// process changes its user without running another (setuid(2)), and only its sockets show when. Nil where Get is.
+func (p *Processes) As(id flowcache.ProcessID, uid, gid uint32) *flowcache.Process {
+	f := p.Get(id)
+	if f == nil || f.UID == uid {
+		return f
+	}
+	e := p.table[id]
+	for _, other := range e.as {
+		if other.UID == uid {
+			return other
+		}
+	}
+	other := *f
+	other.UID, other.GID, other.UserName = uid, gid, p.users.name(uid)
+	if len(e.as) == maxUsers {
+		e.as = append(e.as[:0], e.as[1:]...)
+	}
+	e.as = append(e.as, &other)
+	return &other
 }
 
 // Get returns the facts of a process, shared and immutable, or nil. A process that the kernel did not tell of is looked for
@@ -192,12 +225,6 @@ func (p *Processes) Sweep(now int64) {
 	p.users.refresh()
 }
 
-// cgroup returns the path of a living process, and the id of its control group of cgroup2.
-func (p *Processes) cgroup(pid uint32) (path string, id uint64) {
-	path, v2 := parseProcCGroup(p.proc.cgroup(pid))
-	return p.cgroups.absolute(path), p.cgroups.id(p.cgroups.absolute(v2))
-}
-
 // settle completes the place of a process where hierarchies of cgroup v1 are in use, of which the kernel's events say nothing: they have the path
 // of cgroup2, which may be the root's, or a service manager's, while the process is in a container. The living are read from proc; of
 // others what is known of them stays, or of the parent that they began with, unless cgroup2 says that they are elsewhere.
@@ -208,7 +235,7 @@ func (p *Processes) settle(f *flowcache.Process, parent flowcache.ProcessID) {
 	if w, _ := parseCGroup(f.CGroupPath); w.ContainerID != "" {
 		return
 	}
-	if path, _ := parseProcCGroup(p.proc.cgroup(f.ID.PID)); path != "" {
+	if path, _ := parseProcCGroup(cgroupLines(p.proc.dir(f.ID.PID))); path != "" {
 		f.CGroupPath = p.cgroups.absolute(path)
 		return
 	}
@@ -238,7 +265,7 @@ func (p *Processes) find(id flowcache.ProcessID) *flowcache.Process {
 func (p *Processes) put(f *flowcache.Process) {
 	f.StartTime = p.boot + int64(f.ID.Start)*int64(tick)
 	if e := p.table[f.ID]; e != nil {
-		e.facts = f
+		e.facts, e.as = f, nil
 		return
 	}
 	if len(p.table) >= p.cfg.Max {
@@ -274,23 +301,31 @@ func (p *Processes) read(pid uint32) (*flowcache.Process, bool) {
 	if !ok {
 		return nil, false
 	}
+	dir := p.proc.thread(pid, &st)
 	f := &flowcache.Process{
 		ID:        flowcache.ProcessID{PID: pid, Start: st.start},
 		Name:      st.comm,
-		Path:      p.proc.exe(pid),
+		Path:      exe(dir),
 		ParentPID: st.ppid,
 		ParentUID: flowcache.NoID,
 	}
-	f.UID, f.GID = p.proc.ids(pid)
+	f.UID, f.GID = ids(dir)
 	f.UserName = p.users.name(f.UID)
 	if p.cfg.CommandLine {
-		f.CommandLine = p.proc.commandLine(pid)
+		f.CommandLine = commandLine(dir)
 	}
 	if st.ppid != 0 {
-		f.ParentPath = p.proc.exe(st.ppid)
-		f.ParentUID, _ = p.proc.ids(st.ppid)
+		parent := p.proc.dir(st.ppid)
+		if f.ParentPath = exe(parent); f.ParentPath == "" {
+			if st, ok := p.proc.stat(st.ppid); ok {
+				parent = p.proc.thread(f.ParentPID, &st)
+				f.ParentPath = exe(parent)
+			}
+		}
+		f.ParentUID, _ = ids(parent)
 	}
-	f.CGroupPath, f.CGroup = p.cgroup(pid)
+	path, v2 := parseProcCGroup(cgroupLines(dir))
+	f.CGroupPath, f.CGroup = p.cgroups.absolute(path), p.cgroups.id(p.cgroups.absolute(v2))
 	// Still the same process? Then everything read in between was its own.
 	if again, ok := p.proc.stat(pid); !ok || again.start != st.start {
 		return nil, false
