@@ -1,6 +1,8 @@
 package enrich
 
 import (
+	"iter"
+	"maps"
 	"strings"
 	"time"
 
@@ -35,6 +37,9 @@ type Processes struct {
 	table   map[flowcache.ProcessID]*process
 	boot    int64 // when the machine was started, by the wall clock as it is now
 	stats   ProcStats
+
+	next    func() (flowcache.ProcessID, *process, bool) // goes on with the table where the last step of Sweep stopped; nil: at its begin
+	looking chan lookedUp                                // what was found beside it; nil: nothing is looked for
 }
 
 // process is an entry. Facts are replaced, never changed: records share them.
@@ -168,6 +173,10 @@ func (p *Processes) As(id flowcache.ProcessID, uid, gid uint32) *flowcache.Proce
 // in /proc, where its start time must agree.
 func (p *Processes) Get(id flowcache.ProcessID) *flowcache.Process {
 	if e := p.table[id]; e != nil {
+		if e.facts.StartTime != p.started(id) {
+			f := *e.facts
+			p.put(&f)
+		}
 		return e.facts
 	}
 	if id.PID == 0 {
@@ -201,28 +210,69 @@ func (p *Processes) Release(id flowcache.ProcessID) {
 	}
 }
 
-// reset tells the starts of processes by the wall clock as it is now.
-func (p *Processes) reset() {
-	p.boot = bootTime()
-	for _, e := range p.table {
-		f := *e.facts
-		p.put(&f)
-	}
-}
+// reset makes the starts of processes be by the wall clock as it is now: of each when it is asked for.
+func (p *Processes) reset() { p.boot = bootTime() }
 
-// Sweep forgets processes that exited long before now and have no flows. Of those that exited unseen it finds out.
+// sweepStep is how many processes a call of Sweep looks at: about a microsecond each, where they are not in the processor's cache.
+const sweepStep = 2048
+
+// Sweep takes a step through the table: it forgets processes that exited long before now and have no flows. Of those that exited unseen, and
+// of users that were renamed, it finds out beside the caller, for that takes as long as proc takes. To be called about once a second.
 func (p *Processes) Sweep(now int64) {
-	for id, e := range p.table {
-		switch {
-		case e.exited == 0:
-			if e.flows == 0 && !p.proc.alive(id) {
-				e.exited = now
+	if p.looking != nil {
+		select {
+		case found := <-p.looking:
+			p.looking = nil
+			for _, id := range found.gone {
+				if e := p.table[id]; e != nil && e.exited == 0 && e.flows == 0 {
+					e.exited = now
+				}
 			}
-		case e.flows == 0 && now-e.exited > int64(p.cfg.Linger):
+			if found.users != nil {
+				p.users = found.users
+			}
+		default: // proc is slow
+		}
+	}
+	silent := make([]flowcache.ProcessID, 0, sweepStep) // that may have exited unseen
+	for range sweepStep {
+		if p.next == nil {
+			p.next, _ = iter.Pull2(maps.All(p.table))
+		}
+		id, e, more := p.next()
+		if !more {
+			p.next = nil
+			break
+		}
+		switch {
+		case e.flows != 0:
+		case e.exited == 0:
+			silent = append(silent, id)
+		case now-e.exited > int64(p.cfg.Linger):
 			delete(p.table, id)
 		}
 	}
-	p.users.refresh()
+	if p.looking != nil {
+		return // these are for the next time
+	}
+	looking, users := make(chan lookedUp, 1), p.users
+	p.looking = looking
+	go func() { // ends when it has looked for them
+		var found lookedUp
+		for _, id := range silent {
+			if !p.proc.alive(id) {
+				found.gone = append(found.gone, id)
+			}
+		}
+		found.users = users.changed()
+		looking <- found
+	}()
+}
+
+// lookedUp is what a step of Sweep found in files.
+type lookedUp struct {
+	gone  []flowcache.ProcessID
+	users *users // nil: as before
 }
 
 // settle completes the place of a process where hierarchies of cgroup v1 are in use, of which the kernel's events say nothing: they have the path
@@ -262,8 +312,13 @@ func (p *Processes) find(id flowcache.ProcessID) *flowcache.Process {
 	return nil
 }
 
+// started is when a process began, by the wall clock as it is now.
+func (p *Processes) started(id flowcache.ProcessID) int64 {
+	return p.boot + int64(id.Start)*int64(tick)
+}
+
 func (p *Processes) put(f *flowcache.Process) {
-	f.StartTime = p.boot + int64(f.ID.Start)*int64(tick)
+	f.StartTime = p.started(f.ID)
 	if e := p.table[f.ID]; e != nil {
 		e.facts, e.as = f, nil
 		return

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -230,5 +231,61 @@ func TestUserChanges(t *testing.T) {
 	}
 	if f := p.Get(id); f.UID != 33 || f.UserName != "www" {
 		t.Errorf("the parent: %+v", f)
+	}
+}
+
+// TestSweepDoesNotWait: what has to be read of proc is read beside the loop: a proc that hangs holds nothing up, and processes that exited unseen are forgotten when it
+// answers.
+func TestSweepDoesNotWait(t *testing.T) {
+	proc := t.TempDir()
+	dir := filepath.Join(proc, "10")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := newTable(t, ProcConfig{Proc: proc})
+	stuck := flowcache.ProcessID{PID: 10, Start: 1}
+	p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExec, Process: flowcache.Process{ID: stuck, Path: "/bin/x"}})
+	p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExec, Process: flowcache.Process{ID: flowcache.ProcessID{PID: 11, Start: 1}, Path: "/bin/x"}})
+	fifo := filepath.Join(dir, "stat")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	now := int64(0)
+	sweep := func() { now += int64(time.Second); p.Sweep(now) }
+	for range 1000 {
+		sweep()
+	}
+	if len(p.table) != 2 {
+		t.Errorf("%d processes while proc does not answer", len(p.table))
+	}
+	w, err := os.OpenFile(fifo, os.O_WRONLY, 0) // whoever reads it finds nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(fifo)
+	w.Close()
+	for deadline := time.Now().Add(20 * time.Second); len(p.table) > 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		now += int64(time.Minute)
+		sweep()
+	}
+	if len(p.table) != 0 {
+		t.Errorf("%d processes are remembered for ever", len(p.table))
+	}
+}
+
+// BenchmarkSweep is what a step of Sweep takes of the loop, with a full table of processes that live.
+func BenchmarkSweep(b *testing.B) {
+	for _, n := range []int{12_000, 1 << 18} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			p := NewProcesses(ProcConfig{Proc: b.TempDir()}, NewCGroups("/proc"))
+			for i := range n {
+				id := flowcache.ProcessID{PID: uint32(i + 1), Start: 1}
+				p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExec, Process: flowcache.Process{ID: id, Path: "/bin/x"}})
+			}
+			p.looking = make(chan lookedUp) // what proc takes is not the loop's
+			for b.Loop() {
+				p.Sweep(1)
+			}
+		})
 	}
 }

@@ -251,7 +251,7 @@ func TestDaemonSet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := c.daemonSet(ctx, "collector: ['json:-']\nsnapshot-interval: 1s\naudit-interval: 2s\nactive-timeout: 1s\ncontainerd: none\ndocker: none\npodman: none\ncri: none\n")
+	r := c.daemonSet(ctx, "collector: ['json:-']\nsnapshot-interval: 1s\naudit-interval: 2s\ncontainerd: none\ndocker: none\npodman: none\ncri: none\n")
 	eventually(t, "the exporter meters", func() bool {
 		select {
 		case err := <-r.exited:

@@ -116,7 +116,6 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 			wake = time.Time{}
 			arm()
 		case now := <-sweep.C:
-			p.processes.Sweep(flowcache.At(now))
 			p.enricher.CGroups.Sweep(now.UnixNano())
 			if p.ends != nil {
 				p.ends.Forget(flowcache.At(now.Add(-p.endsFor)))
@@ -129,8 +128,9 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 			if err := p.tellRecords(p.selector.flush()); err != nil {
 				return err
 			}
-		case <-letGo.C:
+		case now := <-letGo.C:
 			p.conntrack.LetGo()
+			p.processes.Sweep(flowcache.At(now))
 		case f := <-p.status:
 			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats(), p.enricher.CGroups.Stats(), p.heldTotal, p.cluster.stats(), p.selector.stats()})
 		}
