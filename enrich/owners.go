@@ -21,6 +21,15 @@ type Owners struct {
 	cost   time.Duration // of the last scan
 }
 
+// Name fills in the processes of a batch's sockets that have none.
+func (o *Owners) Name(b *flowcache.Batch) {
+	for i := range b.Observations {
+		if s := &b.Observations[i]; s.Process.PID == 0 && s.Inode != 0 {
+			s.Process = o.Lookup(s.Inode)
+		}
+	}
+}
+
 // NewOwners returns an index that is filled by the first Lookup.
 func NewOwners(proc string) *Owners { return &Owners{proc: procFS(proc)} }
 

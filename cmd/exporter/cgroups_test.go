@@ -34,7 +34,17 @@ func hierarchies(t *testing.T) (v2 string, v1 []string) {
 	return v2, v1
 }
 
-// placed connects once for each line of its standard input, and holds the connections until its end, at which each sends once more.
+// talk writes an octet to a connection five times a second, until it is closed.
+func talk(c net.Conn) {
+	for {
+		if _, err := c.Write([]byte("z")); err != nil {
+			return
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// placed connects once for each line of its standard input, and talks through the connections until its end.
 func placed(addr string) error {
 	in := bufio.NewScanner(os.Stdin)
 	var held []net.Conn
@@ -44,13 +54,12 @@ func placed(addr string) error {
 			return err
 		}
 		held = append(held, c)
-		c.Write([]byte("x"))
+		go talk(c) // ends with the connection
 		r := newReport()
-		r.Flows = []counted{{Proto: "tcp", Local: addrOf(c.LocalAddr()), Remote: addrOf(c.RemoteAddr()), Sent: 1, PID: r.PID}}
+		r.Flows = []counted{{Proto: "tcp", Local: addrOf(c.LocalAddr()), Remote: addrOf(c.RemoteAddr()), PID: r.PID}}
 		r.print()
 	}
 	for _, c := range held {
-		c.Write([]byte("y"))
 		c.Close()
 	}
 	return in.Err()
@@ -177,7 +186,7 @@ func TestCGroups(t *testing.T) {
 		}
 	}
 	for _, p := range running {
-		p.in.Close() // and each connection sends more
+		p.in.Close()
 		p.cmd.Wait()
 	}
 	srv.end()

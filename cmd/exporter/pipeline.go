@@ -18,7 +18,6 @@ type pipeline struct {
 	enricher  *enrich.Enricher
 	conntrack *enrich.Conntrack
 	cluster   *cluster         // nil without Kubernetes
-	owners    *enrich.Owners   // netlink mode: who holds a socket inode; else nil
 	selector  *selector        // nil: everything is told as it is
 	exporters *ipfix.Group     // nil: none
 	printer   printer          // nil with collectors only
@@ -144,11 +143,7 @@ func (p *pipeline) take(b *flowcache.Batch) error {
 	}
 	recs := p.scratch[:0]
 	for i := range b.Observations {
-		o := &b.Observations[i]
-		if p.owners != nil && o.Process.PID == 0 && o.Inode != 0 {
-			o.Process = p.owners.Lookup(o.Inode)
-		}
-		recs = p.cache.Observe(recs, o)
+		recs = p.cache.Observe(recs, &b.Observations[i])
 	}
 	switch {
 	case b.Swept != 0 && b.Audit:
