@@ -138,6 +138,17 @@ func TestUserWithoutExec(t *testing.T) {
 	if len(listed) != len(wanted) {
 		t.Errorf("%d of %d are listed", len(listed), len(wanted))
 	}
+	defer func() {
+		if t.Failed() {
+			for _, line := range strings.Split(netlink.out.String(), "\n") {
+				for l, w := range wanted {
+					if strings.Contains(line, fmt.Sprintf("ort\":%d,", l.Port())) {
+						t.Log(l.Port(), w, line)
+					}
+				}
+			}
+		}
+	}()
 	eventually(t, "netlink finds the processes", func() bool {
 		seen := map[netip.AddrPort]bool{}
 		for _, j := range netlink.json() {
