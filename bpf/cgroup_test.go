@@ -12,8 +12,9 @@ import (
 	"testing"
 )
 
-// TestCGroupRoot: the hierarchy's root is found wherever it is mounted, as from within a control group namespace of its own, which is what a pod
-// has; another control group is never taken for it. Each case mounts in namespaces of its own.
+// TestCGroupRoot: the hierarchy's root is found wherever it is mounted, as from within a control group namespace of
+// its own, which is what a pod has; another control group is never taken for it. Each case mounts in namespaces of
+// its own.
 func TestCGroupRoot(t *testing.T) {
 	if script := os.Getenv("SOCKFLOW_TEST_MOUNTS"); script != "" { // the process in the namespaces
 		if out, err := exec.Command("/bin/sh", "-ec", script).CombinedOutput(); err != nil {

@@ -40,7 +40,7 @@ type datagrams struct {
 	drained time.Time
 	many    bool
 	named   map[uint64]struct{} // sockets whose owner became known since, after they were told of without
-	// Reported without an owner, in the pass that is the value: first datagrams that nobody has read yet.
+	// Reported without an owner, in the pass that is the value: first datagrams that no process has read yet.
 	nameless map[uint64]uint32
 	// Before Linux 6.2 the namespace is known with the owner only, and no flow without it: these wait.
 	orphans map[uint64][]flowcache.Observation
@@ -57,8 +57,8 @@ const (
 	// The next walk of all sockets names what the tracepoints did not; after that nobody will.
 	orphanPatience = 12 * time.Second
 	maxOwners      = 1 << 20
-	// More owners than this are looked through after a pass for sockets that are gone: those that no event has ended, for the hook of their
-	// release could not be attached, or the ring buffer was full.
+	// More owners than this are looked through after a pass for sockets that are gone: those that no event has
+	// ended, for the hook of their release could not be attached, or the ring buffer was full.
 	manyOwners = 1 << 16
 )
 
@@ -86,9 +86,10 @@ func (d *datagrams) own(cookie uint64, o owner) {
 	}
 }
 
-// passed forgets the owners of sockets that are gone, after a whole pass over all sockets: those that neither this pass nor the one before it
-// showed, and that had no datagram since. A socket that no process has in its descriptors (an io_uring's own) is in no pass: it
-// loses its owner if it is silent for so long, on a host with so many others.
+// passed forgets the owners of sockets that are gone, after a whole pass over all sockets: those that neither this
+// pass nor the one before it showed, and that had no datagram since. A socket that no process has in its
+// descriptors (an io_uring's own) is in no pass: it loses its owner if it is silent for so long, on a host with so
+// many others.
 func (d *datagrams) passed() {
 	d.pass++
 	if len(d.owners) > manyOwners {

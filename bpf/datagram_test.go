@@ -7,8 +7,9 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// TestOwnersBounded: where nothing says that sockets are gone (the hook of their release could not be attached), passes do: the table of owners does not
-// grow with every socket there ever was, and a new socket has its owner however many there were before. Sockets that live keep theirs.
+// TestOwnersBounded: where nothing says that sockets are gone (the hook of their release could not be attached),
+// passes do: the table of owners does not grow with every socket there ever was, and a new socket has its owner
+// however many there were before. Sockets that live keep theirs.
 func TestOwnersBounded(t *testing.T) {
 	d := newDatagrams(nil, nil, nil)
 	const each, passes = maxOwners / 8, 20

@@ -8,8 +8,8 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// SocketMaps returns how many maps of sockets (BPF_MAP_TYPE_SOCKMAP, BPF_MAP_TYPE_SOCKHASH) there are on this host: what programs redirect
-// through them is in no counter of TCP. Needs CAP_SYS_ADMIN (BPF_MAP_GET_NEXT_ID).
+// SocketMaps returns how many maps of sockets (BPF_MAP_TYPE_SOCKMAP, BPF_MAP_TYPE_SOCKHASH) there are on this host:
+// what programs redirect through them is in no counter of TCP. Needs CAP_SYS_ADMIN (BPF_MAP_GET_NEXT_ID).
 func SocketMaps() (n int, err error) {
 	for id := ebpf.MapID(0); ; {
 		id, err = ebpf.MapGetNextID(id)

@@ -40,8 +40,9 @@ func NewCGroups(proc string) *CGroups {
 	return c
 }
 
-// cgroupMount returns where the root of the cgroup2 hierarchy is mounted, and how many levels this process's control group namespace is below
-// it, for that is how mountinfo shows the root: as "/", or "/..", or "/../.." and so on. The root's directory has inode 1.
+// cgroupMount returns where the root of the cgroup2 hierarchy is mounted, and how many levels this process's
+// control group namespace is below it, for that is how mountinfo shows the root: as "/", or "/..", or "/../.." and
+// so on. The root's directory has inode 1.
 func cgroupMount(proc string) (root string, depth int) {
 	b, _ := os.ReadFile(proc + "/self/mountinfo")
 	for line := range strings.Lines(string(b)) {
@@ -56,7 +57,8 @@ func cgroupMount(proc string) (root string, depth int) {
 			continue
 		}
 		root = at
-		// One mount may be on top of another, and then both lines are of one place: no group but the root is the most levels up.
+		// One mount may be on top of another, and then both lines are of one place: no group but the root is the
+		// most levels up.
 		if strings.Trim(f[3], "/.") == "" {
 			depth = max(depth, strings.Count(f[3], ".."))
 		}
@@ -67,9 +69,9 @@ func cgroupMount(proc string) (root string, depth int) {
 // mountEscapes undoes how mountinfo writes blanks and backslashes in paths (proc_pid_mountinfo(5)).
 var mountEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
-// ownNamespace returns the path, from the hierarchy's root, of the root of this process's control group namespace (cgroup_namespaces(7)), which
-// is depth levels down. The kernel does not say it in the namespace, so the hierarchy is searched for the group of this process. Empty if it is
-// not found.
+// ownNamespace returns the path, from the hierarchy's root, of the root of this process's control group namespace
+// (cgroup_namespaces(7)), which is depth levels down. The kernel does not say it in the namespace, so the hierarchy
+// is searched for the group of this process. Empty if it is not found.
 func ownNamespace(proc, root string, depth int) string {
 	if depth == 0 {
 		return "/"
@@ -102,8 +104,8 @@ func ownNamespace(proc, root string, depth int) string {
 	return own
 }
 
-// absolute returns a path of /proc/PID/cgroup as one from the hierarchy's root: in a control group namespace it is relative to that of
-// the namespace, and begins with "/.." outside of it.
+// absolute returns a path of /proc/PID/cgroup as one from the hierarchy's root: in a control group namespace it is
+// relative to that of the namespace, and begins with "/.." outside of it.
 func (c *CGroups) absolute(group string) string {
 	switch {
 	case group == "" || c.own == "/":
@@ -141,7 +143,8 @@ func (c *CGroups) path(id uint64) string {
 	return path
 }
 
-// id returns the cgroup2 id of a path: the inode of its directory. 0 if it is gone, or the hierarchy is not mounted here.
+// id returns the cgroup2 id of a path: the inode of its directory. 0 if it is gone, or the hierarchy is not mounted
+// here.
 func (c *CGroups) id(path string) uint64 {
 	if path == "" || c.root == "" || strings.HasPrefix(path, "/..") {
 		return 0
@@ -163,9 +166,10 @@ func inode(path string) uint64 {
 	return st.Ino
 }
 
-// parseProcCGroup returns the path of a process from /proc/PID/cgroup (cgroups(7)), and that of cgroup2, empty where it has none: the first is
-// that of cgroup2 too, unless a hierarchy of cgroup v1 says more: of a container, of a pod, of a unit, and of any group but the root, in
-// this order. Of two of cgroup v1 the one that systemd keeps is the first.
+// parseProcCGroup returns the path of a process from /proc/PID/cgroup (cgroups(7)), and that of cgroup2, empty
+// where it has none: the first is that of cgroup2 too, unless a hierarchy of cgroup v1 says more: of a container,
+// of a pod, of a unit, and of any group but the root, in this order. Of two of cgroup v1 the one that systemd keeps
+// is the first.
 func parseProcCGroup(lines string) (best, v2 string) {
 	most := -1
 	for line := range strings.Lines(lines) {
@@ -199,10 +203,11 @@ func parseProcCGroup(lines string) (best, v2 string) {
 	return best, v2
 }
 
-// 64 hexadecimal digits are the id that Docker, CRI runtimes and podman give. Before it there may be a word of the runtime: "docker-ID.scope" of
-// a driver for systemd. "SLICE:docker:ID" is what was asked of such a driver and given to one that makes directories of that name (cgroupfs,
-// in containerd, CRI-O, Docker and podman, where the kubelet is set up for systemd): it names the pod's slice too. A pod's slice begins with the
-// slices that it is in: of the kubelet's --cgroup-root, and kubepods.
+// 64 hexadecimal digits are the id that Docker, CRI runtimes and podman give. Before it there may be a word of the
+// runtime: "docker-ID.scope" of a driver for systemd. "SLICE:docker:ID" is what was asked of such a driver and
+// given to one that makes directories of that name (cgroupfs, in containerd, CRI-O, Docker and podman, where the
+// kubelet is set up for systemd): it names the pod's slice too. A pod's slice begins with the slices that it is in:
+// of the kubelet's --cgroup-root, and kubepods.
 var (
 	scope  = regexp.MustCompile(`^(?:(?:[^:]*:)?([a-z][a-z0-9_.-]*)[-:])?([0-9a-f]{64})(?:\.scope)?$`)
 	podUID = regexp.MustCompile(`^(?:[^:]*-)?pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?(?:$|:)`)

@@ -54,8 +54,9 @@ func inGroup(t *testing.T, root, group string, c *exec.Cmd) {
 	t.Cleanup(func() { c.Process.Kill(); c.Wait() })
 }
 
-// TestCGroupNamespace: from within a control group namespace of its own, where /proc/PID/cgroup is relative to the namespace's root, processes have the
-// paths and ids that they have outside of it, so that they are in the same containers.
+// TestCGroupNamespace: from within a control group namespace of its own, where /proc/PID/cgroup is relative to the
+// namespace's root, processes have the paths and ids that they have outside of it, so that they are in the same
+// containers.
 func TestCGroupNamespace(t *testing.T) {
 	if pids := os.Getenv("SOCKFLOW_TEST_PIDS"); pids != "" { // the process in the namespace
 		out, err := exec.Command("/bin/sh", "-ec", os.Getenv("SOCKFLOW_TEST_MOUNTS")).CombinedOutput()
@@ -128,8 +129,8 @@ func TestCGroupNamespace(t *testing.T) {
 	}
 }
 
-// TestMoveOnV1: the kernel's event of a move has the path of cgroup2. Where cgroup v1 is in use a container may be known by a hierarchy of that
-// only, and stays known, whichever hierarchy the process is moved in.
+// TestMoveOnV1: the kernel's event of a move has the path of cgroup2. Where cgroup v1 is in use a container may be
+// known by a hierarchy of that only, and stays known, whichever hierarchy the process is moved in.
 func TestMoveOnV1(t *testing.T) {
 	docker := "/docker/" + id64
 	const unit = "/system.slice/docker.service"

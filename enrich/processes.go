@@ -147,8 +147,9 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 	}
 }
 
-// As returns the facts of a process, shared and immutable, as it was with another user than it ran its program with: with the name of that user. A
-// process changes its user without running another (setuid(2)), and only its sockets show when. Nil where Get is.
+// As returns the facts of a process, shared and immutable, as it was with another user than it ran its program
+// with: with the name of that user. A process changes its user without running another (setuid(2)), and only its
+// sockets show when. Nil where Get is.
 func (p *Processes) As(id flowcache.ProcessID, uid, gid uint32) *flowcache.Process {
 	f := p.Get(id)
 	if f == nil || f.UID == uid {
@@ -213,11 +214,13 @@ func (p *Processes) Release(id flowcache.ProcessID) {
 // reset makes the starts of processes be by the wall clock as it is now: of each when it is asked for.
 func (p *Processes) reset() { p.boot = bootTime() }
 
-// sweepStep is how many processes a call of Sweep looks at: about a microsecond each, where they are not in the processor's cache.
+// sweepStep is how many processes a call of Sweep looks at: about a microsecond each, where they are not in the
+// processor's cache.
 const sweepStep = 2048
 
-// Sweep takes a step through the table: it forgets processes that exited long before now and have no flows. Of those that exited unseen, and
-// of users that were renamed, it finds out beside the caller, for that takes as long as proc takes. To be called about once a second.
+// Sweep takes a step through the table: it forgets processes that exited long before now and have no flows. Of
+// those that exited unseen, and of users that were renamed, it finds out beside the caller, for that takes as long
+// as proc takes. To be called about once a second.
 func (p *Processes) Sweep(now int64) {
 	if p.looking != nil {
 		select {
@@ -275,9 +278,10 @@ type lookedUp struct {
 	users *users // nil: as before
 }
 
-// settle completes the place of a process where hierarchies of cgroup v1 are in use, of which the kernel's events say nothing: they have the path
-// of cgroup2, which may be the root's, or a service manager's, while the process is in a container. The living are read from proc; of
-// others what is known of them stays, or of the parent that they began with, unless cgroup2 says that they are elsewhere.
+// settle completes the place of a process where hierarchies of cgroup v1 are in use, of which the kernel's events
+// say nothing: they have the path of cgroup2, which may be the root's, or a service manager's, while the process is
+// in a container. The living are read from proc; of others what is known of them stays, or of the parent that they
+// began with, unless cgroup2 says that they are elsewhere.
 func (p *Processes) settle(f *flowcache.Process, parent flowcache.ProcessID) {
 	if !p.v1 {
 		return

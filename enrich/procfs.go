@@ -48,8 +48,9 @@ func (p procFS) task(pid, tid uint32) string {
 	return p.dir(pid) + "/task/" + strconv.FormatUint(uint64(tid), 10)
 }
 
-// thread returns the folder that describes a process: its own or, where its first thread has ended while others go on (pthread_exit(3) in main), that
-// of another. Of a thread that has ended proc shows no executable, no descriptors and, in cgroup v1, no group; its user is that of its end.
+// thread returns the folder that describes a process: its own or, where its first thread has ended while others go
+// on (pthread_exit(3) in main), that of another. Of a thread that has ended proc shows no executable, no
+// descriptors and, in cgroup v1, no group; its user is that of its end.
 func (p procFS) thread(pid uint32, st *procStat) string {
 	if st.state == 'Z' {
 		for _, tid := range numbers(p.dir(pid) + "/task") {
@@ -103,8 +104,8 @@ func (p procFS) alive(id flowcache.ProcessID) bool {
 
 // The following take the folder of a process, or of one of its threads.
 
-// exe returns the path of the executable as the process sees it, without the mark of a deleted file. proc shows it as this program would
-// see it: of a process that has changed its root (chroot(2)) the way to that comes first.
+// exe returns the path of the executable as the process sees it, without the mark of a deleted file. proc shows it
+// as this program would see it: of a process that has changed its root (chroot(2)) the way to that comes first.
 func exe(dir string) string {
 	path, err := os.Readlink(dir + "/exe")
 	if err != nil {

@@ -17,7 +17,8 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// unusual is a process that lives unlike the usual, which is this test binary run again: it prints the inode of a socket of its own, and waits.
+// unusual is a process that lives unlike the usual, which is this test binary run again: it prints the inode of a
+// socket of its own, and waits.
 func unusual(how string) {
 	open := func() {
 		s, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -50,7 +51,8 @@ func unusual(how string) {
 	select {}
 }
 
-// endFirstThread ends the thread that the process began with, as pthread_exit(3) does in main. It returns when that is gone.
+// endFirstThread ends the thread that the process began with, as pthread_exit(3) does in main. It returns when that
+// is gone.
 func endFirstThread() {
 	gone := make(chan struct{})
 	var try func()
@@ -72,8 +74,8 @@ func endFirstThread() {
 	}
 }
 
-// TestUnusualProcesses: who holds a socket, and the path of its program, of processes whose first thread has ended, that have a thread with a descriptor table of its
-// own, and that have another root.
+// TestUnusualProcesses: who holds a socket, and the path of its program, of processes whose first thread has ended,
+// that have a thread with a descriptor table of its own, and that have another root.
 func TestUnusualProcesses(t *testing.T) {
 	if how := os.Getenv("SOCKFLOW_TEST_UNUSUAL"); how != "" {
 		unusual(how)
@@ -176,8 +178,8 @@ func TestParentWithoutFirstThread(t *testing.T) {
 	}
 }
 
-// TestUserChanges: a process that changes its user without running another program has the name of the user that its socket was of, each time; so has the parent of what it
-// starts then.
+// TestUserChanges: a process that changes its user without running another program has the name of the user that
+// its socket was of, each time; so has the parent of what it starts then.
 func TestUserChanges(t *testing.T) {
 	e, p := newEnricher(t)
 	p.users.names = map[uint32]string{0: "root", 33: "www", 34: "backup"}
@@ -234,8 +236,8 @@ func TestUserChanges(t *testing.T) {
 	}
 }
 
-// TestSweepDoesNotWait: what has to be read of proc is read beside the loop: a proc that hangs holds nothing up, and processes that exited unseen are forgotten when it
-// answers.
+// TestSweepDoesNotWait: what has to be read of proc is read beside the loop: a proc that hangs holds nothing up,
+// and processes that exited unseen are forgotten when it answers.
 func TestSweepDoesNotWait(t *testing.T) {
 	proc := t.TempDir()
 	dir := filepath.Join(proc, "10")

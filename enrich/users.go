@@ -32,7 +32,8 @@ func (u *users) name(uid uint32) string {
 	return u.names[uid]
 }
 
-// changed returns the users that there are now, nil if the file has not changed or cannot be read. Safe for concurrent use with name.
+// changed returns the users that there are now, nil if the file has not changed or cannot be read. Safe for
+// concurrent use with name.
 func (u *users) changed() *users {
 	st, err := os.Stat(u.path)
 	if err != nil || st.ModTime().Equal(u.mtime) {

@@ -26,19 +26,21 @@ type namespace struct {
 	ports map[uint16]int64 // that accept connections, with the time of the last pass that showed so
 }
 
-// portMemory is how long a port that accepted connections is remembered after the last pass that showed one, if that is longer than two passes: the
-// end of one that ended since may still be unread.
+// portMemory is how long a port that accepted connections is remembered after the last pass that showed one, if
+// that is longer than two passes: the end of one that ended since may still be unread.
 const portMemory = 10 * time.Second
 
-// accepts notes that the pass at the time now has seen a listening socket at a port, or a connection that was accepted there.
+// accepts notes that the pass at the time now has seen a listening socket at a port, or a connection that was
+// accepted there.
 func (ns *namespace) accepts(port uint16, now int64) {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	ns.ports[port] = now
 }
 
-// accepted reports whether a socket that is not listening is the child of one that was: whether its local port accepts connections. A port does as
-// long as a pass shows one of its connections, though nothing listens there any more: an accepted socket stays one.
+// accepted reports whether a socket that is not listening is the child of one that was: whether its local port
+// accepts connections. A port does as long as a pass shows one of its connections, though nothing listens there any
+// more: an accepted socket stays one.
 func (ns *namespace) accepted(port uint16) bool {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()

@@ -157,8 +157,8 @@ func (c *capture) caughtUp(t *testing.T, o *flowcache.Observation) (out, in coun
 
 func portOf(a net.Addr) uint16 { return uint16(a.(*net.TCPAddr).Port) }
 
-// TestPackets: packets and octets of both ends are what a capture counts: of connections older and younger than the source, pass after pass, when they end, and
-// where the listener that accepted them ended before.
+// TestPackets: packets and octets of both ends are what a capture counts: of connections older and younger than the
+// source, pass after pass, when they end, and where the listener that accepted them ended before.
 func TestPackets(t *testing.T) {
 	wire := startCapture(t)
 	type connection struct {
@@ -256,8 +256,8 @@ func TestPackets(t *testing.T) {
 	}
 }
 
-// TestUnknownUser: a connection that no process has any more, which closed it and still waits for its peer, is not root's: its user is not known, unless the
-// kernel says who it was.
+// TestUnknownUser: a connection that no process has any more, which closed it and still waits for its peer, is not
+// root's: its user is not known, unless the kernel says who it was.
 func TestUnknownUser(t *testing.T) {
 	needRoot(t)
 	w := watchSockets(t)

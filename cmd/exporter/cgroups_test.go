@@ -65,9 +65,10 @@ func placed(addr string) error {
 	return in.Err()
 }
 
-// TestCGroups: what control groups' names say, of processes that are put into them as runtimes do it, before they run their program; older than the
-// exporter and younger; in all hierarchies that this kernel has mounted, or in those of one version only; and after they were moved in another
-// hierarchy, where they are not in the container. The same cases hold with cgroup v2 alone, v1 alone and both (testdata/kernels/run.sh).
+// TestCGroups: what control groups' names say, of processes that are put into them as runtimes do it, before they
+// run their program; older than the exporter and younger; in all hierarchies that this kernel has mounted, or in
+// those of one version only; and after they were moved in another hierarchy, where they are not in the container.
+// The same cases hold with cgroup v2 alone, v1 alone and both (testdata/kernels/run.sh).
 func TestCGroups(t *testing.T) {
 	needRoot(t)
 	v2, v1 := hierarchies(t)
@@ -239,9 +240,9 @@ func startPlaced(t *testing.T, addr string) *program {
 	return &program{t, c, in, json.NewDecoder(out)}
 }
 
-// TestInCGroupNamespace: the exporter in a control group namespace and mounts of its own, as a pod has them: where the host's hierarchy is mounted datagrams of
-// every control group are counted, and containers outside are named, older and younger ones; where only the pod's own is, that is said by the log,
-// the metrics and doctor.
+// TestInCGroupNamespace: the exporter in a control group namespace and mounts of its own, as a pod has them: where
+// the host's hierarchy is mounted datagrams of every control group are counted, and containers outside are named,
+// older and younger ones; where only the pod's own is, that is said by the log, the metrics and doctor.
 func TestInCGroupNamespace(t *testing.T) {
 	needRoot(t)
 	root, _ := hierarchies(t)

@@ -61,7 +61,8 @@ type manifest struct {
 	}
 }
 
-// daemonSet runs the pod of deploy/kubernetes as a kubelet has it run, with the collector of config, and returns its exporter.
+// daemonSet runs the pod of deploy/kubernetes as a kubelet has it run, with the collector of config, and returns
+// its exporter.
 func (c *containerdNode) daemonSet(ctx context.Context, config string) *running {
 	t := c.t
 	t.Helper()
@@ -169,7 +170,8 @@ func (c *containerdNode) daemonSet(ctx context.Context, config string) *running 
 	return c.follow(ctx, made.ContainerId, filepath.Join(logs, "sockflow.log"))
 }
 
-// follow returns the program of a container as one that this test runs: its output comes by way of the log of the runtime.
+// follow returns the program of a container as one that this test runs: its output comes by way of the log of the
+// runtime.
 func (c *containerdNode) follow(ctx context.Context, id, log string) *running {
 	t := c.t
 	t.Helper()
@@ -238,9 +240,10 @@ func (c *containerdNode) follow(ctx context.Context, id, log string) *running {
 	return r
 }
 
-// TestDaemonSet: what deploy/kubernetes has a node run, by containerd and with nothing but what the manifest gives it, sees the sockets of the whole host with
-// their processes, datagrams too, and names the containers of pods. Where cgroup v2 is all there is (testdata/kernels/run.sh with CONTAINERS=1) containerd
-// gives it a control group namespace of its own.
+// TestDaemonSet: what deploy/kubernetes has a node run, by containerd and with nothing but what the manifest gives
+// it, sees the sockets of the whole host with their processes, datagrams too, and names the containers of pods.
+// Where cgroup v2 is all there is (testdata/kernels/run.sh with CONTAINERS=1) containerd gives it a control group
+// namespace of its own.
 func TestDaemonSet(t *testing.T) {
 	n := newNode(t)
 	oci, _ := image(t)

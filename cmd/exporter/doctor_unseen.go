@@ -20,7 +20,8 @@ var otherKernels = map[string]string{
 	"dragonball": "Dragonball", "VBoxHeadless": "VirtualBox",
 }
 
-// unseen says what of this host's traffic is in no socket of this kernel's TCP or UDP. docs/architecture.md has the whole list.
+// unseen says what of this host's traffic is in no socket of this kernel's TCP or UDP. docs/architecture.md has the
+// whole list.
 func (d *doctor) unseen() {
 	if n, err := bpf.SocketMaps(); err != nil {
 		d.say(note, "sockmap", "not known whether programs redirect payload between sockets: "+err.Error())

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dropper is a program that begins as root and goes on as nobody, as servers do, without another exec: it connects before and after, and then has a child
-// that connects. It holds the connections until its standard input ends.
+// dropper is a program that begins as root and goes on as nobody, as servers do, without another exec: it connects
+// before and after, and then has a child that connects. It holds the connections until its standard input ends.
 func dropper(addr string) error {
 	var held []net.Conn
 	r := newReport()
@@ -73,8 +73,9 @@ func dropper(addr string) error {
 	return nil
 }
 
-// TestUserWithoutExec: the name of an end's user is that of the user beside it, of a process that changed it without another exec; the user of its child's parent is the one
-// that it had then. By eBPF and netlink, of processes older and younger than the exporter, in records, lists and filters.
+// TestUserWithoutExec: the name of an end's user is that of the user beside it, of a process that changed it
+// without another exec; the user of its child's parent is the one that it had then. By eBPF and netlink, of
+// processes older and younger than the exporter, in records, lists and filters.
 func TestUserWithoutExec(t *testing.T) {
 	needRoot(t)
 	name := ""
@@ -183,7 +184,8 @@ func TestUserWithoutExec(t *testing.T) {
 	}
 }
 
-// headless is a program whose first thread ends: then it connects, and holds the connection until its standard input ends.
+// headless is a program whose first thread ends: then it connects, and holds the connection until its standard
+// input ends.
 func headless(addr string) error {
 	gone := make(chan struct{})
 	var try func()
@@ -244,8 +246,8 @@ func rooted(t *testing.T, addr string) (*exec.Cmd, func()) {
 	return c, func() { in.Close(); c.Wait() }
 }
 
-// TestUnusualPrograms: programs whose first thread has ended, and in another root, have their path, as they see it, older and younger than the exporter, by eBPF, netlink
-// and list.
+// TestUnusualPrograms: programs whose first thread has ended, and in another root, have their path, as they see it,
+// older and younger than the exporter, by eBPF, netlink and list.
 func TestUnusualPrograms(t *testing.T) {
 	needRoot(t)
 	srv := start(t, "unusual-server", "", "server", "127.0.0.1", "10")
