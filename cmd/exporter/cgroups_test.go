@@ -4,11 +4,14 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -372,8 +375,20 @@ func TestInCGroupNamespace(t *testing.T) {
 	wantCheck("eBPF hooks/cgroup_skb/egress", good, "")
 
 	// The pod's own group alone.
-	lesser := launch(t, inside(pods+away, append(names, "--metrics", "none")...))
-	eventually(t, "the exporter meters", func() bool { return strings.Contains(lesser.errs.String(), "metering by") })
+	lesser := launch(t, inside(pods+away, append(names, "--metrics", "127.0.0.1:0")...))
+	eventually(t, "metrics are served", func() bool { return strings.Contains(lesser.errs.String(), "/metrics") })
+	_, url, _ := strings.Cut(lesser.errs.String(), "url=")
+	res, err := http.Get(strings.Fields(url)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, _ := io.ReadAll(res.Body)
+	res.Body.Close()
+	for _, hook := range []string{"count_out", "count_in", "release"} {
+		if !regexp.MustCompile(`(?m)^sockflow_hook_attached\{hook="` + hook + `",.*\} 0$`).Match(page) {
+			t.Errorf("the metrics do not say that %s is not attached", hook)
+		}
+	}
 	lesser.stop()
 	for _, hook := range []string{"cgroup_skb/egress", "cgroup_skb/ingress", "cgroup/sock_release"} {
 		if !strings.Contains(lesser.errs.String(), "hook="+hook+" ") {

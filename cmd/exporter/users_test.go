@@ -73,6 +73,17 @@ func dropper(addr string) error {
 	return nil
 }
 
+// inTime is eventually for what netlink finds out: it reads all of proc for a twentieth of the time at most.
+func inTime(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * patience()); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if f() {
+			return
+		}
+	}
+	t.Fatalf("not within %s: %s", 5*patience(), what)
+}
+
 // TestUserWithoutExec: the name of an end's user is that of the user beside it, of a process that changed it
 // without another exec; the user of its child's parent is the one that it had then. By eBPF and netlink, of
 // processes older and younger than the exporter, in records, lists and filters.
@@ -139,18 +150,7 @@ func TestUserWithoutExec(t *testing.T) {
 	if len(listed) != len(wanted) {
 		t.Errorf("%d of %d are listed", len(listed), len(wanted))
 	}
-	defer func() {
-		if t.Failed() {
-			for _, line := range strings.Split(netlink.out.String(), "\n") {
-				for l, w := range wanted {
-					if strings.Contains(line, fmt.Sprintf("ort\":%d,", l.Port())) {
-						t.Log(l.Port(), w, line)
-					}
-				}
-			}
-		}
-	}()
-	eventually(t, "netlink finds the processes", func() bool {
+	inTime(t, "netlink finds the processes", func() bool {
 		seen := map[netip.AddrPort]bool{}
 		for _, j := range netlink.json() {
 			check("netlink", netip.AddrPortFrom(j.Source, j.SourcePort), j.SourceEnd, seen)
@@ -290,7 +290,7 @@ func TestUnusualPrograms(t *testing.T) {
 		}
 		return len(seen) == len(want)
 	})
-	eventually(t, "netlink finds the processes", func() bool {
+	inTime(t, "netlink finds the processes", func() bool {
 		seen := map[uint32]bool{}
 		for _, j := range netlink.json() {
 			check("netlink", j.SourceEnd, seen)
