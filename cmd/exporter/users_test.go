@@ -103,7 +103,8 @@ func TestUserWithoutExec(t *testing.T) {
 	names := []string{"--metrics", "none", "--containerd", "none", "--docker", "none", "--podman", "none", "--cri", "none", "--snapshot-interval", "500ms"}
 	r := runExporter(t, names...)
 	filtered := runExporter(t, append(names, "--filter", "user "+name)...)
-	netlink := runExporter(t, append(names, "--source", "netlink", "--active-timeout", "1s")...)
+	// Other users' /proc/PID/fd are not to be read with what --privileges drop keeps.
+	netlink := runExporter(t, append(names, "--source", "netlink", "--active-timeout", "1s", "--privileges", "keep")...)
 	younger := start(t, "users-younger", "", "dropper", addr)
 	after := younger.next()
 	type want struct {
