@@ -1,5 +1,5 @@
 # make run    build, and meter this host: live flow records on the terminal
-# make test-kernels   the acceptance test on other kernels, in QEMU
+# make test-kernels   the acceptance test on other kernels, with cgroup v2, hybrid and v1, and in the DaemonSet's container, in QEMU
 # make test-pods   the tests of containers in full; make test-containers-v2: in QEMU, with cgroup v2 alone
 # make test-kube   names by a real kube-apiserver, which is built first (minutes)
 # make test-collectors   goflow2 and ClickHouse with the example of deploy/collectors, both fetched; every collector at 20 000 records/s for a minute
@@ -89,6 +89,9 @@ KERNELS ?= 5.10 6.1 6.12 7
 
 test-kernels:
 	testdata/kernels/run.sh $(KERNELS)
+	CGROUPS=hybrid testdata/kernels/run.sh 6.12
+	CGROUPS=v1 testdata/kernels/run.sh 6.12
+	CONTAINERS=1 testdata/kernels/run.sh 6.12
 
 # Containers and pods where cgroup v2 is all there is.
 test-containers-v2:

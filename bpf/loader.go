@@ -146,7 +146,7 @@ func load(cfg Config, all bool) (*Source, error) {
 func (s *Source) attachAll(spec *ebpf.CollectionSpec, all bool) {
 	s.hooks, s.programs = slices.Clone(hookUses), map[string]*ebpf.Program{}
 	l := loader{spec: spec, maps: s.maps.Maps, kernel: btf.NewCache(), probe: all}
-	l.cgroup, l.cgroupErr = cgroup2Root(s.cfg.Proc)
+	l.cgroup, l.cgroupErr = CGroupRoot(s.cfg.Proc)
 	missing := map[string]bool{}
 	try := func(hooks []*Hook) {
 		got := make([]attached, len(hooks))
@@ -277,20 +277,4 @@ func oneLine(err error) error {
 		}
 	}
 	return fmt.Errorf("the kernel refused the program: %w", v.Cause)
-}
-
-// cgroup2Root finds where the cgroup2 hierarchy is mounted.
-func cgroup2Root(proc string) (string, error) {
-	b, err := os.ReadFile(proc + "/self/mountinfo")
-	if err != nil {
-		return "", fmt.Errorf("find the cgroup2 mount: %w", err)
-	}
-	for line := range strings.Lines(string(b)) {
-		before, after, ok := strings.Cut(line, " - ")
-		f := strings.Fields(before)
-		if ok && strings.HasPrefix(after, "cgroup2 ") && len(f) > 4 && f[3] == "/" {
-			return f[4], nil
-		}
-	}
-	return "", errors.New("no cgroup2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
 }

@@ -421,6 +421,7 @@ func (s *Source) snapshot() {
 		return // not a whole pass: nothing may be concluded from it
 	}
 	s.detachFirst() // from now on a socket that is not known was accepted since
+	s.grams.passed()
 	s.batch.SnapshotDone = true
 	s.send()
 }

@@ -5,11 +5,15 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // runDoctor returns what doctor says and its exit status.
@@ -124,6 +128,35 @@ func TestDoctorKube(t *testing.T) {
 				t.Errorf("%s: %+v, want %s %q", server, c, what.verdict, what.detail)
 			}
 		}
+	}
+}
+
+// TestDoctorNotSeen: what no socket of this kernel has is named.
+func TestDoctorNotSeen(t *testing.T) {
+	dir := t.TempDir()
+	write := func(file, text string) {
+		t.Helper()
+		os.MkdirAll(filepath.Dir(filepath.Join(dir, file)), 0o755)
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("net/eth0/uevent", "INTERFACE=eth0\nIFINDEX=2\n")
+	write("net/flannel.1/uevent", "DEVTYPE=vxlan\nINTERFACE=flannel.1\nIFINDEX=3\n")
+	write("net/wg0/uevent", "DEVTYPE=wireguard\nINTERFACE=wg0\n")
+	write("net/br0/uevent", "DEVTYPE=bridge\n")
+	if d := cmp.Diff([]string{"flannel.1 (vxlan)", "wg0 (wireguard)"}, tunnelInterfaces(filepath.Join(dir, "net"))); d != "" {
+		t.Error(d)
+	}
+	for pid, comm := range map[string]string{"1": "init", "7": "runsc-sandbox", "8": "qemu-system-x86", "9": "runsc-sandbox", "self": "runsc-sandbox"} {
+		write("proc/"+pid+"/comm", comm+"\n")
+	}
+	if d := cmp.Diff([]string{"1 of QEMU", "2 of gVisor"}, guests(filepath.Join(dir, "proc"))); d != "" {
+		t.Error(d)
+	}
+	d := &doctor{settings: &settings{proc: filepath.Join(dir, "proc")}, group: "Not seen"}
+	if d.unseen(); len(d.checks) != 3 || !strings.Contains(d.checks[2].Detail, "2 of gVisor") {
+		t.Errorf("%+v", d.checks)
 	}
 }
 

@@ -19,7 +19,6 @@ type pipeline struct {
 	enricher  *enrich.Enricher
 	conntrack *enrich.Conntrack
 	cluster   *cluster         // nil without Kubernetes
-	owners    *enrich.Owners   // netlink mode: who holds a socket inode; else nil
 	selector  *selector        // nil: everything is told as it is
 	exporters *ipfix.Group     // nil: none
 	printer   printer          // nil with collectors only
@@ -120,7 +119,6 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 			wake = time.Time{}
 			arm()
 		case now := <-sweep.C:
-			p.processes.Sweep(flowcache.At(now))
 			p.enricher.CGroups.Sweep(now.UnixNano())
 			if p.ends != nil {
 				p.ends.Forget(flowcache.At(now.Add(-p.endsFor)))
@@ -133,8 +131,9 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 			if err := p.tellRecords(p.selector.flush()); err != nil {
 				return err
 			}
-		case <-letGo.C:
+		case now := <-letGo.C:
 			p.conntrack.LetGo()
+			p.processes.Sweep(flowcache.At(now))
 		case f := <-p.status:
 			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats(), p.enricher.CGroups.Stats(), p.heldTotal, p.cluster.stats(), p.selector.stats()})
 		}
@@ -151,9 +150,6 @@ func (p *pipeline) take(b *flowcache.Batch) error {
 		o := &b.Observations[i]
 		if o.Audit {
 			p.alive.Add(o.Cookie)
-		}
-		if p.owners != nil && o.Process.PID == 0 && o.Inode != 0 {
-			o.Process = p.owners.Lookup(o.Inode)
 		}
 		recs = p.cache.Observe(recs, o)
 	}

@@ -30,6 +30,7 @@ type probe struct {
 	sources    []source
 	ebpf       *bpf.Source          // nil in netlink mode
 	netlink    *sockdiag.Source     // the netlink source, or the audit; nil if there is none
+	owners     *enrich.Owners       // of the netlink source's sockets; nil where the source knows them
 	interfaces *sockdiag.Interfaces // nil if they are not read
 }
 
@@ -183,12 +184,24 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 // closed when sources and runtimes are done.
 func (x *probe) observe(ctx context.Context, stop context.CancelCauseFunc) <-chan *flowcache.Batch {
 	in := make(chan *flowcache.Batch, 16)
+	observed := in
+	if x.owners != nil {
+		// To find them is to read all of proc, for which the cache loop does not wait.
+		observed = make(chan *flowcache.Batch)
+		go func() { // ends with the sources
+			for b := range observed {
+				x.owners.Name(b)
+				in <- b
+			}
+			close(in)
+		}()
+	}
 	names := make(chan *enrich.ContainerUpdate, 16)
 	x.p.names = names
 	var observing sync.WaitGroup
 	for _, src := range x.sources {
 		observing.Go(func() { // ends with ctx
-			if err := src.Run(ctx, in); err != nil {
+			if err := src.Run(ctx, observed); err != nil {
 				stop(err)
 			}
 		})
@@ -196,7 +209,7 @@ func (x *probe) observe(ctx context.Context, stop context.CancelCauseFunc) <-cha
 	observing.Go(func() { x.namer.Run(ctx, names) }) // ends with ctx
 	go func() {                                      // ends with the sources
 		observing.Wait()
-		close(in)
+		close(observed)
 	}()
 	go x.p.cluster.follow(ctx) // ends with ctx
 	if x.interfaces != nil {
@@ -263,7 +276,7 @@ func (x *probe) openSockets() error {
 	} else {
 		log.Info("metering by netlink snapshots")
 	}
-	x.p.owners = enrich.NewOwners(s.proc)
+	x.owners = enrich.NewOwners(s.proc)
 	return x.openNetlink(sockdiag.Config{Interval: interval})
 }
 

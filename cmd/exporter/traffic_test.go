@@ -102,6 +102,12 @@ func traffic(mode string, args []string) error {
 		return burst(args[0], args[1], args[2], args[3])
 	case "hold":
 		return hold(args[0], args[1])
+	case "dropper":
+		return dropper(args[0])
+	case "headless":
+		return headless(args[0])
+	case "placed":
+		return placed(args[0])
 	}
 	return fmt.Errorf("no program %q", mode)
 }
