@@ -127,10 +127,10 @@ func decodeProcess(b []byte, clk clock) (flowcache.ProcessEvent, error) {
 		return ev, fmt.Errorf("decode process: kind %d is not one", kindOf(b))
 	}
 	ev.Time = clk.time(le.Uint64(b[8:]))
-	ev.Parent = flowcache.ProcessID{PID: le.Uint32(b[40:]), Start: ticks(le.Uint64(b[24:]))}
+	ev.Parent = flowcache.ProcessID{PID: le.Uint32(b[40:]), Exec: le.Uint32(b[60:]), Start: ticks(le.Uint64(b[24:]))}
 	names := b[processLen:]
 	ev.Process = flowcache.Process{
-		ID:        flowcache.ProcessID{PID: le.Uint32(b[4:]), Start: ticks(le.Uint64(b[16:]))},
+		ID:        flowcache.ProcessID{PID: le.Uint32(b[4:]), Exec: le.Uint32(b[56:]), Start: ticks(le.Uint64(b[16:]))},
 		CGroup:    le.Uint64(b[32:]),
 		UID:       le.Uint32(b[44:]),
 		GID:       le.Uint32(b[48:]),
@@ -216,7 +216,7 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk clock, snapshot boo
 	}
 	// The owner that an accepted socket has from its listener is not its user yet; at its end there is no other.
 	if r.tgid != 0 && (r.flags&flagTouched != 0 || !snapshot || r.role != uint8(flowcache.RoleResponder)) {
-		o.Process = flowcache.ProcessID{PID: r.tgid, Start: ticks(r.taskStart)}
+		o.Process = flowcache.ProcessID{PID: r.tgid, Exec: r.exec, Start: ticks(r.taskStart)}
 		o.UID, o.GID = r.uid, r.gid
 	}
 	state := r.state

@@ -120,7 +120,7 @@ func (s *Source) Known(o *flowcache.Observation) {
 	o.Role, o.First = flowcache.Role(slot.State.Role), s.clk.time(slot.State.Start)
 	o.Kernel = slot.State.Flags&flagKernel != 0
 	if slot.State.Tgid != 0 {
-		o.Process = flowcache.ProcessID{PID: slot.State.Tgid, Start: ticks(slot.State.TaskStart)}
+		o.Process = flowcache.ProcessID{PID: slot.State.Tgid, Exec: slot.State.Exec, Start: ticks(slot.State.TaskStart)}
 		o.UID, o.GID = slot.State.Uid, slot.State.Gid
 	}
 }
@@ -330,7 +330,7 @@ func (s *Source) event(b []byte) {
 			s.malformed.Add(1)
 			return
 		}
-		by := owner{flowcache.ProcessID{PID: e.tgid, Start: ticks(e.taskStart)}, e.uid, e.gid, e.cgroup, e.netns, e.flags&flagKernel != 0}
+		by := owner{flowcache.ProcessID{PID: e.tgid, Exec: e.exec, Start: ticks(e.taskStart)}, e.uid, e.gid, e.cgroup, e.netns, e.flags&flagKernel != 0}
 		if kindOf(b) == kindRelease {
 			s.grams.release(e.cookie, s.clk.time(e.time), by)
 		} else {
@@ -473,7 +473,7 @@ func (s *Source) Walk(emit func(*flowcache.Observation)) error {
 			rec.observe(&o, s.clk, live)
 			if rec.proto != flowcache.ProtoTCP {
 				// Whoever holds a datagram socket owns it: it has no listener to inherit from.
-				o.Process = flowcache.ProcessID{PID: rec.tgid, Start: ticks(rec.taskStart)}
+				o.Process = flowcache.ProcessID{PID: rec.tgid, Exec: rec.exec, Start: ticks(rec.taskStart)}
 				o.UID, o.GID = rec.uid, rec.gid
 			}
 			emit(&o)

@@ -33,9 +33,9 @@ type Processes struct {
 	proc    procFS
 	users   *users
 	cgroups *CGroups
-	v1      bool // there are hierarchies of cgroup v1, which the kernel's events do not tell of
-	table   map[flowcache.ProcessID]*process
-	boot    int64 // when the machine was started, by the wall clock as it is now
+	v1      bool                             // there are hierarchies of cgroup v1, which the kernel's events do not tell of
+	table   map[flowcache.ProcessID]*process // by the process, whatever program it runs
+	boot    int64                            // when the machine was started, by the wall clock as it is now
 	stats   ProcStats
 
 	next    func() (flowcache.ProcessID, *process, bool) // goes on with the table where the last step of Sweep stopped; nil: at its begin
@@ -44,14 +44,18 @@ type Processes struct {
 
 // process is an entry. Facts are replaced, never changed: records share them.
 type process struct {
-	facts  *flowcache.Process
-	as     []*flowcache.Process // with other users
+	facts  *flowcache.Process   // of the program that it runs, or ran last
+	before []*flowcache.Process // of the programs before
+	as     []*flowcache.Process // of any of them, with other users
 	flows  int
 	exited int64 // when; 0 lives
 }
 
-// maxUsers bounds the other users of a process whose facts are kept.
-const maxUsers = 8
+// maxUsers bounds the other users, and maxPrograms the programs before the present one, of a process whose facts are kept.
+const (
+	maxUsers    = 8
+	maxPrograms = 8
+)
 
 // NewProcesses returns an empty table. cgroups learns the paths of control groups from the processes in them.
 func NewProcesses(cfg ProcConfig, cgroups *CGroups) *Processes {
@@ -92,7 +96,7 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 	p.stats.Events++
 	switch ev.Kind {
 	case flowcache.ProcessExit:
-		if e := p.table[ev.Process.ID]; e != nil {
+		if e := p.entry(ev.Process.ID); e != nil {
 			e.exited = ev.Time
 		}
 		return
@@ -117,7 +121,7 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 		p.put(&f)
 	case flowcache.ProcessMove:
 		p.cgroups.learn(ev.Process.CGroup, ev.Process.CGroupPath)
-		if e := p.table[ev.Process.ID]; e != nil {
+		if e := p.entry(ev.Process.ID); e != nil {
 			f := *e.facts
 			f.CGroup, f.CGroupPath = ev.Process.CGroup, ev.Process.CGroupPath
 			p.settle(&f, flowcache.ProcessID{}) // the move may be in another hierarchy: then this one's path is as before
@@ -132,7 +136,7 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 			}
 		}
 		// The parent that started it may be gone, and init in its place: what the fork told stays.
-		if old := p.table[f.ID]; old != nil && old.facts.ParentPID != 0 {
+		if old := p.entry(f.ID); old != nil && old.facts.ParentPID != 0 {
 			f.ParentPID, f.ParentPath, f.ParentUID = old.facts.ParentPID, old.facts.ParentPath, old.facts.ParentUID
 		} else if parent := p.find(ev.Parent); parent != nil {
 			f.ParentPath, f.ParentUID = parent.Path, parent.UID
@@ -143,8 +147,39 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 		f.UserName = p.users.name(f.UID)
 		p.cgroups.learn(f.CGroup, f.CGroupPath)
 		p.settle(&f, ev.Parent)
+		if e := p.entry(f.ID); e != nil {
+			e.ran(f.ID.Exec)
+		}
 		p.put(&f)
 	}
+}
+
+// entry returns the entry of a process, whatever program it runs; nil if there is none.
+func (p *Processes) entry(id flowcache.ProcessID) *process { return p.table[id.AnyProgram()] }
+
+// ran keeps the facts of the program that runs, for another begins, the one that exec numbers.
+func (e *process) ran(exec uint32) {
+	old := *e.facts
+	if old.ID.Exec == 0 {
+		old.ID.Exec = exec - 1 // the kernel counts by one
+	}
+	if len(e.before) == maxPrograms {
+		e.before = append(e.before[:0], e.before[1:]...)
+	}
+	e.before = append(e.before, &old)
+}
+
+// program returns the facts of the program that the process ran as id, or nil if they are not known (any more).
+func (e *process) program(id flowcache.ProcessID) *flowcache.Process {
+	if id.Exec == 0 || e.facts.ID.Exec == 0 || e.facts.ID.Exec == id.Exec {
+		return e.facts
+	}
+	for _, f := range e.before {
+		if f.ID.Exec == id.Exec {
+			return f
+		}
+	}
+	return nil
 }
 
 // As returns the facts of a process, shared and immutable, as it was with another user than it ran its program
@@ -155,9 +190,9 @@ func (p *Processes) As(id flowcache.ProcessID, uid, gid uint32) *flowcache.Proce
 	if f == nil || f.UID == uid {
 		return f
 	}
-	e := p.table[id]
+	e := p.entry(id)
 	for _, other := range e.as {
-		if other.UID == uid {
+		if other.UID == uid && other.ID == f.ID {
 			return other
 		}
 	}
@@ -173,23 +208,34 @@ func (p *Processes) As(id flowcache.ProcessID, uid, gid uint32) *flowcache.Proce
 // Get returns the facts of a process, shared and immutable, or nil. A process that the kernel did not tell of is looked for
 // in /proc, where its start time must agree.
 func (p *Processes) Get(id flowcache.ProcessID) *flowcache.Process {
-	if e := p.table[id]; e != nil {
+	if e := p.entry(id); e != nil {
 		if e.facts.StartTime != p.started(id) {
 			f := *e.facts
 			p.put(&f)
+			for i, old := range e.before {
+				f := *old
+				f.StartTime = p.started(id)
+				e.before[i] = &f
+			}
 		}
-		return e.facts
+		f := e.program(id)
+		if f == nil {
+			// A program before those that are kept: no more than the process is known.
+			f = &flowcache.Process{ID: id, StartTime: p.started(id), UID: flowcache.NoID, GID: flowcache.NoID, ParentUID: flowcache.NoID}
+			e.before = append(e.before[:min(len(e.before), maxPrograms-1)], f)
+		}
+		return f
 	}
 	if id.PID == 0 {
 		return nil
 	}
 	f, ok := p.read(id.PID)
-	if !ok || f.ID != id {
+	if !ok || f.ID != id.AnyProgram() {
 		// Remembered as unknown, so that the next record does not look again.
 		p.stats.Missed++
 		f = &flowcache.Process{ID: id, UID: flowcache.NoID, GID: flowcache.NoID, ParentUID: flowcache.NoID}
 		p.put(f)
-		p.table[id].exited = flowcache.Now()
+		p.entry(id).exited = flowcache.Now()
 		return f
 	}
 	p.stats.FromProc++
@@ -200,13 +246,13 @@ func (p *Processes) Get(id flowcache.ProcessID) *flowcache.Process {
 // Hold and Release count the flows of a process: while it has some it is not forgotten.
 func (p *Processes) Hold(id flowcache.ProcessID) {
 	if p.Get(id) != nil {
-		p.table[id].flows++
+		p.entry(id).flows++
 	}
 }
 
 // Release ends one Hold.
 func (p *Processes) Release(id flowcache.ProcessID) {
-	if e := p.table[id]; e != nil && e.flows > 0 {
+	if e := p.entry(id); e != nil && e.flows > 0 {
 		e.flows--
 	}
 }
@@ -294,7 +340,7 @@ func (p *Processes) settle(f *flowcache.Process, parent flowcache.ProcessID) {
 		return
 	}
 	for _, id := range [...]flowcache.ProcessID{f.ID, parent} {
-		if e := p.table[id]; e != nil && e.facts.CGroup == f.CGroup && e.facts.CGroupPath != "" {
+		if e := p.entry(id); e != nil && e.facts.CGroup == f.CGroup && e.facts.CGroupPath != "" {
 			f.CGroupPath = e.facts.CGroupPath
 			return
 		}
@@ -303,13 +349,13 @@ func (p *Processes) settle(f *flowcache.Process, parent flowcache.ProcessID) {
 
 // find returns the facts of a parent.
 func (p *Processes) find(id flowcache.ProcessID) *flowcache.Process {
-	if e := p.table[id]; e != nil {
+	if e := p.entry(id); e != nil {
 		return e.facts
 	}
 	if id.PID == 0 {
 		return nil
 	}
-	if f, ok := p.read(id.PID); ok && f.ID == id {
+	if f, ok := p.read(id.PID); ok && f.ID == id.AnyProgram() {
 		p.put(f)
 		return f
 	}
@@ -323,14 +369,14 @@ func (p *Processes) started(id flowcache.ProcessID) int64 {
 
 func (p *Processes) put(f *flowcache.Process) {
 	f.StartTime = p.started(f.ID)
-	if e := p.table[f.ID]; e != nil {
+	if e := p.entry(f.ID); e != nil {
 		e.facts, e.as = f, nil
 		return
 	}
 	if len(p.table) >= p.cfg.Max {
 		p.makeRoom()
 	}
-	p.table[f.ID] = &process{facts: f}
+	p.table[f.ID.AnyProgram()] = &process{facts: f}
 }
 
 // makeRoom forgets some process, an exited one without flows if a short look finds one.

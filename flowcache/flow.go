@@ -78,7 +78,14 @@ func (k Key) Netip() (src, dst netip.Addr) {
 // guards against PID reuse.
 type ProcessID struct {
 	PID   uint32
+	Exec  uint32 // which of the programs that it ran one after the other (task_struct.self_exec_id); 0 where a source does not know
 	Start uint64 // clock ticks (1/100 s) since boot, as field 22 of /proc/PID/stat
+}
+
+// AnyProgram returns the process whatever program it runs.
+func (p ProcessID) AnyProgram() ProcessID {
+	p.Exec = 0
+	return p
 }
 
 // NoID is the user or group id of an owner that is not known (the kernel's overflow "-1").
