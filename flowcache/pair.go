@@ -88,7 +88,7 @@ func (c *Cache) meet(i uint32, conv uint64, sure bool) {
 	e.outTold.raise(&lead.inTold)
 	lead.outTold.raise(&e.inTold)
 	if !lead.exported {
-		lead.begin = min(lead.begin, e.begin)
+		lead.begin, lead.first = min(lead.begin, e.begin), min(lead.first, e.first)
 	}
 	lead.synTold = lead.synTold || e.synTold
 	lead.told = false
