@@ -27,6 +27,7 @@ const maxCGroups = 1 << 15
 func NewCGroups(proc string) *CGroups {
 	c := &CGroups{paths: make(map[uint64]string), ids: make(map[string]uint64)}
 	c.containers.init()
+	c.mounts = cgroupMounts(proc)
 	b, _ := os.ReadFile(proc + "/self/mountinfo")
 	for line := range strings.Lines(string(b)) {
 		mount, fs, ok := strings.Cut(line, " - ")

@@ -1,6 +1,10 @@
 package enrich
 
-import "github.com/sockflow/sockflow/flowcache"
+import (
+	"path/filepath"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
 
 // Enricher puts names to the ends of records, whose times are by flowcache.Now. It belongs to one goroutine.
 type Enricher struct {
@@ -47,10 +51,16 @@ func (e *Enricher) enrich(r *flowcache.Record, mayWait bool) bool {
 	}
 	c.count(src, srcOpen)
 	c.count(dst, dstOpen)
-	if who := r.Dest.Who; who != nil && isPortProxy(who.Name) && r.Dest.Local && (r.Dest.Container == nil || r.Dest.Container.ContainerID == "") {
+	// A connection is for good with whom it began; datagrams are with who has the address when they pass.
+	at := r.Start + e.stepped
+	r.Source.NamedLate, r.Dest.NamedLate = src.late(at), dst.late(at)
+	if r.Key.Proto == flowcache.ProtoTCP && r.Began != 0 {
+		at = r.Began + e.stepped
+	}
+	if who := r.Dest.Who; who != nil && isPortProxy(who) && r.Dest.Local && (r.Dest.Container == nil || r.Dest.Container.ContainerID == "") {
 		// Whoever talks to it talks to a container.
-		if w := holder(c.byPort[PublishedPort{r.Key.Proto, r.Key.DstPort}], r.Start+e.stepped); w != nil {
-			r.Dest.Container = w
+		if l := c.leases.publisher(r.Key.Proto, r.Key.DstPort, at); l != nil && l.owner == r.Dest.UID {
+			r.Dest.Container, r.Dest.NamedBy = l.work, flowcache.NamedByAddress
 		}
 	}
 	// Of an end of which no process's socket was seen its own address tells, which is behind a translation if there is one.
@@ -59,20 +69,26 @@ func (e *Enricher) enrich(r *flowcache.Record, mayWait bool) bool {
 		if r.Pre != (flowcache.Translation{}) {
 			addr = r.Pre.Src
 		}
-		r.Source.Container = c.peer(addr, r.Start+e.stepped)
+		c.peer(&r.Source, addr, at)
 	}
 	if r.Dest.Container == nil && (!r.Dest.Local || r.Dest.Kernel) {
 		addr := r.Key.Dst
 		if r.Post != (flowcache.Translation{}) {
 			addr = r.Post.Dst
 		}
-		r.Dest.Container = c.peer(addr, r.Start+e.stepped)
+		c.peer(&r.Dest, addr, at)
 	}
 	return true
 }
 
-// isPortProxy reports whether a process of this name forwards a published port: Docker's and rootless podman's do.
-func isPortProxy(name string) bool { return name == "docker-proxy" || name == "rootlessport" }
+// isPortProxy reports whether a process forwards published ports: Docker's and rootless podman's do. podman's runs by the name of exe.
+func isPortProxy(p *flowcache.Process) bool {
+	switch filepath.Base(p.Path) {
+	case "docker-proxy", "rootlessport":
+		return true
+	}
+	return p.Name == "docker-proxy" || p.Name == "rootlessport"
+}
 
 // end fills a local end. It returns what its control group stands for, whether a runtime may still name that, and since when it
 // is there.
@@ -100,6 +116,14 @@ func (e *Enricher) end(end *flowcache.End) (r *resolved, open bool, first int64)
 		path = e.CGroups.path(end.CGroup)
 	}
 	end.Container, r, open = e.CGroups.find(path, since)
+	switch w := end.Container; {
+	case w == nil || w.ContainerID == "" && w.PodUID == "":
+		end.NamedBy = flowcache.NamedByNothing
+	case r.of != nil:
+		end.NamedBy = flowcache.NamedByRuntime
+	default:
+		end.NamedBy = flowcache.NamedByCGroup
+	}
 	if r == nil {
 		return nil, false, 0
 	}
@@ -127,15 +151,17 @@ func (c *containers) count(r *resolved, open bool) {
 	}
 }
 
-// peer returns the container or pod of this host that has an address, of which no socket was seen.
-func (c *containers) peer(a flowcache.Addr, at int64) *flowcache.Workload {
-	list := c.byAddr[a]
+// late reports whether names came after a record of the same control group had left without them, and after t.
+func (r *resolved) late(t int64) bool { return r != nil && r.namedAt != 0 && t < r.namedAt }
+
+// peer names an end of which no socket was seen by the container or pod of this host that had its address at a time.
+func (c *containers) peer(end *flowcache.End, a flowcache.Addr, at int64) {
+	list := c.leases.byAddr[a]
 	if list == nil {
-		return nil
+		return
 	}
-	w := holder(list, at)
-	if w != nil {
+	if l := list.at(at); l != nil {
 		c.stats.Peers++
+		end.Container, end.NamedBy = l.work, flowcache.NamedByAddress
 	}
-	return w
 }
