@@ -9,15 +9,21 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/sockflow/sockflow/enrich"
+	"github.com/sockflow/sockflow/enrich/values"
 	"github.com/sockflow/sockflow/flowcache"
 )
 
 // engine speaks the Docker Engine API, which podman serves too, over HTTP on a socket. Its own module would bring more code than these
 // few requests are. Of podman it reads the list of its own API, which knows pods.
+//
+// Addresses begin and end with the engine's own events, at their times: "network connect" and "start", "network disconnect" and "die". Lists, which are
+// read once a minute, find what was missed.
 type engine struct {
 	e      *endpoint
 	http   *http.Client
@@ -28,7 +34,7 @@ type engine struct {
 func newEngine(e *endpoint) client { return &engine{e: e} }
 
 const (
-	maxValue = 1 << 20 // octets of one container or event
+	maxValue = 4 << 20 // octets of one container or event
 	// The list of podman's own API, which has had this form since podman 4.
 	podmanList = "/v4.0.0/libpod/containers/json"
 	dockerList = "/containers/json"
@@ -70,10 +76,17 @@ func (g *engine) watch(ctx context.Context) error {
 		return err
 	}
 	defer stream.Close()
-	d := decode(stream)
+	d := values.NewReader(stream, maxValue)
 	events, failed := pump(ctx, func() (*event, error) {
+		b, err := d.Next()
+		if errors.Is(err, values.ErrTooLong) {
+			return nil, nil
+		}
 		ev := new(event)
-		return ev, d.next(ev)
+		if err == nil {
+			err = json.Unmarshal(b, ev)
+		}
+		return ev, err
 	})
 	if err := g.listAll(ctx); err != nil {
 		return err
@@ -83,18 +96,27 @@ func (g *engine) watch(ctx context.Context) error {
 	defer ping.Stop()
 	again := time.NewTimer(time.Second)
 	defer again.Stop()
+	listed := time.Now()
 	for {
 		select {
 		case ev := <-events:
 			g.e.events.Add(1)
+			if ev == nil {
+				g.e.skip("an event")
+				again.Reset(leastBetween / 10) // a list has what it said
+				continue
+			}
 			err = g.event(ctx, ev)
 			g.e.flush(ctx)
+		case <-g.e.nudged: // an event was lost
+			again.Reset(max(leastBetween/10, leastBetween-time.Since(listed)))
 		case err = <-failed:
 			if errors.Is(err, io.EOF) {
 				err = errors.New("it ended the stream of events")
 			}
 		case <-again.C:
 			again.Reset(listInterval)
+			listed = time.Now()
 			err = g.listAll(ctx)
 		case <-ping.C:
 			if err = g.get(ctx, "/_ping", nil); err == nil && !g.e.up { // again
@@ -154,30 +176,20 @@ func (g *engine) get(ctx context.Context, path string, into any) error {
 	if into == nil {
 		return nil
 	}
-	return decode(body).next(into)
-}
-
-// values decodes JSON values one after the other, none longer than maxValue octets.
-type values struct {
-	*json.Decoder
-	left *io.LimitedReader
-}
-
-func decode(r io.Reader) *values {
-	left := &io.LimitedReader{R: r, N: maxValue}
-	return &values{json.NewDecoder(left), left}
-}
-
-func (v *values) next(into any) error {
-	v.left.N = maxValue
-	err := v.Decode(into)
-	if v.left.N == 0 && errors.Is(err, io.ErrUnexpectedEOF) {
-		return errTooLong
+	b, err := values.NewReader(body, maxValue).Next()
+	if errors.Is(err, values.ErrTooLong) {
+		return &tooLong{slices.Clone(b)}
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, into)
 }
 
-var errTooLong = errors.New("an answer is too long")
+// tooLong is an answer of more than maxValue octets, with its beginning.
+type tooLong struct{ begin []byte }
+
+func (*tooLong) Error() string { return "an answer is too long" }
 
 // listed is a container in the list of either API.
 type listed struct {
@@ -190,8 +202,10 @@ type listed struct {
 	NetworkSettings struct {
 		Networks map[string]network
 	}
+	State   string
 	PodName string // podman
 	Pod     string
+	IsInfra bool
 }
 
 type port struct {
@@ -211,9 +225,16 @@ type inspected struct {
 	ID      string `json:"Id"`
 	Created time.Time
 	Name    string
-	Config  struct {
+	State   struct {
+		Pid                   int
+		StartedAt, FinishedAt time.Time
+	}
+	Config struct {
 		Image  string
 		Labels map[string]string
+	}
+	HostConfig struct {
+		NetworkMode string
 	}
 	NetworkSettings struct {
 		Networks map[string]network
@@ -247,44 +268,74 @@ func (g *engine) listAll(ctx context.Context) error {
 	if g.podman {
 		path, query = podmanList, all
 	}
-	fresh, err := g.read(ctx, path, query)
+	fresh, err := g.read(ctx, path, query, began)
 	if err != nil {
 		return err
 	}
-	if g.podman { // whose list has no addresses
-		for _, id := range fresh {
-			if err := g.inspect(ctx, id); err != nil {
-				return err
-			}
-		}
-	}
 	g.e.listed(g.list, began)
 	g.e.flush(ctx)
+	// What the list does not say: where the control group is, since when it runs, and of podman the addresses.
+	for _, id := range fresh {
+		if err := g.inspect(ctx, id, 0); err != nil {
+			return err
+		}
+		g.e.flush(ctx)
+	}
 	return nil
 }
 
-// read tells of the containers in a list, one at a time. It returns those that were not known.
-func (g *engine) read(ctx context.Context, path string, query url.Values) (fresh []string, err error) {
+// read passes on the containers in a list, one at a time. It returns those of which more is to be asked.
+func (g *engine) read(ctx context.Context, path string, query url.Values, began time.Time) (fresh []string, err error) {
 	body, err := g.open(ctx, path, query)
 	if err != nil {
 		return nil, err
 	}
 	defer body.Close()
-	d := decode(body)
-	if t, err := d.Token(); err != nil || t != json.Delim('[') {
-		return nil, fmt.Errorf("read list of containers: it begins with %v: %w", t, err)
-	}
-	for d.More() {
+	err = values.NewReader(body, maxValue).Array(func(b []byte, err error) error {
 		var m listed
-		if err := d.next(&m); err != nil {
-			return nil, fmt.Errorf("read list of containers: %w", err)
+		if err != nil {
+			if g.e.skip("a container"); !m.beginning(b) {
+				return nil
+			}
+		} else if err := json.Unmarshal(b, &m); err != nil {
+			var shape *json.UnmarshalTypeError
+			if !errors.As(err, &shape) || m.ID == "" {
+				return err
+			}
+			g.e.malformed.Add(1)
 		}
-		if _, ok := g.e.known[m.ID]; !ok {
+		t := g.ofList(&m)
+		k, known := g.e.known[m.ID]
+		switch has := len(t.Addresses)+len(t.Published) > 0; {
+		case g.podman || err != nil: // the list of podman has no addresses
+			t.Addresses, t.Published = nil, nil
+			if !known || !k.has && m.State == "running" {
+				fresh = append(fresh, m.ID)
+			}
+		case !known || has && !k.has:
+			t.Addresses, t.Published = nil, nil // it is asked since when
 			fresh = append(fresh, m.ID)
+		default:
+			t.At, t.Since = began.UnixNano(), began.UnixNano()
 		}
-		g.e.put(ctx, m.ID, g.ofList(&m), g.list)
+		g.e.put(ctx, m.ID, t, g.list)
+		if k, ok := g.e.known[m.ID]; ok && m.IsInfra {
+			k.pod = m.PodName
+			g.e.known[m.ID] = k
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read list of containers: %w", err)
 	}
 	return fresh, nil
+}
+
+// beginning reads what is needed most of the beginning of a container that is too long.
+func (m *listed) beginning(b []byte) bool {
+	json.Unmarshal(member(b, "Names"), &m.Names)
+	m.ID, m.Image, m.Created = text(member(b, "Id")), text(member(b, "Image")), member(b, "Created")
+	return m.ID != ""
 }
 
 func (g *engine) ofList(m *listed) enrich.Container {
@@ -303,36 +354,16 @@ func (g *engine) ofList(m *listed) enrich.Container {
 		t.Created = created.UnixNano()
 	}
 	for _, n := range m.NetworkSettings.Networks {
-		t.Addresses = append(t.Addresses, parseAddresses(n.IPAddress, n.GlobalIPv6Address)...)
+		t.Addresses = appendAddresses(t.Addresses, n.IPAddress, n.GlobalIPv6Address)
 	}
+	var ports portSet
 	for _, p := range m.Ports {
-		for i := range max(p.Range, 1) {
-			t.Published = publish(t.Published, p.Type+p.Protocol, p.PublicPort+p.HostPort+i)
+		if first := int(p.PublicPort) + int(p.HostPort); first != 0 {
+			ports.add(p.Type+p.Protocol, first, first+max(int(p.Range), 1)-1)
 		}
 	}
+	t.Published = ports.ranges()
 	return t
-}
-
-// publish adds a published port, which is listed for each address of the host.
-func publish(list []enrich.PublishedPort, protocol string, number uint16) []enrich.PublishedPort {
-	p := enrich.PublishedPort{Port: number}
-	switch protocol {
-	case "tcp":
-		p.Proto = flowcache.ProtoTCP
-	case "udp":
-		p.Proto = flowcache.ProtoUDP
-	case "sctp":
-		p.Proto = 132
-	}
-	if number == 0 || p.Proto == 0 {
-		return list
-	}
-	for _, have := range list {
-		if have == p {
-			return list
-		}
-	}
-	return append(list, p)
 }
 
 // event takes what the engine says. The event of a new container has its names, and may be all that is left of it; podman's has no pod.
@@ -341,10 +372,16 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 	a := ev.Actor.Attributes
 	created := false
 	if ev.Type == "network" {
-		if ev.Action != "connect" && ev.Action != "disconnect" {
+		id = a["container"]
+		switch ev.Action {
+		case "connect":
+		case "disconnect":
+			if !g.e.known[id].has {
+				return nil // it was stopped before
+			}
+		default:
 			return nil
 		}
-		id = a["container"]
 	} else {
 		switch ev.Action {
 		case "create":
@@ -363,6 +400,11 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 			}
 			g.e.flush(ctx)
 		case "start", "init", "rename":
+		case "die", "died":
+			if g.e.known[id].has {
+				g.e.release(ctx, id, ev.TimeNano)
+			}
+			return nil
 		case "destroy", "remove":
 			g.e.end(id, time.Unix(0, ev.TimeNano))
 			return nil
@@ -373,44 +415,68 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 	if id == "" {
 		return nil
 	}
-	if g.podman && created { // only its list tells the pod
+	if g.podman && created { // only its list knows the pod
 		one := url.Values{"all": {"true"}, "filters": {`{"id":["` + id + `"]}`}}
-		if _, err := g.read(ctx, podmanList, one); err != nil {
+		if _, err := g.read(ctx, podmanList, one, time.Now()); err != nil {
 			return err
 		}
+		return nil // it has no addresses before it starts
 	}
-	return g.inspect(ctx, id)
+	return g.inspect(ctx, id, ev.TimeNano)
 }
 
-// inspect asks for one container.
-func (g *engine) inspect(ctx context.Context, id string) error {
+// inspect asks for one container, because of an event of some time; 0: of none.
+func (g *engine) inspect(ctx context.Context, id string, at int64) error {
+	asked := time.Now().UnixNano()
 	var m inspected
 	err := g.get(ctx, "/containers/"+url.PathEscape(id)+"/json", &m)
 	var status statusError
+	var long *tooLong
+	var shape *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &status): // it is gone
 		return nil
+	case errors.As(err, &long):
+		g.e.skip("a container")
+		return nil // its names are known without
+	case errors.As(err, &shape) && m.ID != "":
+		g.e.malformed.Add(1)
 	case err != nil:
 		return err
 	}
 	t := enrich.Container{
 		Workload: flowcache.Workload{
 			ContainerID: m.ID, ContainerName: strings.TrimPrefix(m.Name, "/"), ContainerImage: m.Config.Image, ContainerRuntime: g.runtime(),
-			PodLabels: choose(g.e.labels, m.Config.Labels),
+			PodLabels: choose(g.e.labels, m.Config.Labels), CGroupPath: cgroupOf(g.e.proc, m.State.Pid, m.ID),
 		},
-		Created: m.Created.UnixNano(),
+		Created: m.Created.UnixNano(), At: at, Since: at,
 	}
-	for _, n := range m.NetworkSettings.Networks {
-		t.Addresses = append(t.Addresses, parseAddresses(n.IPAddress, n.GlobalIPv6Address)...)
+	if at == 0 {
+		t.At, t.Since = asked, m.State.StartedAt.UnixNano()
 	}
-	for private, hosts := range m.NetworkSettings.Ports {
-		_, protocol, _ := strings.Cut(private, "/")
-		for _, h := range hosts {
-			var number uint16
-			if fmt.Sscan(h.HostPort, &number); number != 0 {
-				t.Published = publish(t.Published, protocol, number)
+	if at != 0 && m.State.FinishedAt.UnixNano() > at { // it has ended since, and may run again: events say so
+		t.At = 0
+		g.e.put(ctx, m.ID, t, g.list)
+		return nil
+	}
+	// One in the network of another reports that one's addresses (podman).
+	if !strings.HasPrefix(m.HostConfig.NetworkMode, "container:") {
+		for _, n := range m.NetworkSettings.Networks {
+			t.Addresses = appendAddresses(t.Addresses, n.IPAddress, n.GlobalIPv6Address)
+		}
+		var ports portSet
+		for private, hosts := range m.NetworkSettings.Ports {
+			_, protocol, _ := strings.Cut(private, "/")
+			for _, h := range hosts {
+				if number, err := strconv.ParseUint(h.HostPort, 10, 16); err == nil && number != 0 {
+					ports.add(protocol, int(number), int(number))
+				}
 			}
 		}
+		t.Published = ports.ranges()
+	}
+	if pod := g.e.known[m.ID].pod; pod != "" { // the addresses of a pod are its infra container's
+		t.Behind = &flowcache.Workload{PodName: pod, ContainerRuntime: g.runtime()}
 	}
 	g.e.put(ctx, m.ID, t, g.list)
 	return nil

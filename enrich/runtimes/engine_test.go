@@ -271,7 +271,7 @@ func FuzzList(f *testing.F) {
 		}
 		c := g.ofList(&m)
 		for _, p := range c.Published {
-			if p.Port == 0 || p.Proto == 0 {
+			if p.From == 0 || p.Proto == 0 || p.To < p.From {
 				t.Errorf("%+v", p)
 			}
 		}
