@@ -8,6 +8,15 @@ import (
 	"testing"
 )
 
+// parseKubeconfig reads the current context of one file.
+func parseKubeconfig(b []byte, dir string) (*access, error) {
+	k, err := readKubeconfig(b, dir)
+	if err != nil {
+		return nil, err
+	}
+	return k.access()
+}
+
 const kubeconfigFile = `
 apiVersion: v1
 kind: Config
@@ -32,7 +41,8 @@ func TestKubeconfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	token, err := a.token()
-	if err != nil || token != "abc" || a.server.String() != "https://b:6443/prefix" || a.serverName != "api" || string(a.ca) != "CERT" {
+	ca, caErr := a.ca()
+	if err != nil || caErr != nil || token != "abc" || a.server.String() != "https://b:6443/prefix" || a.serverName != "api" || string(ca) != "CERT" {
 		t.Errorf("%q %v %+v", token, err, a)
 	}
 	cert, _ := a.cert()

@@ -53,7 +53,7 @@ func follow(t *testing.T, f *fake, change func(*Config)) *cluster {
 	c := &cluster{t: t, fake: f, token: token, index: NewIndex(0, nil)}
 	cfg := Config{
 		Server: f.URL, CAFile: ca, TokenFile: token, Notify: c.told,
-		BackoffMin: 5 * time.Millisecond, BackoffMax: 20 * time.Millisecond, WatchTime: 10 * time.Second,
+		BackoffMin: 5 * time.Millisecond, BackoffMax: 20 * time.Millisecond, WatchTime: 10 * time.Second, Spread: -1,
 	}
 	if change != nil {
 		change(&cfg)
@@ -97,7 +97,7 @@ func follow(t *testing.T, f *fake, change func(*Config)) *cluster {
 func (c *cluster) name(ip string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r := flowcache.Record{Key: flowcache.Key{Dst: addr(ip), DstPort: 80, Proto: 6}, Source: flowcache.End{Local: true}}
+	r := flowcache.Record{Start: flowcache.Now(), Key: flowcache.Key{Dst: addr(ip), DstPort: 80, Proto: 6}, Source: flowcache.End{Local: true}}
 	c.index.Name(&r)
 	s := ""
 	if w := r.Dest.Container; w != nil {
