@@ -1,5 +1,7 @@
 package flowcache
 
+import "slices"
+
 // EndReason is flowEndReason(136) of the IANA registry (RFC 5102, section 5.11.3).
 type EndReason uint8
 
@@ -53,6 +55,9 @@ const (
 )
 
 var namedBy = [...]string{"", "runtime", "cgroup", "uid", "address", "kubernetes-address"}
+
+// NamedByOf returns what String gives s; of what it never gives NamedByNothing.
+func NamedByOf(s string) NamedBy { return NamedBy(max(0, slices.Index(namedBy[:], s))) }
 
 // String is the name in JSON; "" of NamedByNothing.
 func (n NamedBy) String() string { return namedBy[min(int(n), len(namedBy)-1)] }
