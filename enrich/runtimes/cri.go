@@ -62,15 +62,15 @@ func (c *criClient) watch(ctx context.Context) error {
 		if err := c.listAll(ctx, client); err != nil {
 			return plain(err)
 		}
+		// Names and addresses together, so that who waits for the one has the other, unless these take long.
+		more, asking := c.askAll(ctx, client)
 		c.e.flush(ctx)
-		if !c.e.up {
+		if !c.e.up && asking == nil {
 			c.e.answers(ctx)
 		}
-		more, err := c.askAll(ctx, client)
-		if err = c.e.tolerate(ctx, err); err != nil {
+		if err := c.e.tolerate(ctx, asking); err != nil {
 			return plain(err)
 		}
-		c.e.flush(ctx)
 		if more {
 			continue
 		}

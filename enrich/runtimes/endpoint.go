@@ -162,7 +162,7 @@ func (e *endpoint) tell(ctx context.Context, u *enrich.ContainerUpdate) {
 
 // away notes that the runtime does not answer. What it told stays known: its containers live on without it.
 func (e *endpoint) away(ctx context.Context, err error) {
-	e.pending = nil
+	e.flush(ctx) // what is known is not said again
 	e.up = false
 	e.settled.Store(true)
 	if e.answering.Swap(0) != 0 || !e.said {
@@ -268,7 +268,7 @@ func (e *endpoint) flush(ctx context.Context) {
 	if len(e.pending) == 0 {
 		return
 	}
-	e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: true, Containers: e.pending})
+	e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: e.up || !e.said, Containers: e.pending})
 	e.pending = nil
 }
 
