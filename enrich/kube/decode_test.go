@@ -84,3 +84,19 @@ func FuzzKubeconfig(f *testing.F) {
 		}
 	})
 }
+
+// FuzzBeginning: an event that is too long ends anywhere.
+func FuzzBeginning(f *testing.F) {
+	f.Add([]byte(`{"type":"DELETED","object":{"kind":"Pod","metadata":{"name":"a","uid":"b","annotations":{"x":"yyyyyy`))
+	f.Fuzz(func(t *testing.T, b []byte) { beginning(b) })
+}
+
+func TestBeginning(t *testing.T) {
+	const text = `{"type":"DELETED","object":{"kind":"Pod","spec":{"uid":"no"},"metadata":{"name":"a","uid":"b","annotations":{"x":"yy`
+	for n := range len(text) {
+		kind, uid := beginning([]byte(text[:n]))
+		if wantKind, wantUID := n >= 17, n >= strings.Index(text, `"b"`)+3; (kind == "DELETED") != wantKind || (uid == "b") != wantUID {
+			t.Errorf("%s: %q %q", text[:n], kind, uid)
+		}
+	}
+}

@@ -164,6 +164,23 @@ func (g *engine) open(ctx context.Context, path string, query url.Values) (io.Re
 	return resp.Body, nil
 }
 
+// moving is a reader that ends a request if nothing comes for patience.
+type moving struct {
+	io.ReadCloser
+	idle *time.Timer
+}
+
+func (m *moving) Read(p []byte) (int, error) {
+	n, err := m.ReadCloser.Read(p)
+	m.idle.Reset(patience)
+	return n, err
+}
+
+func (m *moving) Close() error {
+	m.idle.Stop()
+	return m.ReadCloser.Close()
+}
+
 // get reads an answer of one value; into nil, whether there is one.
 func (g *engine) get(ctx context.Context, path string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -286,10 +303,13 @@ func (g *engine) listAll(ctx context.Context) error {
 
 // read passes on the containers in a list, one at a time. It returns those of which more is to be asked.
 func (g *engine) read(ctx context.Context, path string, query url.Values, began time.Time) (fresh []string, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	body, err := g.open(ctx, path, query)
 	if err != nil {
 		return nil, err
 	}
+	body = &moving{body, time.AfterFunc(patience, func() { cancel(errSilent) })}
 	defer body.Close()
 	err = values.NewReader(body, maxValue).Array(func(b []byte, err error) error {
 		var m listed
@@ -325,6 +345,9 @@ func (g *engine) read(ctx context.Context, path string, query url.Values, began 
 		}
 		return nil
 	})
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return nil, cause
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read list of containers: %w", err)
 	}
