@@ -33,9 +33,11 @@ type PublishedPorts struct {
 
 // ContainerUpdate is what a runtime has to say.
 type ContainerUpdate struct {
-	Runtime    string // its socket
-	Owner      uint32 // the user to whom the socket belongs
-	Answering  bool   // it answers, so that names of new containers may be waited for
+	Runtime   string // its socket
+	Owner     uint32 // the user to whom the socket belongs
+	Answering bool   // it answers, so that names of new containers may be waited for
+	// Asking is since when a container may have addresses that the runtime is being asked for; 0: none. Who speaks to them waits for the answer.
+	Asking     int64
 	Containers []Container
 }
 
@@ -59,6 +61,7 @@ type containers struct {
 	works     map[string]*resolved
 	said      uint64 // how often names have changed: what was resolved before may not hold
 	answering map[string]bool
+	asking    map[string]int64
 	stats     ContainerStats
 }
 
@@ -118,6 +121,7 @@ func (c *containers) init() {
 	c.leases.init()
 	c.works = make(map[string]*resolved)
 	c.answering = make(map[string]bool)
+	c.asking = make(map[string]int64)
 }
 
 // Apply takes over what a runtime says. It costs no more than the containers in u do: what is resolved otherwise by them is so when it is asked for.
@@ -126,6 +130,11 @@ func (c *containers) Apply(u *ContainerUpdate) {
 		c.answering[u.Runtime] = true
 	} else {
 		delete(c.answering, u.Runtime)
+	}
+	if u.Asking != 0 {
+		c.asking[u.Runtime] = u.Asking
+	} else {
+		delete(c.asking, u.Runtime)
 	}
 	for i := range u.Containers {
 		c.put(&u.Containers[i], u.Runtime, u.Owner)
@@ -367,6 +376,19 @@ func (c *containers) expected(r *resolved, since int64) bool {
 		patience = maybePatience
 	}
 	return len(c.answering) > 0 && c.now-since < int64(patience)
+}
+
+// asked reports whether a runtime is being asked for addresses that a container may have had at a time, and the answer is waited for.
+func (c *containers) asked(at int64) bool {
+	if c.now-at > int64(namePatience) {
+		return false
+	}
+	for _, since := range c.asking {
+		if at >= since {
+			return true
+		}
+	}
+	return false
 }
 
 // Sweep forgets containers that ended long before now, and control groups that nothing was asked about for as long.

@@ -464,3 +464,50 @@ func BenchmarkApply(b *testing.B) {
 		tell(c, named(fmt.Sprintf("%064x", i%1000), "", "x", 1))
 	}
 }
+
+// TestAskedAddresses: while a runtime is asked for the addresses of a container, the last record of a flow to one that nobody has, in a network of
+// containers, waits; one to anybody else does not, and none does for long.
+func TestAskedAddresses(t *testing.T) {
+	e, p := newEnricher(t)
+	c := e.CGroups
+	near, far := flowcache.AddrFrom4([4]byte{10, 1, 0, 2}), flowcache.AddrFrom4([4]byte{192, 0, 2, 1})
+	tell(c, Container{Workload: flowcache.Workload{ContainerID: id64}, Created: 1, At: 1, Addresses: []flowcache.Addr{flowcache.AddrFrom4([4]byte{10, 1, 0, 9})}})
+	ask := func(since int64) {
+		c.Apply(&ContainerUpdate{Runtime: "/run/r.sock", Answering: true, Asking: since})
+	}
+	waits := func(to flowcache.Addr, start int64, final bool) bool {
+		r := flowcache.Record{Final: final, Start: start, Key: flowcache.Key{Dst: to, Proto: 17}, Source: flowcache.End{Local: true, Kernel: true}}
+		return !e.EnrichOrWait(&r)
+	}
+	e.Clock(101*second, 0)
+	ask(100 * second)
+	for name, c := range map[string]struct{ got, want bool }{
+		"near":                {waits(near, 101*second, true), true},
+		"before it was asked": {waits(near, 99*second, true), false},
+		"others follow":       {waits(near, 101*second, false), false},
+		"far":                 {waits(far, 101*second, true), false},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: waits %v", name, c.got)
+		}
+	}
+	proxy := inside(p, "/system.slice/docker.service", 5, 50*second)
+	proxy.Source, proxy.Dest, proxy.Start = flowcache.End{}, proxy.Source, 101*second
+	proxy.Key.Proto, proxy.Key.DstPort, proxy.Dest.UID = 6, 8080, 0
+	p.table[proxy.Dest.Process].facts.Path = "/usr/bin/docker-proxy"
+	if e.EnrichOrWait(proxy) {
+		t.Error("the record of a proxy whose container is not known yet does not wait")
+	}
+	tell(c, Container{
+		Workload: flowcache.Workload{ContainerID: in64, ContainerName: "web"}, Created: 1, At: 100 * second, Since: 100 * second,
+		Addresses: []flowcache.Addr{near}, Published: []PublishedPorts{{6, 8080, 8080}},
+	})
+	if !e.EnrichOrWait(proxy) || proxy.Dest.Container.ContainerName != "web" {
+		t.Errorf("%+v", proxy.Dest.Container)
+	}
+	ask(100 * second)
+	e.Clock(105*second, 0)
+	if waits(flowcache.AddrFrom4([4]byte{10, 1, 0, 3}), 101*second, true) {
+		t.Error("waits for too long")
+	}
+}

@@ -49,34 +49,50 @@ func (e *Enricher) enrich(r *flowcache.Record, mayWait bool) bool {
 	if dstOpen && mayWait && c.expected(dst, since) {
 		return false
 	}
-	c.count(src, srcOpen)
-	c.count(dst, dstOpen)
 	// A connection is for good with whom it began; datagrams are with who has the address when they pass.
 	at := r.Start + e.stepped
 	r.Source.NamedLate, r.Dest.NamedLate = src.late(at), dst.late(at)
 	if r.Key.Proto == flowcache.ProtoTCP && r.Began != 0 {
 		at = r.Began + e.stepped
 	}
-	if who := r.Dest.Who; who != nil && isPortProxy(who) && r.Dest.Local && (r.Dest.Container == nil || r.Dest.Container.ContainerID == "") {
-		// Whoever talks to it talks to a container.
-		if l := c.leases.publisher(r.Key.Proto, r.Key.DstPort, at); l != nil && l.owner == r.Dest.UID {
-			r.Dest.Container, r.Dest.NamedBy = l.work, flowcache.NamedByAddress
-		}
-	}
 	// Of an end of which no process's socket was seen its own address tells, which is behind a translation if there is one.
-	if r.Source.Container == nil && (!r.Source.Local || r.Source.Kernel) {
-		addr := r.Key.Src
-		if r.Pre != (flowcache.Translation{}) {
-			addr = r.Pre.Src
-		}
-		c.peer(&r.Source, addr, at)
+	from, to := r.Key.Src, r.Key.Dst
+	if r.Pre != (flowcache.Translation{}) {
+		from = r.Pre.Src
 	}
-	if r.Dest.Container == nil && (!r.Dest.Local || r.Dest.Kernel) {
-		addr := r.Key.Dst
-		if r.Post != (flowcache.Translation{}) {
-			addr = r.Post.Dst
+	if r.Post != (flowcache.Translation{}) {
+		to = r.Post.Dst
+	}
+	wait := mayWait && len(c.asking) > 0 && c.asked(at)
+	if !e.published(r, at) && wait {
+		return false
+	}
+	if !c.peer(&r.Source, from, at) && wait || !c.peer(&r.Dest, to, at) && wait {
+		return false
+	}
+	c.count(src, srcOpen)
+	c.count(dst, dstOpen)
+	for _, end := range [...]*flowcache.End{&r.Source, &r.Dest} {
+		if end.NamedBy == flowcache.NamedByAddress && end.Container != nil {
+			c.stats.Peers++
 		}
-		c.peer(&r.Dest, addr, at)
+	}
+	return true
+}
+
+// published names a process that forwards a published port by the container that it stands for: whoever talks to it talks to that. It reports whether there
+// is no more to be known.
+func (e *Enricher) published(r *flowcache.Record, at int64) bool {
+	who := r.Dest.Who
+	if who == nil || !r.Dest.Local || !isPortProxy(who) || r.Dest.Container != nil && r.Dest.Container.ContainerID != "" {
+		return true
+	}
+	l := e.CGroups.leases.publisher(r.Key.Proto, r.Key.DstPort, at)
+	if l == nil {
+		return false
+	}
+	if l.owner == r.Dest.UID { // any user may give a program this name
+		r.Dest.Container, r.Dest.NamedBy = l.work, flowcache.NamedByAddress
 	}
 	return true
 }
@@ -154,14 +170,21 @@ func (c *containers) count(r *resolved, open bool) {
 // late reports whether names came after a record of the same control group had left without them, and after t.
 func (r *resolved) late(t int64) bool { return r != nil && r.namedAt != 0 && t < r.namedAt }
 
-// peer names an end of which no socket was seen by the container or pod of this host that had its address at a time.
-func (c *containers) peer(end *flowcache.End, a flowcache.Addr, at int64) {
+// peer names an end of which no socket was seen by the container or pod of this host that had its address at a time. It reports whether there is no more to
+// be known.
+func (c *containers) peer(end *flowcache.End, a flowcache.Addr, at int64) bool {
+	if end.Local && !end.Kernel {
+		return true
+	}
+	end.Container, end.NamedBy = nil, flowcache.NamedByNothing
 	list := c.leases.byAddr[a]
 	if list == nil {
-		return
+		return !c.leases.near(a)
 	}
-	if l := list.at(at); l != nil {
-		c.stats.Peers++
-		end.Container, end.NamedBy = l.work, flowcache.NamedByAddress
+	l := list.at(at)
+	if l == nil {
+		return false
 	}
+	end.Container, end.NamedBy = l.work, flowcache.NamedByAddress
+	return true
 }

@@ -21,6 +21,7 @@ type leases []lease
 const (
 	maxLeases    = 256     // of one address or port, the newest
 	maxAllLeases = 1 << 17 // together
+	maxNets      = 4096
 	// Ranges of ports of up to this many are looked up by port, wider ones are looked through.
 	narrow = 16
 )
@@ -30,6 +31,7 @@ type leaseTable struct {
 	byAddr map[flowcache.Addr]leases
 	byPort map[port]leases
 	wide   []wideLease
+	nets   map[flowcache.Addr]bool // that had a lease: the first 24 bits of IPv4, 64 of IPv6
 	count  int
 }
 
@@ -47,6 +49,7 @@ type wideLease struct {
 func (t *leaseTable) init() {
 	t.byAddr = make(map[flowcache.Addr]leases)
 	t.byPort = make(map[port]leases)
+	t.nets = make(map[flowcache.Addr]bool)
 }
 
 // move ends what of the old a container has no more, as of at, and begins what is new, as of since. It returns how many there was no room for.
@@ -65,6 +68,9 @@ func (t *leaseTable) move(old, now *container, since, at int64) (overflow int) {
 	}
 	l := lease{now.holder, now.runtime, now.owner, now.stands(), since, now.Ended}
 	for _, a := range now.Addresses {
+		if len(t.nets) < maxNets {
+			t.nets[network(a)] = true
+		}
 		list, grown := t.byAddr[a].begin(l, t.count < maxAllLeases)
 		t.byAddr[a], t.count = list, t.count+grown
 		overflow += 1 - min(len(list), 1)
@@ -195,3 +201,16 @@ func sweepLeases[K comparable](m map[K]leases, old func(lease) bool) (forgotten 
 	}
 	return forgotten
 }
+
+// network returns the network that an address is taken to be in.
+func network(a flowcache.Addr) flowcache.Addr {
+	if a.Is4() {
+		a[15] = 0
+		return a
+	}
+	clear(a[8:])
+	return a
+}
+
+// near reports whether an address is in a network of which containers have had addresses.
+func (t *leaseTable) near(a flowcache.Addr) bool { return t.nets[network(a)] }

@@ -272,6 +272,15 @@ func (e *endpoint) flush(ctx context.Context) {
 	e.pending = nil
 }
 
+// answered sends what is waiting, and that nothing is being asked.
+func (e *endpoint) answered(ctx context.Context) {
+	if len(e.pending) > 0 {
+		e.flush(ctx)
+		return
+	}
+	e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: e.up || !e.said})
+}
+
 // pump reads a stream of events until ctx ends or the stream does, which failed then tells.
 func pump[T any](ctx context.Context, next func() (T, error)) (events <-chan T, failed <-chan error) {
 	out, end := make(chan T), make(chan error, 1)

@@ -445,7 +445,11 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 		}
 		return nil // it has no addresses before it starts
 	}
-	return g.inspect(ctx, id, ev.TimeNano)
+	// Until it answers, which may take as long as the container takes to start, who speaks to it waits.
+	g.e.tell(ctx, &enrich.ContainerUpdate{Runtime: g.e.socket, Answering: g.e.up || !g.e.said, Asking: ev.TimeNano})
+	err := g.inspect(ctx, id, ev.TimeNano)
+	g.e.answered(ctx)
+	return err
 }
 
 // inspect asks for one container, because of an event of some time; 0: of none.

@@ -79,7 +79,7 @@ func rootOf(lines string) string {
 			for strings.HasPrefix(path, "/../") {
 				path = path[3:]
 			}
-			if m := inContainer.FindString(path); m != "" {
+			if m := inContainer.FindString(path); strings.HasPrefix(m, "/") {
 				return strings.TrimSuffix(m, "/")
 			}
 		}
