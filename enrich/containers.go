@@ -59,7 +59,11 @@ type containers struct {
 	byPath    map[string]*container // where the runtime says it put them
 	leases    leaseTable
 	works     map[string]*resolved
-	said      uint64 // how often names have changed: what was resolved before may not hold
+	former    map[string]*resolved // what was in works before, and has not been asked for since
+	rotated   int64                // when works became former
+	ended     []departure          // containers that ended, first to last
+	plain     int                  // containers in byPath alone
+	said      uint64               // how often names have changed: what was resolved before may not hold
 	answering map[string]bool
 	asking    map[string]int64
 	stats     ContainerStats
@@ -71,7 +75,14 @@ type container struct {
 	runtime string
 	owner   uint32
 	holder  string     // of its leases
+	said    int64      // when
 	before  *container // that had the same path
+}
+
+// departure is the end of a container, which is to be forgotten.
+type departure struct {
+	at       int64
+	id, path string
 }
 
 // stands is what the addresses of a container stand for.
@@ -96,7 +107,6 @@ type resolved struct {
 	nudged  bool  // runtimes were asked for it
 	first   int64 // when it was seen first
 	namedAt int64 // when names came, after it was missed
-	used    int64
 }
 
 // maybe reports whether nothing but a runtime's word would make it a container.
@@ -110,7 +120,8 @@ const (
 	// How long a container is remembered after its end, and a control group that no record was of.
 	containerMemory = 5 * time.Minute
 	// How long an address is remembered after it was given up: TCP sends again for 15 minutes (tcp_retries2 of tcp(7)) before it ends.
-	leaseMemory = 16 * time.Minute
+	leaseMemory   = 16 * time.Minute
+	maxDepartures = 2 * maxContainers
 	// Containers that had one path after the other and are remembered.
 	maxGenerations = 8
 )
@@ -147,13 +158,22 @@ func (c *containers) Apply(u *ContainerUpdate) {
 // Stats returns the counts.
 func (c *containers) Stats() ContainerStats {
 	s := c.stats
-	s.Known = len(c.byID)
-	for _, e := range c.byPath {
-		if !isHexID(e.Workload.ContainerID) {
-			s.Known++
-		}
-	}
+	s.Known = len(c.byID) + c.plain
 	return s
+}
+
+// setPath enters e, or nil, where a path leads.
+func (c *containers) setPath(path string, e *container) {
+	if old := c.byPath[path]; old != nil && !isHexID(old.Workload.ContainerID) {
+		c.plain--
+	}
+	if e == nil {
+		delete(c.byPath, path)
+		return
+	}
+	if c.byPath[path] = e; !isHexID(e.Workload.ContainerID) {
+		c.plain++
+	}
 }
 
 func (c *containers) put(t *Container, runtime string, owner uint32) {
@@ -169,7 +189,7 @@ func (c *containers) put(t *Container, runtime string, owner uint32) {
 		c.stats.Overflow++
 		return
 	}
-	e := &container{Container: *t, runtime: runtime, owner: owner, holder: id}
+	e := &container{Container: *t, runtime: runtime, owner: owner, holder: id, said: c.now}
 	if !isHexID(id) {
 		e.holder = runtime + " " + path + " " + strconv.FormatInt(t.Created, 36)
 	}
@@ -194,9 +214,15 @@ func (c *containers) put(t *Container, runtime string, owner uint32) {
 	}
 	if path = e.Workload.CGroupPath; path != "" {
 		if same && old.Workload.CGroupPath != path && c.byPath[old.Workload.CGroupPath] == old {
-			delete(c.byPath, old.Workload.CGroupPath)
+			c.setPath(old.Workload.CGroupPath, nil)
 		}
-		c.byPath[path] = e
+		c.setPath(path, e)
+	}
+	if e.Ended != 0 {
+		if len(c.ended) >= maxDepartures {
+			c.depart()
+		}
+		c.ended = append(c.ended, departure{min(e.Ended, max(c.now, 1)), id, path})
 	}
 	if !same {
 		old = nil
@@ -287,14 +313,18 @@ func (c *containers) find(path string, since int64) (w *flowcache.Workload, r *r
 	if path == "" || path == "/" {
 		return nil, nil, false
 	}
-	r = c.works[path]
+	if r = c.works[path]; r == nil {
+		if r = c.former[path]; r != nil {
+			c.works[path] = r
+		}
+	}
 	switch {
 	case r == nil:
 		r = &resolved{path: path, first: c.now}
 		r.parsed, r.end = c.parsePlace(path)
 		c.resolve(r)
-		if len(c.works) >= 2*maxCGroups {
-			clear(c.works)
+		if len(c.works) >= maxCGroups {
+			c.rotate()
 		}
 		c.works[path] = r
 	case r.said != c.said:
@@ -304,7 +334,6 @@ func (c *containers) find(path string, since int64) (w *flowcache.Workload, r *r
 			r.namedAt = c.now
 		}
 	}
-	r.used = c.now
 	// A path that a runtime gives to one container after another: by the time of the process.
 	if of := r.of; of != nil && since != 0 && !isHexID(of.Workload.ContainerID) {
 		switch g := of.at(since); g {
@@ -391,26 +420,39 @@ func (c *containers) asked(at int64) bool {
 	return false
 }
 
-// Sweep forgets containers that ended long before now, and control groups that nothing was asked about for as long.
+// Sweep forgets containers that ended long before now, and control groups that nothing was asked about for as long. It costs what is forgotten, and a step
+// of looking through addresses.
 func (c *containers) Sweep(now int64) {
 	c.now = max(c.now, now)
-	gone := func(t int64) bool { return t != 0 && now-t > int64(containerMemory) }
-	for id, e := range c.byID {
-		if gone(e.Ended) {
-			delete(c.byID, id)
-		}
+	for len(c.ended) > 0 && now-c.ended[0].at > int64(containerMemory) {
+		c.depart()
 	}
-	for path, e := range c.byPath {
-		if gone(e.Ended) {
-			delete(c.byPath, path)
-		}
+	c.leases.sweep(now)
+	if now-c.rotated > int64(containerMemory) {
+		c.rotate()
 	}
-	c.leases.sweep(func(till int64) bool { return till != 0 && now-till > int64(leaseMemory) })
-	for path, r := range c.works {
-		if gone(max(r.used, 1)) || r.of != nil && gone(r.of.Ended) {
-			delete(c.works, path)
-		}
+}
+
+// depart forgets the container that ended first, unless it is there again.
+func (c *containers) depart() {
+	d := &c.ended[0]
+	if e := c.byID[d.id]; e != nil && e.Ended != 0 {
+		delete(c.byID, d.id)
 	}
+	if e := c.byPath[d.path]; e != nil && e.Ended != 0 && e.Workload.ContainerID == d.id {
+		c.setPath(d.path, nil)
+	}
+	*d = departure{}
+	if c.ended = c.ended[1:]; len(c.ended) == 0 {
+		c.ended = nil
+	}
+	c.said++
+}
+
+// rotate forgets the paths that were not asked for since the last time.
+func (c *containers) rotate() {
+	c.former, c.works = c.works, make(map[string]*resolved)
+	c.rotated = c.now
 }
 
 // isHexID reports whether an id is one that runtimes draw at random: of 64 hexadecimal digits.

@@ -239,12 +239,13 @@ func TestContainersAreBounded(t *testing.T) {
 	for i := range 5 * maxCGroups {
 		c.Workload(fmt.Sprintf("/a/%d", i))
 	}
-	if len(c.works) > 2*maxCGroups {
-		t.Errorf("%d paths", len(c.works))
+	if len(c.works)+len(c.former) > 2*maxCGroups {
+		t.Errorf("%d paths", len(c.works)+len(c.former))
 	}
 	c.Sweep(time.Now().UnixNano())
-	if len(c.works) != 0 {
-		t.Errorf("%d paths after a long time", len(c.works))
+	c.Sweep(time.Now().Add(2 * containerMemory).UnixNano())
+	if len(c.works)+len(c.former) != 0 {
+		t.Errorf("%d paths after a long time", len(c.works)+len(c.former))
 	}
 	for i := range maxContainers {
 		id := fmt.Sprintf("%064x", i)
@@ -344,6 +345,7 @@ func TestAddressEnds(t *testing.T) {
 			t.Errorf("%s: %d leases", name, n)
 		}
 		e.CGroups.Sweep(2 * day)
+		e.CGroups.Sweep(3 * day)
 		if n := e.CGroups.leases.count; n != 0 && name != "renamed without a word of it" && !strings.Contains(name, "another") {
 			t.Errorf("%s: %d leases are left", name, n)
 		}

@@ -33,7 +33,18 @@ type leaseTable struct {
 	wide   []wideLease
 	nets   map[flowcache.Addr]bool // that had a lease: the first 24 bits of IPv4, 64 of IPv6
 	count  int
+	queue  []visit // of addresses and ports, to see what of them is to be forgotten, first to last
 }
+
+// visit is when to look at the leases of an address, or of a port.
+type visit struct {
+	at   int64 // not before leaseMemory after this
+	addr flowcache.Addr
+	port port // if its proto is not 0
+}
+
+// maxVisits is how many visits are made at once.
+const maxVisits = 4096
 
 // port is a port of the host.
 type port struct {
@@ -71,16 +82,13 @@ func (t *leaseTable) move(old, now *container, since, at int64) (overflow int) {
 		if len(t.nets) < maxNets {
 			t.nets[network(a)] = true
 		}
-		list, grown := t.byAddr[a].begin(l, t.count < maxAllLeases)
-		t.byAddr[a], t.count = list, t.count+grown
-		overflow += 1 - min(len(list), 1)
+		overflow += add(t, t.byAddr, a, l, visit{at: now.said, addr: a})
 	}
 	for _, p := range now.Published {
 		if int(p.To)-int(p.From) < narrow {
 			for n := int(p.From); n <= int(p.To); n++ {
 				k := port{p.Proto, uint16(n)}
-				list, grown := t.byPort[k].begin(l, t.count < maxAllLeases)
-				t.byPort[k], t.count = list, t.count+grown
+				overflow += add(t, t.byPort, k, l, visit{at: now.said, port: k})
 			}
 			continue
 		}
@@ -95,6 +103,20 @@ func (t *leaseTable) move(old, now *container, since, at int64) (overflow int) {
 		}
 	}
 	return overflow
+}
+
+// add begins a lease of k, which v is to visit if it is the first.
+func add[K comparable](t *leaseTable, m map[K]leases, k K, l lease, v visit) (overflow int) {
+	had := len(m[k])
+	list, grown := m[k].begin(l, t.count < maxAllLeases)
+	if len(list) == 0 {
+		return 1 - min(int(l.till), 1) // what has ended is no loss
+	}
+	m[k], t.count = list, t.count+grown
+	if had == 0 {
+		t.queue = append(t.queue, v)
+	}
+	return 0
 }
 
 func (t *leaseTable) endPorts(p PublishedPorts, holder string, at int64) {
@@ -184,22 +206,38 @@ func (t *leaseTable) publisher(proto uint8, number uint16, at int64) *lease {
 }
 
 // sweep forgets what ended long ago.
-func (t *leaseTable) sweep(gone func(till int64) bool) {
-	old := func(l lease) bool { return gone(l.till) }
-	t.count -= sweepLeases(t.byAddr, old) + sweepLeases(t.byPort, old)
-	t.wide = slices.DeleteFunc(t.wide, func(w wideLease) bool { return gone(w.till) })
-}
-
-func sweepLeases[K comparable](m map[K]leases, old func(lease) bool) (forgotten int) {
-	for k, list := range m {
-		kept := slices.DeleteFunc(list, old)
-		if forgotten += len(list) - len(kept); len(kept) == 0 {
-			delete(m, k)
+func (t *leaseTable) sweep(now int64) {
+	old := func(l lease) bool { return l.till != 0 && now-l.till > int64(leaseMemory) }
+	t.wide = slices.DeleteFunc(t.wide, func(w wideLease) bool { return old(w.lease) })
+	for range min(maxVisits, len(t.queue)) {
+		v := t.queue[0]
+		if now-v.at <= int64(leaseMemory) {
+			return
+		}
+		t.queue = t.queue[1:]
+		left := 0
+		if v.port.proto != 0 {
+			left = visitLeases(t, t.byPort, v.port, old)
 		} else {
-			m[k] = kept
+			left = visitLeases(t, t.byAddr, v.addr, old)
+		}
+		if left > 0 {
+			v.at = now
+			t.queue = append(t.queue, v)
 		}
 	}
-	return forgotten
+}
+
+func visitLeases[K comparable](t *leaseTable, m map[K]leases, k K, old func(lease) bool) (left int) {
+	list := m[k]
+	kept := slices.DeleteFunc(list, old)
+	t.count -= len(list) - len(kept)
+	if len(kept) == 0 {
+		delete(m, k)
+	} else {
+		m[k] = kept
+	}
+	return len(kept)
 }
 
 // network returns the network that an address is taken to be in.

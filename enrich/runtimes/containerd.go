@@ -342,7 +342,7 @@ func (c *containerd) put(ctx context.Context, ns string, m *containersapi.Contai
 		}
 	}
 	if id != "" {
-		pod := c.pod(ctx, ns, id, id == m.GetID())
+		pod := c.pod(ctx, ns, id, id == m.GetID(), at, running)
 		if pod == nil {
 			pod = podOf(labels, "") // the sandbox is gone
 		}
@@ -355,17 +355,17 @@ func (c *containerd) put(ctx context.Context, ns string, m *containersapi.Contai
 }
 
 // pod returns the names of a sandbox's pod, nil if there is none. Of one in which a container is made it tells first, if it has not told all.
-func (c *containerd) pod(ctx context.Context, ns, id string, itself bool) *flowcache.Workload {
+func (c *containerd) pod(ctx context.Context, ns, id string, itself bool, at int64, running map[string]bool) *flowcache.Workload {
 	key := ns + "/" + id
 	p := c.pods[key]
-	if !itself && (p == nil || !p.whole) {
+	if !itself && (p == nil || !p.whole && at == 0) {
 		if m, _ := c.get(ctx, ns, id); m != nil {
 			if s := parseSpec(m.GetSpec().GetValue()); c.sandboxOf(m, s) == id {
-				c.put(ctx, ns, m, s, 0, nil)
+				c.put(ctx, ns, m, s, at, running)
 			}
 		}
 		if p = c.pods[key]; p != nil {
-			p.whole = true
+			p.whole = at == 0
 		}
 	}
 	if p == nil {
