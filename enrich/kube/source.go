@@ -125,7 +125,7 @@ type follower struct {
 	again   time.Duration // of the next list, should this one not be remembered for long
 	node    bool          // --kube-node is among the nodes
 	missed  bool          // that it is not was said
-	broke   bool          // the last watch did, which had worked: servers restart, and proxies lose patience
+	broke   bool          // a connection did, which had worked: servers restart, and proxies lose patience
 	down    bool          // it fails
 	refused bool          // that it is refused was told
 }
@@ -196,9 +196,9 @@ func (f *follower) fail(err error) {
 		return
 	}
 	f.s.failed[f.kind].Add(1)
-	var cut *brokenWatch
-	if errors.As(err, &cut) && !f.broke {
-		f.broke = true // told if the next one fails too
+	// A connection that breaks, be it of the watch or when the next is asked for over it, is said if what follows fails too.
+	if f.before && !f.broke && (st == nil || errors.As(err, new(*brokenWatch))) {
+		f.broke = true
 		return
 	}
 	if !f.down {
