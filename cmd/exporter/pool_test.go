@@ -74,8 +74,17 @@ func TestAddressPool(t *testing.T) {
 			name := fmt.Sprint("c", i)
 			switch i % 3 {
 			case 0:
-				_, err := try("kill", name)
-				return err
+				if _, err := try("kill", name); err != nil {
+					return err
+				}
+				for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+					if _, err := try("inspect", name); err != nil {
+						return nil // removed
+					}
+					if time.Now().After(end) {
+						return fmt.Errorf("container %s is not removed", name)
+					}
+				}
 			case 1:
 				_, err := try("rm", "-f", name)
 				return err

@@ -78,6 +78,9 @@ type endpoint struct {
 	up      bool
 	said    bool // that it does not answer
 	skipped bool // that something was too long was said
+	asking  int64
+	busy    bool  // there are containers to ask for
+	gone    int64 // when something was removed last
 	known   map[string]known
 	pending []enrich.Container
 
@@ -96,6 +99,10 @@ type known struct {
 	seen    uint64 // the list that showed it
 	has     bool   // an address, or a published port
 	pod     string // of the infra container of a pod of podman: the pod's name
+
+	connected int64 // to a network, before it started
+	died      int64 // when it ran last
+	started   bool  // it runs
 }
 
 func (e *endpoint) stats() Stats {
@@ -153,7 +160,7 @@ func wait(ctx context.Context, d time.Duration) {
 }
 
 func (e *endpoint) tell(ctx context.Context, u *enrich.ContainerUpdate) {
-	u.Owner = e.owner
+	u.Owner, u.Asking = e.owner, e.asking
 	select {
 	case e.out <- u:
 	case <-ctx.Done():
@@ -163,7 +170,7 @@ func (e *endpoint) tell(ctx context.Context, u *enrich.ContainerUpdate) {
 // away notes that the runtime does not answer. What it told stays known: its containers live on without it.
 func (e *endpoint) away(ctx context.Context, err error) {
 	e.flush(ctx) // what is known is not said again
-	e.up = false
+	e.up, e.asking = false, 0
 	e.settled.Store(true)
 	if e.answering.Swap(0) != 0 || !e.said {
 		e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket})
@@ -189,7 +196,9 @@ func (e *endpoint) tolerate(ctx context.Context, err error) error {
 // answers notes that the runtime has told all it has.
 func (e *endpoint) answers(ctx context.Context) {
 	e.flush(ctx)
-	e.settled.Store(true)
+	if !e.busy {
+		e.settled.Store(true)
+	}
 	if e.up {
 		return
 	}
@@ -216,7 +225,8 @@ func (e *endpoint) put(ctx context.Context, key string, c enrich.Container, list
 	if c.At != 0 {
 		k.has = len(c.Addresses)+len(c.Published) > 0
 	}
-	e.known[key] = known{c.Workload.CGroupPath, c.Workload.ContainerID, c.Created, list, k.has, k.pod}
+	k.path, k.id, k.created, k.seen = c.Workload.CGroupPath, c.Workload.ContainerID, c.Created, list
+	e.known[key] = k
 	e.containers.Store(int64(len(e.known)))
 	e.pending = append(e.pending, c)
 	if len(e.pending) >= batchSize {
@@ -230,7 +240,11 @@ func (e *endpoint) release(ctx context.Context, key string, at int64) {
 	if !ok {
 		return
 	}
-	e.put(ctx, key, enrich.Container{Workload: flowcache.Workload{ContainerID: k.id, CGroupPath: k.path}, Created: k.created, At: at}, 0)
+	k.died, k.started, k.connected = at, false, 0
+	e.known[key] = k
+	if k.has {
+		e.put(ctx, key, enrich.Container{Workload: flowcache.Workload{ContainerID: k.id, CGroupPath: k.path}, Created: k.created, At: at}, 0)
+	}
 }
 
 // skip counts something that was too long, and says so the first time.
@@ -248,6 +262,7 @@ func (e *endpoint) end(key string, at time.Time) {
 		return
 	}
 	delete(e.known, key)
+	e.gone = max(e.gone, at.UnixNano())
 	e.containers.Store(int64(len(e.known)))
 	e.pending = append(e.pending, enrich.Container{
 		Workload: flowcache.Workload{ContainerID: k.id, CGroupPath: k.path}, Created: k.created, Ended: at.UnixNano(),
@@ -272,12 +287,13 @@ func (e *endpoint) flush(ctx context.Context) {
 	e.pending = nil
 }
 
-// answered sends what is waiting, and that nothing is being asked.
-func (e *endpoint) answered(ctx context.Context) {
-	if len(e.pending) > 0 {
-		e.flush(ctx)
+// ask notes since when containers may have addresses that are being asked for, 0: none is; who speaks to them waits.
+func (e *endpoint) ask(ctx context.Context, since int64) {
+	if since == e.asking {
 		return
 	}
+	e.flush(ctx) // with what came of the question before
+	e.asking = since
 	e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: e.up || !e.said})
 }
 

@@ -29,7 +29,29 @@ type engine struct {
 	http   *http.Client
 	podman bool
 	list   uint64
+
+	asks    []ask // to be inspected, first to last; the first is under way if asking
+	asking  bool
+	answers chan answer
 }
+
+// ask is a container to inspect, because of an event of some time; 0: of none, but of a list.
+type ask struct {
+	id    string
+	at    int64 // of the event
+	since int64 // when what it has now began
+}
+
+// answer is what came of an ask.
+type answer struct {
+	ask
+	asked int64 // when
+	m     inspected
+	err   error
+}
+
+// maxAsks bounds the containers that wait to be inspected: those beyond are found by a list.
+const maxAsks = maxKnown
 
 func newEngine(e *endpoint) client { return &engine{e: e} }
 
@@ -77,6 +99,7 @@ func (g *engine) watch(ctx context.Context) error {
 	}
 	defer stream.Close()
 	d := values.NewReader(stream, maxValue)
+	g.asks, g.asking, g.answers = nil, false, make(chan answer, 1)
 	events, failed := pump(ctx, func() (*event, error) {
 		b, err := d.Next()
 		if errors.Is(err, values.ErrTooLong) {
@@ -107,6 +130,9 @@ func (g *engine) watch(ctx context.Context) error {
 				continue
 			}
 			err = g.event(ctx, ev)
+			g.e.flush(ctx)
+		case a := <-g.answers:
+			err = g.answer(ctx, &a)
 			g.e.flush(ctx)
 		case <-g.e.nudged: // an event was lost
 			again.Reset(max(leastBetween/10, leastBetween-time.Since(listed)))
@@ -279,13 +305,13 @@ func (g *engine) runtime() string {
 func (g *engine) listAll(ctx context.Context) error {
 	began := time.Now()
 	g.list++
-	ctx, cancel := context.WithTimeout(ctx, 10*patience)
+	whole, cancel := context.WithTimeout(ctx, 10*patience)
 	defer cancel()
 	path, query := dockerList, existing
 	if g.podman {
 		path, query = podmanList, all
 	}
-	fresh, err := g.read(ctx, path, query, began)
+	fresh, err := g.read(whole, path, query, began)
 	if err != nil {
 		return err
 	}
@@ -293,12 +319,47 @@ func (g *engine) listAll(ctx context.Context) error {
 	g.e.flush(ctx)
 	// What the list does not say: where the control group is, since when it runs, and of podman the addresses.
 	for _, id := range fresh {
-		if err := g.inspect(ctx, id, 0); err != nil {
-			return err
-		}
-		g.e.flush(ctx)
+		g.ask(ctx, ask{id: id})
 	}
 	return nil
+}
+
+// ask has a container inspected, one after the other and beside the events: an engine answers as late as a container takes to start, and meanwhile others
+// end.
+func (g *engine) ask(ctx context.Context, a ask) {
+	if len(g.asks) >= maxAsks {
+		g.e.overflow.Add(1)
+		return
+	}
+	g.asks = append(g.asks, a)
+	g.next(ctx)
+}
+
+// next asks for the first container that waits, if none is asked for now, and says since when addresses may be known soon.
+func (g *engine) next(ctx context.Context) {
+	since := int64(0)
+	for i := range g.asks {
+		if s := g.asks[i].since; s != 0 && (since == 0 || s < since) {
+			since = s
+		}
+	}
+	g.e.ask(ctx, since)
+	if g.e.busy = len(g.asks) > 0; !g.e.busy && g.e.up {
+		g.e.settled.Store(true)
+	}
+	if g.asking || len(g.asks) == 0 {
+		return
+	}
+	g.asking = true
+	a, answers := g.asks[0], g.answers
+	go func() { // ends with ctx, or the answer
+		r := answer{ask: a, asked: time.Now().UnixNano()}
+		r.err = g.get(ctx, "/containers/"+url.PathEscape(a.id)+"/json", &r.m)
+		select {
+		case answers <- r:
+		case <-ctx.Done():
+		}
+	}()
 }
 
 // read passes on the containers in a list, one at a time. It returns those of which more is to be asked.
@@ -329,7 +390,7 @@ func (g *engine) read(ctx context.Context, path string, query url.Values, began 
 		switch has := len(t.Addresses)+len(t.Published) > 0; {
 		case g.podman || err != nil: // the list of podman has no addresses
 			t.Addresses, t.Published = nil, nil
-			if !known || !k.has && m.State == "running" {
+			if !known || !k.started && m.State == "running" {
 				fresh = append(fresh, m.ID)
 			}
 		case !known || has && !k.has:
@@ -393,70 +454,71 @@ func (g *engine) ofList(m *listed) enrich.Container {
 func (g *engine) event(ctx context.Context, ev *event) error {
 	id := ev.Actor.ID
 	a := ev.Actor.Attributes
-	created := false
+	now := ask{id: id, at: ev.TimeNano, since: ev.TimeNano}
 	if ev.Type == "network" {
-		id = a["container"]
-		switch ev.Action {
-		case "connect":
-		case "disconnect":
-			if !g.e.known[id].has {
-				return nil // it was stopped before
+		now.id = a["container"]
+		k, known := g.e.known[now.id]
+		switch {
+		case ev.Action == "connect" && !k.started && known:
+			// It starts: until it has, it is not answered for. Its event comes.
+			if k.connected == 0 {
+				k.connected = ev.TimeNano
+				g.e.known[now.id] = k
 			}
-		default:
 			return nil
-		}
-	} else {
-		switch ev.Action {
-		case "create":
-			created = true
-			if a["name"] == "" {
-				break
+		case ev.Action == "connect", ev.Action == "disconnect" && k.has:
+			if now.id != "" {
+				g.ask(ctx, now)
 			}
+		}
+		return nil
+	}
+	if id == "" {
+		return nil
+	}
+	switch ev.Action {
+	case "create":
+		if a["name"] != "" {
 			g.e.put(ctx, id, enrich.Container{
 				Workload: flowcache.Workload{
 					ContainerID: id, ContainerName: a["name"], ContainerImage: a["image"], ContainerRuntime: g.runtime(), PodLabels: choose(g.e.labels, a),
 				},
 				Created: ev.TimeNano,
 			}, g.list)
-			if !g.podman {
-				return nil
-			}
+		}
+		switch {
+		case g.podman: // only its list knows the pod; it has no addresses before it starts
 			g.e.flush(ctx)
-		case "start", "init", "rename":
-		case "die", "died":
-			if g.e.known[id].has {
-				g.e.release(ctx, id, ev.TimeNano)
-			}
-			return nil
-		case "destroy", "remove":
-			g.e.end(id, time.Unix(0, ev.TimeNano))
-			return nil
-		default:
-			return nil
-		}
-	}
-	if id == "" {
-		return nil
-	}
-	if g.podman && created { // only its list knows the pod
-		one := url.Values{"all": {"true"}, "filters": {`{"id":["` + id + `"]}`}}
-		if _, err := g.read(ctx, podmanList, one, time.Now()); err != nil {
+			one := url.Values{"all": {"true"}, "filters": {`{"id":["` + id + `"]}`}}
+			_, err := g.read(ctx, podmanList, one, time.Now())
 			return err
+		case a["name"] == "":
+			g.ask(ctx, now)
 		}
-		return nil // it has no addresses before it starts
+	case "start":
+		if k, ok := g.e.known[id]; ok {
+			if k.connected != 0 {
+				now.since = k.connected
+			}
+			k.started, k.connected = true, 0
+			g.e.known[id] = k
+		}
+		g.ask(ctx, now)
+	case "init", "rename":
+		g.ask(ctx, now)
+	case "die", "died":
+		g.e.release(ctx, id, ev.TimeNano)
+	case "destroy", "remove":
+		g.e.end(id, time.Unix(0, ev.TimeNano))
 	}
-	// Until it answers, which may take as long as the container takes to start, who speaks to it waits.
-	g.e.tell(ctx, &enrich.ContainerUpdate{Runtime: g.e.socket, Answering: g.e.up || !g.e.said, Asking: ev.TimeNano})
-	err := g.inspect(ctx, id, ev.TimeNano)
-	g.e.answered(ctx)
-	return err
+	return nil
 }
 
-// inspect asks for one container, because of an event of some time; 0: of none.
-func (g *engine) inspect(ctx context.Context, id string, at int64) error {
-	asked := time.Now().UnixNano()
-	var m inspected
-	err := g.get(ctx, "/containers/"+url.PathEscape(id)+"/json", &m)
+// answer takes what is said of one container.
+func (g *engine) answer(ctx context.Context, r *answer) error {
+	g.asks, g.asking = g.asks[1:], false
+	defer g.next(ctx)
+	m, err := &r.m, r.err
 	var status statusError
 	var long *tooLong
 	var shape *json.UnmarshalTypeError
@@ -469,6 +531,7 @@ func (g *engine) inspect(ctx context.Context, id string, at int64) error {
 	case errors.As(err, &shape) && m.ID != "":
 		g.e.malformed.Add(1)
 	case err != nil:
+		g.asks = nil // it does not answer: a list finds them
 		return err
 	}
 	t := enrich.Container{
@@ -476,12 +539,16 @@ func (g *engine) inspect(ctx context.Context, id string, at int64) error {
 			ContainerID: m.ID, ContainerName: strings.TrimPrefix(m.Name, "/"), ContainerImage: m.Config.Image, ContainerRuntime: g.runtime(),
 			PodLabels: choose(g.e.labels, m.Config.Labels), CGroupPath: cgroupOf(g.e.proc, m.State.Pid, m.ID),
 		},
-		Created: m.Created.UnixNano(), At: at, Since: at,
+		Created: m.Created.UnixNano(), At: r.at, Since: r.since,
 	}
-	if at == 0 {
-		t.At, t.Since = asked, m.State.StartedAt.UnixNano()
+	if r.at == 0 {
+		t.At, t.Since = r.asked, m.State.StartedAt.UnixNano()
 	}
-	if at != 0 && m.State.FinishedAt.UnixNano() > at { // it has ended since, and may run again: events say so
+	k, known := g.e.known[m.ID]
+	switch {
+	case !known && r.at != 0 && r.at < g.e.gone: // it was removed while it was asked for
+		return nil
+	case k.died >= t.At || r.at != 0 && m.State.FinishedAt.UnixNano() > r.at: // it has ended since, and may run again: events say so
 		t.At = 0
 		g.e.put(ctx, m.ID, t, g.list)
 		return nil
@@ -502,9 +569,13 @@ func (g *engine) inspect(ctx context.Context, id string, at int64) error {
 		}
 		t.Published = ports.ranges()
 	}
-	if pod := g.e.known[m.ID].pod; pod != "" { // the addresses of a pod are its infra container's
-		t.Behind = &flowcache.Workload{PodName: pod, ContainerRuntime: g.runtime()}
+	if k.pod != "" { // the addresses of a pod are its infra container's
+		t.Behind = &flowcache.Workload{PodName: k.pod, ContainerRuntime: g.runtime()}
 	}
 	g.e.put(ctx, m.ID, t, g.list)
+	if k, ok := g.e.known[m.ID]; ok && m.State.Pid != 0 {
+		k.started = true
+		g.e.known[m.ID] = k
+	}
 	return nil
 }
