@@ -379,7 +379,7 @@ func (c *containers) resolve(r *resolved) {
 		if w.PodUID == "" {
 			w.PodUID = r.parsed.PodUID
 		}
-	case elsewhere: // somebody else has taken the name
+	case elsewhere: // another control group has its name
 		w.ContainerID, w.ContainerRuntime = "", ""
 	case r.end > 0:
 		r.open = r.parsed.ContainerRuntime != "lxc"

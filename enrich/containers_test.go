@@ -352,7 +352,7 @@ func TestAddressEnds(t *testing.T) {
 	}
 }
 
-// TestGenerations: containers that have one path after another, each is named as it was, in whatever order they become known.
+// TestGenerations: of containers that have one path after another each is named as it was, in whatever order they become known.
 func TestGenerations(t *testing.T) {
 	for _, order := range [][]int{{1, 2, 3}, {3, 2, 1}, {2, 1, 3}, {1, 3, 2}} {
 		e, p := newEnricher(t)
@@ -365,7 +365,7 @@ func TestGenerations(t *testing.T) {
 		for n := 1; n <= 3; n++ {
 			r := inside(p, "/shop/web", uint32(n), (int64(n)*10+5)*second)
 			if e.Enrich(r); r.Source.Container == nil || r.Source.Container.ContainerImage != fmt.Sprint("image", n) || r.Source.NamedBy != flowcache.NamedByRuntime {
-				t.Errorf("told in the order %v, generation %d: %+v", order, n, r.Source.Container)
+				t.Errorf("in the order %v, generation %d: %+v", order, n, r.Source.Container)
 			}
 		}
 	}

@@ -501,7 +501,7 @@ func (c *claim) without(z *ended) *claim {
 	return list
 }
 
-// at returns whose it was at a time: of several who is not about to go, and of those the last. Before it is known that somebody has an address that
+// at returns whose it was at a time: of several who is not about to go, and of those the last. Before it is known that an object has an address that
 // others had before, it is only taken to be that one's if something was sent from there.
 func (c *claim) at(t int64, sent bool) *entry {
 	var best, early *claim
