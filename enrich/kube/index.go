@@ -67,7 +67,7 @@ const (
 )
 
 // Sweep is how many objects one step Listed looks at.
-const Sweep = 1024
+const Sweep = 256
 
 // Change is a step in the life of the cluster.
 type Change struct {
@@ -95,8 +95,10 @@ type Index struct {
 	services claims
 	external claims
 	doors    map[door]*claim // node ports
-	ended    []ended         // first to last
-	now      int64           // of the last change
+	oldest   *ended          // what ended first; a list, as a slice of all would be copied when it grows
+	newest   *ended
+	endings  int   // how many there are
+	now      int64 // of the last change
 	// Pods of this host that were completed, by what was known of them.
 	completed map[*flowcache.Workload]*flowcache.Workload
 	stats     IndexStats
@@ -146,6 +148,7 @@ type ended struct {
 	external []flowcache.Addr
 	doors    []door
 	weight   int
+	next     *ended // that ended after it
 }
 
 // IndexStats counts what the index did.
@@ -185,7 +188,7 @@ func (x *Index) Stats() IndexStats {
 	for k := range x.known {
 		s.Objects[k] = len(x.known[k])
 	}
-	s.Former = len(x.ended)
+	s.Former = x.endings
 	return s
 }
 
@@ -218,7 +221,7 @@ func (x *Index) Apply(changes []Change) {
 			x.set(&c.Object, c.At)
 		}
 	}
-	for len(x.ended) > 0 && (x.count > x.max || x.now-x.ended[0].till > memory) {
+	for x.oldest != nil && (x.count > x.max || x.now-x.oldest.till > memory) {
 		x.forget()
 	}
 }
@@ -305,7 +308,7 @@ func (x *Index) add(k Kind, weight int) {
 // while those have no more than a quarter.
 func (x *Index) room(o *Object) bool {
 	w := o.weight()
-	for x.count+w > x.max && len(x.ended) > 0 {
+	for x.count+w > x.max && x.oldest != nil {
 		x.forget()
 	}
 	for x.count+w > x.max && o.Kind != Pod && x.others+w <= x.max/4 && len(x.all[Pod]) > 0 {
@@ -314,7 +317,7 @@ func (x *Index) room(o *Object) bool {
 		x.end(e, nil, x.now)
 		x.missing[Pod] = true
 		x.overflow()
-		for len(x.ended) > 0 && x.count+w > x.max {
+		for x.oldest != nil && x.count+w > x.max {
 			x.forget()
 		}
 	}
@@ -358,7 +361,7 @@ func (x *Index) remove(e *entry, at int64) {
 
 // end ends what old has, but for what now has of it, which is the same object as it is now; nil: it is gone.
 func (x *Index) end(old, now *entry, at int64) {
-	z := ended{e: old, till: at}
+	z := &ended{e: old, till: at}
 	first, second := x.maps(old.Kind)
 	pass := func(from claims, addrs []flowcache.Addr, keep func(*entry) []flowcache.Addr) (gone []flowcache.Addr) {
 		var kept []flowcache.Addr
@@ -409,12 +412,18 @@ func (x *Index) end(old, now *entry, at int64) {
 	}
 	z.weight = 1 + n/4
 	x.count += z.weight
-	x.ended = append(x.ended, z)
+	x.endings++
+	if x.newest == nil {
+		x.oldest = z
+	} else {
+		x.newest.next = z
+	}
+	x.newest = z
 }
 
 // forget lets go of what ended first.
 func (x *Index) forget() {
-	z := &x.ended[0]
+	z := x.oldest
 	first, second := x.maps(z.e.Kind)
 	for _, a := range z.addrs {
 		first.forget(a, z)
@@ -435,9 +444,9 @@ func (x *Index) forget() {
 		}
 	}
 	x.count -= z.weight
-	x.ended[0] = ended{}
-	if x.ended = x.ended[1:]; len(x.ended) == 0 {
-		x.ended = nil
+	x.endings--
+	if x.oldest = z.next; x.oldest == nil {
+		x.newest = nil
 	}
 }
 

@@ -38,7 +38,7 @@ type Source struct {
 
 const (
 	pageSize = 500 // objects of a list that are asked for at once
-	atOnce   = 256 // changes handed over together, by their weight: what takes them is not held up
+	atOnce   = 128 // changes handed over together, by their weight: what takes them is not held up
 	graced   = 30 * time.Second
 )
 
