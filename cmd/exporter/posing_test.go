@@ -69,7 +69,8 @@ func TestPosing(t *testing.T) {
 	}
 	t.Cleanup(func() { server.Process.Kill(); server.Wait() })
 	eventually(t, "it serves", func() bool {
-		return exec.Command("nsenter", "--net=/run/netns/"+ns, "busybox", "nc", "-z", "-w", "1", "127.0.0.1", "18099").Run() == nil
+		out, _ := exec.Command("nsenter", "--net=/run/netns/"+ns, "cat", "/proc/net/tcp", "/proc/net/tcp6").Output()
+		return strings.Contains(string(out), fmt.Sprintf(":%04X ", 18099))
 	})
 	must(t, "nsenter", "--net=/run/netns/"+ns, program, "127.0.0.1:18099")
 	time.Sleep(1500 * time.Millisecond)

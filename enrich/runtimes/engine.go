@@ -40,6 +40,7 @@ type ask struct {
 	id    string
 	at    int64 // of the event
 	since int64 // when what it has now began
+	pod   bool  // only what the list of podman has of it: its pod
 }
 
 // answer is what came of an ask.
@@ -47,6 +48,7 @@ type answer struct {
 	ask
 	asked int64 // when
 	m     inspected
+	list  []listed
 	err   error
 }
 
@@ -86,7 +88,7 @@ func (g *engine) watch(ctx context.Context) error {
 	var version struct {
 		Components []struct{ Name string }
 	}
-	if err := g.get(ctx, "/version", &version); err != nil {
+	if err := g.get(ctx, "/version", nil, &version); err != nil {
 		return err
 	}
 	g.podman = false
@@ -145,7 +147,7 @@ func (g *engine) watch(ctx context.Context) error {
 			listed = time.Now()
 			err = g.listAll(ctx)
 		case <-ping.C:
-			if err = g.get(ctx, "/_ping", nil); err == nil && !g.e.up { // again
+			if err = g.get(ctx, "/_ping", nil, nil); err == nil && !g.e.up { // again
 				if err = g.listAll(ctx); err == nil {
 					g.e.answers(ctx)
 				}
@@ -208,10 +210,10 @@ func (m *moving) Close() error {
 }
 
 // get reads an answer of one value; into nil, whether there is one.
-func (g *engine) get(ctx context.Context, path string, into any) error {
+func (g *engine) get(ctx context.Context, path string, query url.Values, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	body, err := g.open(ctx, path, nil)
+	body, err := g.open(ctx, path, query)
 	if err != nil {
 		return err
 	}
@@ -354,7 +356,12 @@ func (g *engine) next(ctx context.Context) {
 	a, answers := g.asks[0], g.answers
 	go func() { // ends with ctx, or the answer
 		r := answer{ask: a, asked: time.Now().UnixNano()}
-		r.err = g.get(ctx, "/containers/"+url.PathEscape(a.id)+"/json", &r.m)
+		if a.pod {
+			one := url.Values{"all": {"true"}, "filters": {`{"id":["` + a.id + `"]}`}}
+			r.err = g.get(ctx, podmanList, one, &r.list)
+		} else {
+			r.err = g.get(ctx, "/containers/"+url.PathEscape(a.id)+"/json", nil, &r.m)
+		}
 		select {
 		case answers <- r:
 		case <-ctx.Done():
@@ -488,10 +495,7 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 		}
 		switch {
 		case g.podman: // only its list knows the pod; it has no addresses before it starts
-			g.e.flush(ctx)
-			one := url.Values{"all": {"true"}, "filters": {`{"id":["` + id + `"]}`}}
-			_, err := g.read(ctx, podmanList, one, time.Now())
-			return err
+			g.ask(ctx, ask{id: id, pod: true})
 		case a["name"] == "":
 			g.ask(ctx, now)
 		}
@@ -514,6 +518,20 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 	return nil
 }
 
+// ofPod passes on what the list of podman has of a container that was just made: its pod. It has no addresses before it starts.
+func (g *engine) ofPod(ctx context.Context, m *listed) {
+	if _, known := g.e.known[m.ID]; !known {
+		return // it is gone by now
+	}
+	t := g.ofList(m)
+	t.Addresses, t.Published = nil, nil
+	g.e.put(ctx, m.ID, t, g.list)
+	if k := g.e.known[m.ID]; m.IsInfra {
+		k.pod = m.PodName
+		g.e.known[m.ID] = k
+	}
+}
+
 // answer takes what is said of one container.
 func (g *engine) answer(ctx context.Context, r *answer) error {
 	g.asks, g.asking = g.asks[1:], false
@@ -533,6 +551,12 @@ func (g *engine) answer(ctx context.Context, r *answer) error {
 	case err != nil:
 		g.asks = nil // it does not answer: a list finds them
 		return err
+	}
+	if r.pod {
+		for i := range r.list {
+			g.ofPod(ctx, &r.list[i])
+		}
+		return nil
 	}
 	t := enrich.Container{
 		Workload: flowcache.Workload{
