@@ -105,7 +105,7 @@ func TestAddressPool(t *testing.T) {
 			if j.Pod != "" {
 				return j.Pod
 			}
-			return j.Name
+			return strings.TrimPrefix(j.Name, "member") // its pod is not known yet
 		}}
 		p.run = func(i int) (string, error) {
 			name := fmt.Sprint("c", i)
