@@ -79,7 +79,7 @@ test: packages
 
 # In full: 200 pods, five a second; a runtime that hangs for a minute. Smaller ones are among the tests.
 test-pods: packages
-	SOCKFLOW_PODS=200 SOCKFLOW_HANG=60 REQUIRE_ROOT=1 $(GO) test -count=1 -v -timeout 10m -run '^(TestPods|TestHungRuntime)$$' ./cmd/exporter
+	SOCKFLOW_PODS=200 SOCKFLOW_HANG=60 SOCKFLOW_POOL=170 REQUIRE_ROOT=1 $(GO) test -count=1 -v -timeout 60m -run '^(TestPods|TestHungRuntime|TestAddressPool)$$' ./cmd/exporter
 
 # Captures through replay and every transport to every collector, record by record. make test runs it too.
 harness: packages

@@ -33,6 +33,7 @@ const maxCGroups = 1 << 15
 func NewCGroups(proc string) *CGroups {
 	c := &CGroups{paths: make(map[uint64]string), ids: make(map[string]uint64)}
 	c.containers.init()
+	c.mounts = cgroupMounts(proc)
 	var depth int
 	if c.root, depth = cgroupMount(proc); c.root != "" {
 		c.own = ownNamespace(proc, c.root, depth)

@@ -1,36 +1,43 @@
 package enrich
 
 import (
-	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// Container is what a runtime tells of a container, or of a pod's sandbox. It is told whole each time.
+// Container is what a runtime says of a container, or of a pod's sandbox. Each time it is said whole, but for addresses.
 type Container struct {
 	// Workload names it. Its CGroupPath is where the runtime put it, below the root, if the runtime says so; it must where the
 	// id is not of 64 hexadecimal digits, which control groups' names carry.
-	Workload  flowcache.Workload
-	Created   int64 // Unix nanoseconds
-	Ended     int64 // when it was removed; 0: it exists
+	Workload flowcache.Workload
+	Created  int64 // Unix nanoseconds
+	Ended    int64 // when it was removed; 0: it exists
+	// At is when Addresses and Published were all it had: what it had before ends then. 0: nothing is said of them.
+	At int64
+	// Since is when those of them that it did not have before began to be its own; 0: Created.
+	Since     int64
 	Addresses []flowcache.Addr
-	Published []PublishedPort
+	Published []PublishedPorts
 	// Behind is what Addresses and Published stand for, where that is not the container but its pod.
 	Behind *flowcache.Workload
 }
 
-// PublishedPort is a port of the host that stands for one of a container.
-type PublishedPort struct {
-	Proto uint8
-	Port  uint16
+// PublishedPorts are ports of the host, From to To, that stand for some of a container.
+type PublishedPorts struct {
+	Proto    uint8
+	From, To uint16
 }
 
 // ContainerUpdate is what a runtime has to say.
 type ContainerUpdate struct {
-	Runtime    string // its socket
-	Answering  bool   // it answers, so that names of new containers may be waited for
+	Runtime   string // its socket
+	Owner     uint32 // the user to whom the socket belongs
+	Answering bool   // it answers, so that names of new containers may be waited for
+	// Asking is since when a container may have addresses that the runtime is being asked for; 0: none. Who speaks to them waits for the answer.
+	Asking     int64
 	Containers []Container
 }
 
@@ -47,28 +54,43 @@ type ContainerStats struct {
 // containers is the part of CGroups that runtimes fill.
 type containers struct {
 	now       int64
+	mounts    []string              // of hierarchies of control groups
 	byID      map[string]*container // of 64 hexadecimal digits
 	byPath    map[string]*container // where the runtime says it put them
-	byAddr    map[flowcache.Addr][]lease
-	byPort    map[PublishedPort][]lease
+	leases    leaseTable
 	works     map[string]*resolved
-	open      map[string]*resolved // those that a runtime may still name
+	former    map[string]*resolved // what was in works before, and has not been asked for since
+	rotated   int64                // when works became former
+	ended     []departure          // containers that ended, first to last
+	plain     int                  // containers in byPath alone
+	said      uint64               // how often names have changed: what was resolved before may not hold
 	answering map[string]bool
+	asking    map[string]int64
 	stats     ContainerStats
 }
 
-// container is an entry, replaced whole by what is told later.
+// container is an entry, replaced whole by what is said later.
 type container struct {
 	Container
-	before *container  // that had the same path
-	bound  []*resolved // what stands for it
+	runtime string
+	owner   uint32
+	holder  string     // of its leases
+	said    int64      // when
+	before  *container // that had the same path
 }
 
-// lease is the time in which a container had an address, or a port of the host.
-type lease struct {
-	id          string
-	work        *flowcache.Workload
-	since, till int64 // till 0: still
+// departure is the end of a container, which is to be forgotten.
+type departure struct {
+	at       int64
+	id, path string
+}
+
+// stands is what the addresses of a container stand for.
+func (e *container) stands() *flowcache.Workload {
+	if e.Behind != nil {
+		return e.Behind
+	}
+	return &e.Workload
 }
 
 // resolved is what a path stands for.
@@ -77,13 +99,14 @@ type resolved struct {
 	parsed flowcache.Workload // by its name alone
 	end    int                // of the container's name in path
 
-	work   *flowcache.Workload // nil: nothing of its own
-	of     *container
-	open   bool  // a container, or perhaps one, that no runtime has named
-	missed bool  // a record has left without names
-	nudged bool  // runtimes were asked for it
-	first  int64 // when it was seen first
-	used   int64
+	said    uint64              // containers.said when it was resolved
+	work    *flowcache.Workload // nil: nothing of its own
+	of      *container
+	open    bool  // a container, or perhaps one, that no runtime has named
+	missed  bool  // a record has left without names
+	nudged  bool  // runtimes were asked for it
+	first   int64 // when it was seen first
+	namedAt int64 // when names came, after it was missed
 }
 
 // maybe reports whether nothing but a runtime's word would make it a container.
@@ -96,60 +119,68 @@ const (
 	maybePatience = time.Second
 	// How long a container is remembered after its end, and a control group that no record was of.
 	containerMemory = 5 * time.Minute
-	// Leases of one address or port that are remembered.
-	maxLeases = 4
+	// How long an address is remembered after it was given up: TCP sends again for 15 minutes (tcp_retries2 of tcp(7)) before it ends.
+	leaseMemory   = 16 * time.Minute
+	maxDepartures = 2 * maxContainers
+	// Containers that had one path after the other and are remembered.
+	maxGenerations = 8
 )
 
 func (c *containers) init() {
 	c.byID = make(map[string]*container)
 	c.byPath = make(map[string]*container)
-	c.byAddr = make(map[flowcache.Addr][]lease)
-	c.byPort = make(map[PublishedPort][]lease)
+	c.leases.init()
 	c.works = make(map[string]*resolved)
-	c.open = make(map[string]*resolved)
 	c.answering = make(map[string]bool)
+	c.asking = make(map[string]int64)
 }
 
-// Apply takes over what a runtime says.
+// Apply takes over what a runtime says. It costs no more than the containers in u do: what is resolved otherwise by them is so when it is asked for.
 func (c *containers) Apply(u *ContainerUpdate) {
 	if u.Answering {
 		c.answering[u.Runtime] = true
 	} else {
 		delete(c.answering, u.Runtime)
 	}
+	if u.Asking != 0 {
+		c.asking[u.Runtime] = u.Asking
+	} else {
+		delete(c.asking, u.Runtime)
+	}
 	for i := range u.Containers {
-		c.put(&u.Containers[i])
+		c.put(&u.Containers[i], u.Runtime, u.Owner)
 	}
-	if len(u.Containers) == 0 {
-		return
-	}
-	for path, r := range c.open {
-		if c.resolve(r); !r.open {
-			delete(c.open, path)
-			if r.missed {
-				c.stats.Late++
-			}
-		}
+	if len(u.Containers) > 0 {
+		c.said++
 	}
 }
 
 // Stats returns the counts.
 func (c *containers) Stats() ContainerStats {
 	s := c.stats
-	s.Known = len(c.byID)
-	for _, e := range c.byPath {
-		if !isHexID(e.Workload.ContainerID) {
-			s.Known++
-		}
-	}
+	s.Known = len(c.byID) + c.plain
 	return s
 }
 
-func (c *containers) put(t *Container) {
+// setPath enters e, or nil, where a path leads.
+func (c *containers) setPath(path string, e *container) {
+	if old := c.byPath[path]; old != nil && !isHexID(old.Workload.ContainerID) {
+		c.plain--
+	}
+	if e == nil {
+		delete(c.byPath, path)
+		return
+	}
+	if c.byPath[path] = e; !isHexID(e.Workload.ContainerID) {
+		c.plain++
+	}
+}
+
+func (c *containers) put(t *Container, runtime string, owner uint32) {
 	path, id := t.Workload.CGroupPath, t.Workload.ContainerID
-	old := c.byPath[path]
-	if path == "" {
-		old = nil
+	var old *container
+	if path != "" {
+		old = c.byPath[path]
 	}
 	if isHexID(id) && c.byID[id] != nil {
 		old = c.byID[id]
@@ -158,36 +189,108 @@ func (c *containers) put(t *Container) {
 		c.stats.Overflow++
 		return
 	}
-	e := &container{Container: *t}
+	e := &container{Container: *t, runtime: runtime, owner: owner, holder: id, said: c.now}
+	if !isHexID(id) {
+		e.holder = runtime + " " + path + " " + strconv.FormatInt(t.Created, 36)
+	}
+	same := old != nil && old.Workload.ContainerID == id && (old.Created == t.Created || isHexID(id))
 	switch {
 	case old == nil:
-	case old.Workload.ContainerID == id && (old.Created == t.Created || isHexID(id)):
+	case same:
 		e.complete(old)
 		e.before = old.before
 	case old.Created <= t.Created:
 		if e.before = old; old.Ended == 0 {
 			old.Ended = t.Created
+			c.give(old, nil, t.Created)
 		}
-		old.before = nil
-	default:
-		return // of one that had the path before
+		old.limit(maxGenerations)
+	default: // of one that had the path before
+		old.insert(e)
+		return
 	}
 	if isHexID(id) {
 		c.byID[id] = e
 	}
 	if path = e.Workload.CGroupPath; path != "" {
-		c.byPath[path] = e
-	}
-	c.lease(e)
-	if old != nil {
-		for _, r := range old.bound {
-			c.resolve(r)
+		if same && old.Workload.CGroupPath != path && c.byPath[old.Workload.CGroupPath] == old {
+			c.setPath(old.Workload.CGroupPath, nil)
 		}
-		old.bound = nil
+		c.setPath(path, e)
+	}
+	if e.Ended != 0 {
+		if len(c.ended) >= maxDepartures {
+			c.depart()
+		}
+		c.ended = append(c.ended, departure{min(e.Ended, max(c.now, 1)), id, path})
+	}
+	if !same {
+		old = nil
+	}
+	c.give(e, old, t.Since)
+}
+
+// give notes which addresses and ports of the host e has since then, and that it has no more those of old, which was said of the same container.
+// What ended has none.
+func (c *containers) give(e, old *container, since int64) {
+	at := e.At
+	if e.Ended != 0 {
+		at = e.Ended
+	}
+	if old == nil {
+		old = &container{holder: e.holder}
+	}
+	if e.Ended != 0 { // all that it had
+		c.stats.Overflow += uint64(c.leases.move(old, e, max(since, e.Created), at))
+		c.leases.move(e, &container{holder: e.holder}, at, at)
+		return
+	}
+	if e.At == 0 {
+		e.Addresses, e.Published, e.At = old.Addresses, old.Published, old.At
+		at = old.At
+	}
+	c.stats.Overflow += uint64(c.leases.move(old, e, max(since, e.Created), at))
+}
+
+// insert puts g, which is older than e, among the containers that had the path before.
+func (e *container) insert(g *container) {
+	for ; e.before != nil && e.before.Created > g.Created; e = e.before {
+	}
+	if b := e.before; b != nil && b.Created == g.Created && b.Workload.ContainerID == g.Workload.ContainerID {
+		g.complete(b)
+		g.before = b.before
+	} else {
+		g.before = b
+	}
+	if g.Ended == 0 {
+		g.Ended = e.Created
+	}
+	e.before = g
+	e.limit(maxGenerations)
+}
+
+// limit forgets all but the n containers before e.
+func (e *container) limit(n int) {
+	for ; e != nil; e = e.before {
+		if n--; n < 0 {
+			e.before = nil
+			return
+		}
 	}
 }
 
-// complete keeps what was known and is not told again: of two runtimes that know a container one may know more.
+// at returns the container that had the path of e when a process began: e, or one before it; nil of one that is not known yet.
+func (e *container) at(since int64) *container {
+	if e.Ended != 0 && since > e.Ended {
+		return nil
+	}
+	for e.before != nil && since < e.Created {
+		e = e.before
+	}
+	return e
+}
+
+// complete keeps what was known and is not said again: of two runtimes that know a container one may know more.
 func (e *container) complete(old *container) {
 	w, o := &e.Workload, &old.Workload
 	for _, f := range [...]struct{ to, from *string }{
@@ -199,54 +302,9 @@ func (e *container) complete(old *container) {
 			*f.to = *f.from
 		}
 	}
-	if e.Ended != 0 && len(e.Addresses)+len(e.Published) == 0 {
-		e.Addresses, e.Published = old.Addresses, old.Published
-	}
 	if e.Behind == nil {
 		e.Behind = old.Behind
 	}
-}
-
-// lease notes which addresses and ports of the host stand for e.
-func (c *containers) lease(e *container) {
-	work := e.Behind
-	if work == nil {
-		work = &e.Workload
-	}
-	l := lease{e.Workload.ContainerID, work, e.Created, e.Ended}
-	for _, a := range e.Addresses {
-		c.byAddr[a] = renew(c.byAddr[a], l)
-	}
-	for _, p := range e.Published {
-		c.byPort[p] = renew(c.byPort[p], l)
-	}
-}
-
-func renew(list []lease, l lease) []lease {
-	for i := range list {
-		if list[i].id == l.id && (list[i].since == l.since || isHexID(l.id)) {
-			list[i] = l
-			return list
-		}
-	}
-	if len(list) == maxLeases {
-		list = append(list[:0], list[1:]...)
-	}
-	return append(list, l)
-}
-
-// holder returns who had an address or port at a time, nil if nobody did, or more than one that cannot be told apart.
-func holder(list []lease, at int64) *flowcache.Workload {
-	var found *flowcache.Workload
-	for i := range list {
-		if l := &list[i]; l.since <= at && (l.till == 0 || at < l.till) {
-			if found != nil {
-				return nil
-			}
-			found = l.work
-		}
-	}
-	return found
 }
 
 // find returns what path stands for, for a process that began at the time since (0: not known), and whether it may be a container that no
@@ -255,28 +313,38 @@ func (c *containers) find(path string, since int64) (w *flowcache.Workload, r *r
 	if path == "" || path == "/" {
 		return nil, nil, false
 	}
-	r = c.works[path]
-	if r == nil {
-		r = &resolved{path: path, first: c.now}
-		r.parsed, r.end = parseCGroup(path)
-		c.resolve(r)
-		if len(c.works) >= 2*maxCGroups {
-			clear(c.works)
-			clear(c.open)
-		}
-		c.works[path] = r
-		if r.open {
-			c.open[path] = r
+	if r = c.works[path]; r == nil {
+		if r = c.former[path]; r != nil {
+			c.works[path] = r
 		}
 	}
-	r.used = c.now
+	switch {
+	case r == nil:
+		r = &resolved{path: path, first: c.now}
+		r.parsed, r.end = c.parsePlace(path)
+		c.resolve(r)
+		if len(c.works) >= maxCGroups {
+			c.rotate()
+		}
+		c.works[path] = r
+	case r.said != c.said:
+		was := r.open
+		if c.resolve(r); was && !r.open && r.missed {
+			c.stats.Late++
+			r.namedAt = c.now
+		}
+	}
 	// A path that a runtime gives to one container after another: by the time of the process.
 	if of := r.of; of != nil && since != 0 && !isHexID(of.Workload.ContainerID) {
-		switch before := of.before; {
-		case of.Ended != 0 && since > of.Ended:
-			return nil, r, true // of one that is not told yet
-		case before != nil && since < of.Created:
-			w := before.Workload
+		switch g := of.at(since); g {
+		case of:
+		case nil:
+			return nil, r, true // of one that is not known yet
+		default:
+			if g.Workload.CGroupPath == path {
+				return &g.Workload, r, false
+			}
+			w := g.Workload
 			w.CGroupPath = path
 			return &w, r, false
 		}
@@ -284,48 +352,44 @@ func (c *containers) find(path string, since int64) (w *flowcache.Workload, r *r
 	return r.work, r, r.open
 }
 
-// resolve makes r say what is known of its path now: the innermost container, whether its name is enough to know one or a runtime
-// says that it put one there.
+// resolve makes r say what is known of its path now: the innermost container that a runtime says it put there, else the one that its name says, if
+// the runtime does not say that this is elsewhere.
 func (c *containers) resolve(r *resolved) {
-	var inner, outer *container
-	at := r.end
-	if r.end > 0 {
-		inner = c.byID[r.parsed.ContainerID]
-	}
+	r.said, r.of, r.open = c.said, nil, false
 	absolute := r.path
 	for strings.HasPrefix(absolute, "/../") {
 		absolute = absolute[3:] // as seen from within another control group namespace
 	}
-	for i := len(absolute); i > 0; i = strings.LastIndexByte(absolute[:i], '/') {
-		if e := c.byPath[absolute[:i]]; e != nil {
-			if i += len(r.path) - len(absolute); i >= at {
-				inner, at = e, i
-			} else {
-				outer = e
+	for i := len(absolute); i > 0 && r.of == nil; i = strings.LastIndexByte(absolute[:i], '/') {
+		r.of = c.byPath[absolute[:i]]
+	}
+	w := r.parsed
+	elsewhere := false
+	if r.of == nil && r.end > 0 {
+		if e := c.byID[r.parsed.ContainerID]; e != nil {
+			if elsewhere = e.Workload.CGroupPath != ""; !elsewhere {
+				r.of = e
 			}
-			break
 		}
 	}
-	r.of, r.open = inner, false
-	w := r.parsed
 	switch {
-	case inner != nil:
-		inner.bound = append(inner.bound, r)
-		w = inner.Workload
+	case r.of != nil:
+		w = r.of.Workload
 		w.CGroupPath = r.path
 		if w.PodUID == "" {
 			w.PodUID = r.parsed.PodUID
 		}
+	case elsewhere: // another control group has its name
+		w.ContainerID, w.ContainerRuntime = "", ""
 	case r.end > 0:
 		r.open = r.parsed.ContainerRuntime != "lxc"
-		if outer != nil {
-			w.PodName, w.PodNamespace, w.PodUID, w.PodLabels = outer.Workload.PodName, outer.Workload.PodNamespace, outer.Workload.PodUID, outer.Workload.PodLabels
-		}
 	case r.parsed.ServiceUnit == "" && r.parsed.PodUID == "":
 		r.work, r.open = nil, !strings.HasSuffix(r.path, ".slice")
 		return
 	}
-	r.work = &w
+	if r.work == nil || *r.work != w {
+		r.work = &w
+	}
 }
 
 // Workload returns what a path stands for, or nil if that is nothing of its own. The result is shared and immutable.
@@ -343,47 +407,52 @@ func (c *containers) expected(r *resolved, since int64) bool {
 	return len(c.answering) > 0 && c.now-since < int64(patience)
 }
 
-// Sweep forgets containers that ended long before now, and control groups that nothing was asked about for as long.
+// asked reports whether a runtime is being asked for addresses that a container may have had at a time, and the answer is waited for.
+func (c *containers) asked(at int64) bool {
+	if c.now-at > int64(namePatience) {
+		return false
+	}
+	for _, since := range c.asking {
+		if at >= since {
+			return true
+		}
+	}
+	return false
+}
+
+// Sweep forgets containers that ended long before now, and control groups that nothing was asked about for as long. It costs what is forgotten, and a step
+// of looking through addresses.
 func (c *containers) Sweep(now int64) {
 	c.now = max(c.now, now)
-	gone := func(t int64) bool { return t != 0 && now-t > int64(containerMemory) }
-	for id, e := range c.byID {
-		if gone(e.Ended) {
-			delete(c.byID, id)
-		}
+	for len(c.ended) > 0 && now-c.ended[0].at > int64(containerMemory) {
+		c.depart()
 	}
-	for path, e := range c.byPath {
-		if gone(e.Ended) {
-			delete(c.byPath, path)
-		}
-	}
-	sweepLeases(c.byAddr, gone)
-	sweepLeases(c.byPort, gone)
-	for path, r := range c.works {
-		if gone(max(r.used, 1)) || r.of != nil && gone(r.of.Ended) {
-			delete(c.works, path)
-			delete(c.open, path)
-		}
-	}
-	for _, m := range [...]map[string]*container{c.byID, c.byPath} {
-		for _, e := range m {
-			e.bound = slices.DeleteFunc(e.bound, func(r *resolved) bool { return c.works[r.path] != r })
-		}
+	c.leases.sweep(now)
+	if now-c.rotated > int64(containerMemory) {
+		c.rotate()
 	}
 }
 
-func sweepLeases[K comparable](m map[K][]lease, gone func(int64) bool) {
-	for k, list := range m {
-		kept := list[:0]
-		for _, l := range list {
-			if !gone(l.till) {
-				kept = append(kept, l)
-			}
-		}
-		if m[k] = kept; len(kept) == 0 {
-			delete(m, k)
-		}
+// depart forgets the container that ended first, unless it is there again.
+func (c *containers) depart() {
+	d := &c.ended[0]
+	if e := c.byID[d.id]; e != nil && e.Ended != 0 {
+		delete(c.byID, d.id)
 	}
+	if e := c.byPath[d.path]; e != nil && e.Ended != 0 && e.Workload.ContainerID == d.id {
+		c.setPath(d.path, nil)
+	}
+	*d = departure{}
+	if c.ended = c.ended[1:]; len(c.ended) == 0 {
+		c.ended = nil
+	}
+	c.said++
+}
+
+// rotate forgets the paths that were not asked for since the last time.
+func (c *containers) rotate() {
+	c.former, c.works = c.works, make(map[string]*resolved)
+	c.rotated = c.now
 }
 
 // isHexID reports whether an id is one that runtimes draw at random: of 64 hexadecimal digits.

@@ -2,6 +2,7 @@ package enrich
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -49,8 +50,8 @@ func TestContainerOfPath(t *testing.T) {
 		{"by id", "/docker/" + id64, "hex", ""},
 		{"by id, systemd", "/system.slice/docker-" + id64 + ".scope", "hex", ""},
 		{"of a pod", pods + in64, "main", "p"},
-		{"a runtime inside a container, its own unknown: the pod is that of the outer", pods + in64 + "/docker/" + strings.Repeat("9", 64), "", "p"},
-		{"a runtime inside a container, both known", pods + in64 + "/docker/" + id64, "hex", ""},
+		{"what is made inside a container is of that container", pods + in64 + "/docker/" + strings.Repeat("9", 64), "main", "p"},
+		{"whatever its name", pods + in64 + "/docker/" + id64, "main", "p"},
 		{"the monitor", "/libpod_parent/conmon-" + id64, "", ""},
 	} {
 		w := c.Workload(tc.path)
@@ -160,7 +161,7 @@ func TestAddresses(t *testing.T) {
 	lease := func(id string, created, ended int64) {
 		tell(e.CGroups, Container{
 			Workload: flowcache.Workload{ContainerID: id, ContainerName: "pause", PodName: "pod-" + id[:1]}, Created: created, Ended: ended,
-			Addresses: []flowcache.Addr{addr}, Behind: &flowcache.Workload{PodName: "pod-" + id[:1]},
+			At: created, Addresses: []flowcache.Addr{addr}, Behind: &flowcache.Workload{PodName: "pod-" + id[:1]},
 		})
 	}
 	at := func(start int64, post bool) string {
@@ -184,29 +185,40 @@ func TestAddresses(t *testing.T) {
 		t.Errorf("behind a service address: %q", got)
 	}
 	lease(in64, 200*second, 0)
-	if got := at(250*second, false); got != "" {
-		t.Errorf("two have it: %q", got)
+	if got := at(250*second, false) + at(150*second, false); got != "pod-fpod-0" {
+		t.Errorf("who gets it has it from whom it was: %q", got)
 	}
 	lease(id64, 100*second, 190*second)
 	if got := at(250*second, false) + at(150*second, false) + at(195*second, false); got != "pod-fpod-0" {
 		t.Errorf("one after the other: %q", got)
 	}
-	if st := e.CGroups.Stats(); st.Peers != 4 {
+	if st := e.CGroups.Stats(); st.Peers != 6 {
 		t.Errorf("%+v", st)
+	}
+	e.CGroups.Apply(&ContainerUpdate{Runtime: "/run/other.sock", Containers: []Container{{
+		Workload: flowcache.Workload{ContainerID: strings.Repeat("a", 64)}, Created: 240 * second, At: 240 * second, Addresses: []flowcache.Addr{addr},
+	}}})
+	if got := at(250*second, false) + at(230*second, false); got != "pod-f" {
+		t.Errorf("two runtimes have it: %q", got)
 	}
 }
 
 func TestPortProxy(t *testing.T) {
 	e, p := newEnricher(t)
-	tell(e.CGroups, Container{Workload: flowcache.Workload{ContainerID: id64, ContainerName: "web"}, Created: 1, Published: []PublishedPort{{6, 8080}}})
+	tell(e.CGroups, Container{Workload: flowcache.Workload{ContainerID: id64, ContainerName: "web"}, Created: 1, Published: []PublishedPorts{{6, 8080, 8080}}, At: 1})
 	for _, tc := range []struct {
 		process string
+		uid     uint32
 		port    uint16
 		want    bool
-	}{{"docker-proxy", 8080, true}, {"docker-proxy", 8081, false}, {"nginx", 8080, false}} {
+	}{
+		{"docker-proxy", 0, 8080, true}, {"docker-proxy", 0, 8081, false}, {"nginx", 0, 8080, false}, {"rootlessport", 0, 8080, true},
+		{"docker-proxy", 1000, 8080, false}, // a user who gives a program this name
+	} {
 		r := inside(p, "/system.slice/docker.service", 5, second)
 		r.Source, r.Dest = flowcache.End{}, r.Source
-		p.table[r.Dest.Process].facts.Name = tc.process
+		p.table[r.Dest.Process].facts.Name, p.table[r.Dest.Process].facts.UID = tc.process, tc.uid
+		r.Dest.UID = tc.uid
 		r.Key.Proto, r.Key.DstPort = 6, tc.port
 		e.Enrich(r)
 		if got := r.Dest.Container.ContainerName == "web"; got != tc.want {
@@ -227,12 +239,13 @@ func TestContainersAreBounded(t *testing.T) {
 	for i := range 5 * maxCGroups {
 		c.Workload(fmt.Sprintf("/a/%d", i))
 	}
-	if len(c.works) > 2*maxCGroups || len(c.open) > 2*maxCGroups {
-		t.Errorf("%d paths, %d open", len(c.works), len(c.open))
+	if len(c.works)+len(c.former) > 2*maxCGroups {
+		t.Errorf("%d paths", len(c.works)+len(c.former))
 	}
 	c.Sweep(time.Now().UnixNano())
-	if len(c.works) != 0 || len(c.open) != 0 {
-		t.Errorf("%d paths, %d open after a long time", len(c.works), len(c.open))
+	c.Sweep(time.Now().Add(2 * containerMemory).UnixNano())
+	if len(c.works)+len(c.former) != 0 {
+		t.Errorf("%d paths after a long time", len(c.works)+len(c.former))
 	}
 	for i := range maxContainers {
 		id := fmt.Sprintf("%064x", i)
@@ -258,5 +271,245 @@ func BenchmarkEnrich(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		e.EnrichOrWait(records[i%len(records)])
+	}
+}
+
+// TestAddressEnds: an address and a published port are a container's until the runtime says that it has them no more, and whose they are then is
+// another's; a connection stays with whom it began with.
+func TestAddressEnds(t *testing.T) {
+	addr := flowcache.AddrFrom4([4]byte{10, 1, 0, 2})
+	full := func(id string, at int64) Container {
+		return Container{
+			Workload: flowcache.Workload{ContainerID: id, ContainerName: id[:1]}, Created: 90 * second, At: at, Since: at,
+			Addresses: []flowcache.Addr{addr}, Published: []PublishedPorts{{6, 8080, 8080}, {17, 10000, 20000}},
+		}
+	}
+	none := func(id string, at int64) Container {
+		return Container{Workload: flowcache.Workload{ContainerID: id}, Created: 90 * second, At: at}
+	}
+	ended := func(id string, at int64) Container {
+		return Container{Workload: flowcache.Workload{ContainerID: id}, Created: 90 * second, Ended: at}
+	}
+	const day = 86400 * second
+	for name, c := range map[string]struct {
+		say  []Container
+		want map[int64]string // who had it when
+	}{
+		"removed":                          {[]Container{full(id64, 100*second), ended(id64, 200*second)}, map[int64]string{95 * second: "", 150 * second: "0", 200 * second: "", day: ""}},
+		"stopped, then removed":            {[]Container{full(id64, 100*second), none(id64, 200*second), ended(id64, 300*second)}, map[int64]string{150 * second: "0", 250 * second: ""}},
+		"stopped, and used by another":     {[]Container{full(id64, 100*second), none(id64, 200*second), full(in64, 210*second)}, map[int64]string{150 * second: "0", 205 * second: "", 215 * second: "f"}},
+		"taken by another, the end is old": {[]Container{full(id64, 100*second), full(in64, 210*second), ended(id64, 200*second)}, map[int64]string{150 * second: "0", 205 * second: "", 215 * second: "f"}},
+		"renamed without a word of it":     {[]Container{full(id64, 100*second), {Workload: flowcache.Workload{ContainerID: id64, ContainerName: "0"}, Created: 90 * second}}, map[int64]string{150 * second: "0", day: "0"}},
+		"stopped and started":              {[]Container{full(id64, 100*second), none(id64, 200*second), full(id64, 300*second)}, map[int64]string{150 * second: "0", 250 * second: "", 350 * second: "0"}},
+		"said twice":                       {[]Container{full(id64, 100*second), full(id64, 150*second), none(id64, 200*second)}, map[int64]string{120 * second: "0", 250 * second: ""}},
+	} {
+		e, p := newEnricher(t)
+		for _, s := range c.say {
+			tell(e.CGroups, s)
+		}
+		for when, want := range c.want {
+			r := flowcache.Record{Start: when, Source: flowcache.End{Local: true}}
+			r.Key.Dst, r.Key.Proto = addr, 17
+			later := r
+			later.Key.Proto, later.Began, later.Start = 6, when, day+when
+			e.Enrich(&r)
+			e.Enrich(&later)
+			for _, r := range []flowcache.Record{r, later} {
+				got := ""
+				if r.Dest.Container != nil {
+					got = r.Dest.Container.ContainerName
+				}
+				if got != want || (got != "") != (r.Dest.NamedBy == flowcache.NamedByAddress) {
+					t.Errorf("%s: after %d s %q (by %d), want %q", name, when/second, got, r.Dest.NamedBy, want)
+				}
+			}
+			for _, port := range []uint16{8080, 15000} {
+				r := inside(p, "/system.slice/docker.service", 5, second)
+				r.Source, r.Dest, r.Start = flowcache.End{}, r.Source, when
+				r.Dest.UID, r.Key.DstPort, r.Key.Proto = 0, port, 6
+				if port == 15000 {
+					r.Key.Proto = 17
+				}
+				p.table[r.Dest.Process].facts.Path = "/usr/bin/docker-proxy"
+				e.Enrich(r)
+				if got := r.Dest.Container.ContainerName; got != want {
+					t.Errorf("%s: published port %d after %d s: %q, want %q", name, port, when/second, got, want)
+				}
+			}
+		}
+		for range 1000 {
+			tell(e.CGroups, full(id64, 400*second))
+			tell(e.CGroups, none(id64, 401*second))
+		}
+		if n := len(e.CGroups.leases.byAddr[addr]); n > maxLeases {
+			t.Errorf("%s: %d leases", name, n)
+		}
+		e.CGroups.Sweep(2 * day)
+		e.CGroups.Sweep(3 * day)
+		if n := e.CGroups.leases.count; n != 0 && name != "renamed without a word of it" && !strings.Contains(name, "another") {
+			t.Errorf("%s: %d leases are left", name, n)
+		}
+	}
+}
+
+// TestGenerations: of containers that have one path after another each is named as it was, in whatever order they become known.
+func TestGenerations(t *testing.T) {
+	for _, order := range [][]int{{1, 2, 3}, {3, 2, 1}, {2, 1, 3}, {1, 3, 2}} {
+		e, p := newEnricher(t)
+		for _, n := range order {
+			tell(e.CGroups, Container{
+				Workload: flowcache.Workload{ContainerID: "web", CGroupPath: "/shop/web", ContainerName: "web", ContainerImage: fmt.Sprint("image", n)},
+				Created:  int64(n) * 10 * second,
+			})
+		}
+		for n := 1; n <= 3; n++ {
+			r := inside(p, "/shop/web", uint32(n), (int64(n)*10+5)*second)
+			if e.Enrich(r); r.Source.Container == nil || r.Source.Container.ContainerImage != fmt.Sprint("image", n) || r.Source.NamedBy != flowcache.NamedByRuntime {
+				t.Errorf("in the order %v, generation %d: %+v", order, n, r.Source.Container)
+			}
+		}
+	}
+}
+
+// TestPosing: a control group that others than root may have made is no container, whatever its name.
+func TestPosing(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: makes directories of others")
+	}
+	root := t.TempDir()
+	for _, dir := range []string{"own/there/docker-" + id64 + ".scope", "foo/" + id64, "user.slice/user-7.slice/user@7.service/app.slice", "custom"} {
+		os.MkdirAll(root+"/"+dir, 0o755)
+	}
+	os.Chown(root+"/own", 7, 7)
+	victim := Container{Workload: flowcache.Workload{ContainerID: id64, ContainerName: "payments", ContainerImage: "shop/pay"}, Created: 1}
+	said := victim
+	said.Workload.CGroupPath = "/docker/" + id64
+	pods := "/kubepods/burstable/pod" + pod + "/"
+	for name, c := range map[string]struct {
+		path     string
+		id       string // without a runtime's word
+		name     string // with the id
+		whereNot string // and with where it is, beside
+		podUID   string
+	}{
+		"where Docker puts it":                     {"/docker/" + id64, id64, "payments", "payments", ""},
+		"systemd":                                  {"/system.slice/docker-" + id64 + ".scope", id64, "payments", "", ""},
+		"a slice that was asked for":               {"/shop.slice/shop-web.slice/docker-" + id64 + ".scope", id64, "payments", "", ""},
+		"a parent that was asked for, and is seen": {"/foo/" + id64, id64, "payments", "", ""},
+		"a parent that nobody sees":                {"/bar/" + id64, "", "", "", ""},
+		"of a user's manager":                      {"/user.slice/user-7.slice/user@7.service/app.slice/docker-" + id64 + ".scope", "", "", "", ""},
+		"of a user's manager, gone":                {"/user.slice/user-8.slice/user@8.service/docker-" + id64 + ".scope", "", "", "", ""},
+		"delegated by chown":                       {"/own/there/docker-" + id64 + ".scope", "", "", "", ""},
+		"delegated by chown, deeper and gone":      {"/own/x.slice/y.slice/docker-" + id64 + ".scope", "", "", "", ""},
+		"delegated, LXC":                           {"/own/lxc.payload.web", "", "", "", ""},
+		"a service with rights of its own":         {"/system.slice/evil.service/docker/" + id64, "", "", "", ""},
+		"a pod of a user":                          {"/own/pod" + pod, "", "", "", ""},
+		"a pod of a user, gone":                    {"/user.slice/user-7.slice/user@7.service/kubepods/pod" + pod + "/" + id64, "", "", "", ""},
+		"in a pod":                                 {pods + in64 + "/docker-" + id64 + ".scope", in64, "", "", pod},
+		"in a pod, as a pod":                       {pods + in64 + "/kubepods/pod" + strings.Replace(pod, "4", "5", 1) + "/" + id64, in64, "", "", pod},
+		"in LXC":                                   {"/lxc.payload.web/docker/" + id64, "web", "", "", ""},
+		"podman's pod":                             {"/libpod_parent/" + in64 + "/libpod-" + id64, id64, "payments", "", ""},
+		"in podman's container":                    {"/libpod_parent/libpod-" + in64 + "/libpod-" + id64, in64, "", "", ""},
+	} {
+		for i, say := range []*Container{nil, &victim, &said} {
+			e, p := newEnricher(t)
+			e.CGroups.mounts = []string{root}
+			if say != nil {
+				tell(e.CGroups, *say)
+			}
+			r := inside(p, c.path, 5, second)
+			e.Enrich(r)
+			var w flowcache.Workload
+			if r.Source.Container != nil {
+				w = *r.Source.Container
+			}
+			wantID, wantName := c.id, []string{"", c.name, c.whereNot}[i]
+			if wantID == id64 && i == 2 && wantName == "" {
+				wantID = "" // it is elsewhere
+			}
+			if w.ContainerID != wantID || w.ContainerName != wantName || w.ContainerImage != "" && wantName == "" || w.PodUID != c.podUID {
+				t.Errorf("%s (%d): %+v, want %q %q", name, i, w, wantID, wantName)
+			}
+			if by := r.Source.NamedBy; (by == flowcache.NamedByRuntime) != (wantName != "") || wantID != "" && by == flowcache.NamedByNothing {
+				t.Errorf("%s (%d): known by %d", name, i, by)
+			}
+		}
+	}
+}
+
+// TestLateNamesOfParents: what a runtime says late counts in whatever a path looked like before.
+func TestLateNamesOfParents(t *testing.T) {
+	for path, at := range map[string]string{
+		"/system.slice/ctr-c1.scope":                        "/system.slice/ctr-c1.scope",
+		"/system.slice/k3s.service/ns1/c2":                  "/system.slice/k3s.service/ns1/c2",
+		"/kubepods/pod" + pod + "/c4":                       "/kubepods/pod" + pod + "/c4",
+		"/shop/web/nested/c5":                               "/shop/web/nested/c5",
+		"/user.slice/user-7.slice/user@7.service/x/y.scope": "/user.slice/user-7.slice/user@7.service/x/y.scope",
+	} {
+		c := NewCGroups("/proc")
+		tell(c, named("web", "/shop/web", "outer", 1))
+		c.Workload(path)
+		tell(c, named("c", at, "late", 2))
+		if w := c.Workload(path); w == nil || w.ContainerName != "late" {
+			t.Errorf("%s: %+v", path, w)
+		}
+	}
+}
+
+// BenchmarkApply is what an update of one container costs the loop beside 60 000 control groups that may be containers.
+func BenchmarkApply(b *testing.B) {
+	c := NewCGroups("/proc")
+	for i := range 60000 {
+		c.Workload(fmt.Sprintf("/a%d/b/c", i))
+	}
+	for i := 0; b.Loop(); i++ {
+		tell(c, named(fmt.Sprintf("%064x", i%1000), "", "x", 1))
+	}
+}
+
+// TestAskedAddresses: while a runtime is asked for the addresses of a container, the last record of a flow to one that nobody has, in a network of
+// containers, waits; one to anybody else does not, and none does for long.
+func TestAskedAddresses(t *testing.T) {
+	e, p := newEnricher(t)
+	c := e.CGroups
+	near, far := flowcache.AddrFrom4([4]byte{10, 1, 0, 2}), flowcache.AddrFrom4([4]byte{192, 0, 2, 1})
+	tell(c, Container{Workload: flowcache.Workload{ContainerID: id64}, Created: 1, At: 1, Addresses: []flowcache.Addr{flowcache.AddrFrom4([4]byte{10, 1, 0, 9})}})
+	ask := func(since int64) {
+		c.Apply(&ContainerUpdate{Runtime: "/run/r.sock", Answering: true, Asking: since})
+	}
+	waits := func(to flowcache.Addr, start int64, final bool) bool {
+		r := flowcache.Record{Final: final, Start: start, Key: flowcache.Key{Dst: to, Proto: 17}, Source: flowcache.End{Local: true, Kernel: true}}
+		return !e.EnrichOrWait(&r)
+	}
+	e.Clock(101*second, 0)
+	ask(100 * second)
+	for name, c := range map[string]struct{ got, want bool }{
+		"near":                {waits(near, 101*second, true), true},
+		"before it was asked": {waits(near, 99*second, true), false},
+		"others follow":       {waits(near, 101*second, false), false},
+		"far":                 {waits(far, 101*second, true), false},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: waits %v", name, c.got)
+		}
+	}
+	proxy := inside(p, "/system.slice/docker.service", 5, 50*second)
+	proxy.Source, proxy.Dest, proxy.Start = flowcache.End{}, proxy.Source, 101*second
+	proxy.Key.Proto, proxy.Key.DstPort, proxy.Dest.UID = 6, 8080, 0
+	p.table[proxy.Dest.Process].facts.Path = "/usr/bin/docker-proxy"
+	if e.EnrichOrWait(proxy) {
+		t.Error("the record of a proxy whose container is not known yet does not wait")
+	}
+	tell(c, Container{
+		Workload: flowcache.Workload{ContainerID: in64, ContainerName: "web"}, Created: 1, At: 100 * second, Since: 100 * second,
+		Addresses: []flowcache.Addr{near}, Published: []PublishedPorts{{6, 8080, 8080}},
+	})
+	if !e.EnrichOrWait(proxy) || proxy.Dest.Container.ContainerName != "web" {
+		t.Errorf("%+v", proxy.Dest.Container)
+	}
+	ask(100 * second)
+	e.Clock(105*second, 0)
+	if waits(flowcache.AddrFrom4([4]byte{10, 1, 0, 3}), 101*second, true) {
+		t.Error("waits for too long")
 	}
 }

@@ -1,6 +1,10 @@
 package enrich
 
-import "github.com/sockflow/sockflow/flowcache"
+import (
+	"path/filepath"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
 
 // Enricher puts names to the ends of records, whose times are by flowcache.Now. It belongs to one goroutine.
 type Enricher struct {
@@ -45,34 +49,62 @@ func (e *Enricher) enrich(r *flowcache.Record, mayWait bool) bool {
 	if dstOpen && mayWait && c.expected(dst, since) {
 		return false
 	}
-	c.count(src, srcOpen)
-	c.count(dst, dstOpen)
-	if who := r.Dest.Who; who != nil && isPortProxy(who.Name) && r.Dest.Local && (r.Dest.Container == nil || r.Dest.Container.ContainerID == "") {
-		// Whoever talks to it talks to a container.
-		if w := holder(c.byPort[PublishedPort{r.Key.Proto, r.Key.DstPort}], r.Start+e.stepped); w != nil {
-			r.Dest.Container = w
-		}
+	// A connection is for good with whom it began; datagrams are with who has the address when they pass.
+	at := r.Start + e.stepped
+	r.Source.NamedLate, r.Dest.NamedLate = src.late(at), dst.late(at)
+	if r.Key.Proto == flowcache.ProtoTCP && r.Began != 0 {
+		at = r.Began + e.stepped
 	}
 	// Of an end of which no process's socket was seen its own address tells, which is behind a translation if there is one.
-	if r.Source.Container == nil && (!r.Source.Local || r.Source.Kernel) {
-		addr := r.Key.Src
-		if r.Pre != (flowcache.Translation{}) {
-			addr = r.Pre.Src
-		}
-		r.Source.Container = c.peer(addr, r.Start+e.stepped)
+	from, to := r.Key.Src, r.Key.Dst
+	if r.Pre != (flowcache.Translation{}) {
+		from = r.Pre.Src
 	}
-	if r.Dest.Container == nil && (!r.Dest.Local || r.Dest.Kernel) {
-		addr := r.Key.Dst
-		if r.Post != (flowcache.Translation{}) {
-			addr = r.Post.Dst
+	if r.Post != (flowcache.Translation{}) {
+		to = r.Post.Dst
+	}
+	wait := mayWait && len(c.asking) > 0 && c.asked(at)
+	if !e.published(r, at) && wait {
+		return false
+	}
+	if !c.peer(&r.Source, from, at) && wait || !c.peer(&r.Dest, to, at) && wait {
+		return false
+	}
+	c.count(src, srcOpen)
+	c.count(dst, dstOpen)
+	for _, end := range [...]*flowcache.End{&r.Source, &r.Dest} {
+		if end.NamedBy == flowcache.NamedByAddress && end.Container != nil {
+			c.stats.Peers++
 		}
-		r.Dest.Container = c.peer(addr, r.Start+e.stepped)
 	}
 	return true
 }
 
-// isPortProxy reports whether a process of this name forwards a published port: Docker's and rootless podman's do.
-func isPortProxy(name string) bool { return name == "docker-proxy" || name == "rootlessport" }
+// published names a process that forwards a published port by the container that it stands for: whoever talks to it talks to that. It reports whether there
+// is no more to be known.
+func (e *Enricher) published(r *flowcache.Record, at int64) bool {
+	who := r.Dest.Who
+	if who == nil || !r.Dest.Local || !isPortProxy(who) || r.Dest.Container != nil && r.Dest.Container.ContainerID != "" {
+		return true
+	}
+	l := e.CGroups.leases.publisher(r.Key.Proto, r.Key.DstPort, at)
+	if l == nil {
+		return false
+	}
+	if l.owner == r.Dest.UID { // any user may give a program this name
+		r.Dest.Container, r.Dest.NamedBy = l.work, flowcache.NamedByAddress
+	}
+	return true
+}
+
+// isPortProxy reports whether a process forwards published ports: Docker's and rootless podman's do. podman's runs by the name of exe.
+func isPortProxy(p *flowcache.Process) bool {
+	switch filepath.Base(p.Path) {
+	case "docker-proxy", "rootlessport":
+		return true
+	}
+	return p.Name == "docker-proxy" || p.Name == "rootlessport"
+}
 
 // end fills a local end. It returns what its control group stands for, whether a runtime may still name that, and since when it
 // is there.
@@ -100,6 +132,14 @@ func (e *Enricher) end(end *flowcache.End) (r *resolved, open bool, first int64)
 		path = e.CGroups.path(end.CGroup)
 	}
 	end.Container, r, open = e.CGroups.find(path, since)
+	switch w := end.Container; {
+	case w == nil || w.ContainerID == "" && w.PodUID == "":
+		end.NamedBy = flowcache.NamedByNothing
+	case r.of != nil:
+		end.NamedBy = flowcache.NamedByRuntime
+	default:
+		end.NamedBy = flowcache.NamedByCGroup
+	}
 	if r == nil {
 		return nil, false, 0
 	}
@@ -127,15 +167,24 @@ func (c *containers) count(r *resolved, open bool) {
 	}
 }
 
-// peer returns the container or pod of this host that has an address, of which no socket was seen.
-func (c *containers) peer(a flowcache.Addr, at int64) *flowcache.Workload {
-	list := c.byAddr[a]
+// late reports whether names came after a record of the same control group had left without them, and after t.
+func (r *resolved) late(t int64) bool { return r != nil && r.namedAt != 0 && t < r.namedAt }
+
+// peer names an end of which no socket was seen by the container or pod of this host that had its address at a time. It reports whether there is no more to
+// be known.
+func (c *containers) peer(end *flowcache.End, a flowcache.Addr, at int64) bool {
+	if end.Local && !end.Kernel {
+		return true
+	}
+	end.Container, end.NamedBy = nil, flowcache.NamedByNothing
+	list := c.leases.byAddr[a]
 	if list == nil {
-		return nil
+		return !c.leases.near(a)
 	}
-	w := holder(list, at)
-	if w != nil {
-		c.stats.Peers++
+	l := list.at(at)
+	if l == nil {
+		return false
 	}
-	return w
+	end.Container, end.NamedBy = l.work, flowcache.NamedByAddress
+	return true
 }

@@ -36,6 +36,7 @@ func (e *entry) record(r *Record, peer *entry, reason EndReason, final bool) {
 	}
 	*r = Record{
 		Start:     e.begin,
+		Began:     e.first,
 		End:       max(e.begin, e.last),
 		EndReason: reason,
 		First:     !e.exported,

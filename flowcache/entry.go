@@ -13,6 +13,7 @@ type entry struct {
 	id identity
 
 	begin    int64 // of the record under way
+	first    int64 // begin of the flow
 	last     int64 // when counters last moved
 	activeAt int64 // when the active timeout ends
 	deadline int64 // of the timer
@@ -73,6 +74,7 @@ func (e *entry) reset(o *Observation) {
 	if o.Preexisting || e.begin == 0 || e.begin > o.Time {
 		e.begin = o.Time // it counts from here
 	}
+	e.first = e.begin
 	if o.Preexisting && !o.Delta {
 		e.out, e.in = o.Out, o.In
 		e.outTold, e.inTold = o.Out, o.In
@@ -108,7 +110,7 @@ func (e *entry) merge(o *Observation) {
 			e.last = max(e.last, o.Time) // no counters, but the socket is there
 		}
 		if o.First != 0 && !e.exported && o.First < e.begin {
-			e.begin = o.First
+			e.begin, e.first = o.First, o.First
 		}
 	} else {
 		out, in := o.Out, o.In

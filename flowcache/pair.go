@@ -116,7 +116,7 @@ func (c *Cache) meet(i uint32, conv uint64, sure bool) {
 		lead.outTold.reach(&e.inTold, &lead.out)
 	}
 	if !lead.exported {
-		lead.begin = min(lead.begin, e.begin)
+		lead.begin, lead.first = min(lead.begin, e.begin), min(lead.first, e.first)
 	}
 	lead.synTold = lead.synTold || e.synTold
 	lead.told = false

@@ -1,5 +1,7 @@
 package flowcache
 
+import "slices"
+
 // EndReason is flowEndReason(136) of the IANA registry (RFC 5102, section 5.11.3).
 type EndReason uint8
 
@@ -25,7 +27,9 @@ func (e EndReason) String() string {
 // that are not known (yet).
 type End struct {
 	Local     bool
-	Kernel    bool // the socket belongs to the kernel itself: there is no process
+	Kernel    bool    // the socket belongs to the kernel itself: there is no process
+	NamedBy   NamedBy // what Container is known by; filled by enrich
+	NamedLate bool    // names came after a record of the same control group had left without them; filled by enrich
 	Process   ProcessID
 	UID, GID  uint32 // NoID when not known
 	CGroup    uint64
@@ -36,6 +40,27 @@ type End struct {
 	Service   string    // Kubernetes service (namespace/name) that the end was spoken to as; filled by enrich
 	Node      string    // Kubernetes node of an end elsewhere; filled by enrich
 }
+
+// NamedBy says what a container or pod is known by. Its numbers are those of sourceNamedBy and destinationNamedBy.
+type NamedBy uint8
+
+// What a name comes from. Where two sources agree the first of these that holds.
+const (
+	NamedByNothing     NamedBy = iota
+	NamedByRuntime             // the runtime says that this control group is the container's
+	NamedByCGroup              // the control group's path alone: an id, and no name
+	NamedByUID                 // the pod's UID in the control group's path, which Kubernetes knows
+	NamedByAddress             // the runtime: the container or pod had the address, or the published port, when the flow began
+	NamedByKubeAddress         // Kubernetes: the pod or node had the address when the flow began
+)
+
+var namedBy = [...]string{"", "runtime", "cgroup", "uid", "address", "kubernetes-address"}
+
+// NamedByOf returns what String gives s; of what it never gives NamedByNothing.
+func NamedByOf(s string) NamedBy { return NamedBy(max(0, slices.Index(namedBy[:], s))) }
+
+// String is the name in JSON; "" of NamedByNothing.
+func (n NamedBy) String() string { return namedBy[min(int(n), len(namedBy)-1)] }
 
 // Process holds the facts of a process. It is immutable once published: records share it.
 type Process struct {
@@ -71,6 +96,7 @@ type Workload struct {
 type Record struct {
 	Key        Key // Src is the initiator
 	Start, End int64
+	Began      int64 // when the flow began, of which this may be a later record; 0: not known
 	EndReason  EndReason
 	Arbitrary  bool // who began is not known: Src is the local end (biflowDirection 0)
 	First      bool // the first record of its flow

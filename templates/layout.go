@@ -228,6 +228,7 @@ func endNumbers(dest bool) []field {
 	prefix, state, of := end(dest)
 	socket := func(k kind) bool { return state(k) >= endKernel }
 	process := func(k kind) bool { return state(k) >= endHost }
+	container := func(k kind) bool { return state(k) >= endContainer }
 	n := func(name string, in func(kind) bool, f func(*flowcache.End) uint64) field {
 		return field{name: prefix + name, in: in, number: func(_ *context, r *flowcache.Record) uint64 { return f(of(r)) }}
 	}
@@ -241,6 +242,13 @@ func endNumbers(dest bool) []field {
 		n("ProcessStartTime", process, func(e *flowcache.End) uint64 { return uint64(who(e).StartTime / 1e6) }),
 		n("ParentProcessId", process, func(e *flowcache.End) uint64 { return uint64(who(e).ParentPID) }),
 		n("ParentUserId", process, func(e *flowcache.End) uint64 { return uint64(who(e).ParentUID) }),
+		n("NamedBy", func(k kind) bool { return container(k) || state(k) == endElsewhere }, func(e *flowcache.End) uint64 { return uint64(e.NamedBy) }),
+		n("NamedLate", container, func(e *flowcache.End) uint64 {
+			if e.NamedLate {
+				return 1
+			}
+			return 0
+		}),
 	}
 }
 
@@ -267,7 +275,7 @@ func endTexts(dest bool) []field {
 		t("PodName", pod, func(e *flowcache.End) string { return workload(e).PodName }),
 		t("PodNamespace", pod, func(e *flowcache.End) string { return workload(e).PodNamespace }),
 		t("PodUid", pod, func(e *flowcache.End) string { return workload(e).PodUID }),
-		t("PodLabels", pod, func(e *flowcache.End) string { return workload(e).PodLabels }),
+		t("PodLabels", func(k kind) bool { return container(k) || pod(k) }, func(e *flowcache.End) string { return workload(e).PodLabels }),
 		t("ServiceName", pod, func(e *flowcache.End) string { return e.Service }),
 		{name: prefix + "NodeName", in: func(k kind) bool { return state(k) != endNone }, text: func(c *context, r *flowcache.Record) string {
 			if e := of(r); !e.Local {
@@ -281,10 +289,10 @@ func endTexts(dest bool) []field {
 // giveWay lists what is left out of templates with more than MaxFields fields, first to last: those of flows between two
 // containers of this host.
 var giveWay = []string{
-	"paddingOctets",
+	"paddingOctets", "sourceNamedLate", "destinationNamedLate",
 	"tcpPacingRate", "tcpUnacknowledgedPackets", "tcpRoundTripTimeVarianceMicroseconds", "tcpCongestionControl", "tcpCongestionWindow",
 	"tcpDeliveryRate", "tcpLostPackets", "reverseRetransmittedOctetDeltaCount", "retransmittedOctetDeltaCount",
-	"sourceNodeName", "destinationNodeName", "sourceContainerRuntime", "destinationContainerRuntime",
+	"sourceNodeName", "destinationNodeName", "sourceContainerRuntime", "destinationContainerRuntime", "sourceNamedBy", "destinationNamedBy",
 	"sourceParentUserId", "destinationParentUserId", "sourcePodUid", "destinationPodUid",
 	"sourceControlGroupId", "destinationControlGroupId", "sourceContainerImage", "destinationContainerImage",
 	"sourceGroupId", "destinationGroupId", "sourceProcessName", "destinationProcessName",

@@ -52,6 +52,7 @@ func (d *doctor) runtimes() {
 
 // kubernetes asks the API server for everything that run would, once.
 func (d *doctor) kubernetes() {
+	d.settings.kube.atOnce = true
 	c, err := d.settings.kube.open(d.settings.nodeName, slog.New(&lastLine{}))
 	switch {
 	case err != nil:

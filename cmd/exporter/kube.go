@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
@@ -16,6 +17,7 @@ import (
 type kubeSettings struct {
 	server, token, ca, pods, node string
 	max                           int
+	atOnce                        bool // for who asks once: the first lists are not spread
 }
 
 func (s *kubeSettings) addFlags(f *pflag.FlagSet) {
@@ -45,6 +47,21 @@ type cluster struct {
 	source  *kube.Source
 	index   *kube.Index // the cache loop's
 	changes chan []kube.Change
+	listed  [3]time.Time // when lists were asked for anew, by kind
+}
+
+// relistInterval is the least time between two lists that are asked for because there is room again for what they show.
+const relistInterval = time.Minute
+
+// apply takes over what the source said, in the cache loop.
+func (c *cluster) apply(changes []kube.Change) {
+	c.index.Apply(changes)
+	for k := range kube.Kinds() {
+		if now := time.Now(); now.Sub(c.listed[k]) >= relistInterval && c.index.Wants(k) {
+			c.listed[k] = now
+			c.source.Relist(k)
+		}
+	}
 }
 
 // open returns the cluster of the flags, nil if there is to be none.
@@ -53,6 +70,9 @@ func (s *kubeSettings) open(nodeName string, log *slog.Logger) (*cluster, error)
 		return nil, nil
 	}
 	cfg := kube.Config{Server: s.server, TokenFile: s.token, CAFile: s.ca, Notify: notifier(log)}
+	if s.atOnce {
+		cfg.Spread = -1
+	}
 	if s.pods == "node" {
 		cfg.Node = s.node
 		if cfg.Node == "" {
@@ -71,7 +91,7 @@ func (s *kubeSettings) open(nodeName string, log *slog.Logger) (*cluster, error)
 		return nil, usagef("--kube %s: %w", s.server, err)
 	}
 	log.Info("names of ends elsewhere by Kubernetes", "server", src.Server())
-	return &cluster{src, kube.NewIndex(s.max, func(line string) { log.Warn(line) }), make(chan []kube.Change, 16)}, nil
+	return &cluster{source: src, index: kube.NewIndex(s.max, func(line string) { log.Warn(line) }), changes: make(chan []kube.Change, 16)}, nil
 }
 
 // follow tells the cache loop of changes until ctx ends.
@@ -111,10 +131,11 @@ func notifier(log *slog.Logger) func(ok bool, line string) {
 var (
 	kubeObjects  = describe(prometheus.GaugeValue, "kube_objects", "Kubernetes objects remembered.", "kind")
 	kubeOverflow = describe(prometheus.CounterValue, "kube_overflow_total", "Kubernetes objects that there was no room for (--kube-max).")
+	kubeFormer   = describe(prometheus.GaugeValue, "kube_former_objects", "Kubernetes objects that are gone, or have given up addresses, and are remembered for flows that began before.")
 	kubeNamed    = describe(prometheus.CounterValue, "kube_named_ends_total", "Ends of records that were named by Kubernetes: a pod, a service that was spoken to, or a node only.", "kind")
 	kubeChanges  = describe(prometheus.CounterValue, "kube_changes_total", "Changes of objects that the Kubernetes API server told.", "kind")
 	kubeRequests = describe(prometheus.CounterValue, "kube_requests_total", "Lists and watches that were asked of the Kubernetes API server, those included that were not answered.", "kind", "verb")
-	kubeTrouble  = describe(prometheus.CounterValue, "kube_errors_total", "What went wrong with the Kubernetes API server: refused (401 and 403), failed, gone (the server no longer remembered, and all was listed anew), malformed (an object that could not be read).", "kind", "cause")
+	kubeTrouble  = describe(prometheus.CounterValue, "kube_errors_total", "What went wrong with the Kubernetes API server: refused (401 and 403), failed, gone (the server no longer remembered, and all was listed anew), malformed (an object that could not be read), large (an object left out: longer than 4 MB, or more than 4096 addresses or ports).", "kind", "cause")
 )
 
 // collect shows what came of the cluster.
@@ -124,6 +145,7 @@ func (c *cluster) collect(put func(d description, v uint64, labels ...string), i
 	}
 	st := c.source.Stats()
 	put(kubeOverflow, index.Overflow)
+	put(kubeFormer, uint64(index.Former))
 	for k := range kube.Kinds() {
 		kind := k.String()
 		put(kubeObjects, uint64(index.Objects[k]), kind)
@@ -135,5 +157,6 @@ func (c *cluster) collect(put func(d description, v uint64, labels ...string), i
 		put(kubeTrouble, st.Failed[k], kind, "failed")
 		put(kubeTrouble, st.Gone[k], kind, "gone")
 		put(kubeTrouble, st.Malformed[k], kind, "malformed")
+		put(kubeTrouble, st.Large[k], kind, "large")
 	}
 }

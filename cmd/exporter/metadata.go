@@ -117,7 +117,7 @@ func (j *jsonEnd) end() *flowcache.End {
 	e := &flowcache.End{
 		Local:  j.PID != 0 || j.Kernel || j.NetNS != 0 || j.Cookie != 0,
 		Kernel: j.Kernel, Process: flowcache.ProcessID{PID: j.PID}, UID: id(j.UID), GID: id(j.GID), CGroup: j.CGroup,
-		NetNS: j.NetNS, Cookie: j.Cookie, Service: j.Service, Node: j.Node,
+		NetNS: j.NetNS, Cookie: j.Cookie, Service: j.Service, Node: j.Node, NamedBy: flowcache.NamedByOf(j.NamedBy), NamedLate: j.NamedLate,
 	}
 	if j.PID != 0 || j.Kernel {
 		w := &flowcache.Process{

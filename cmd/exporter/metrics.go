@@ -74,6 +74,7 @@ var (
 	runtimeErrors  = describe(prometheus.CounterValue, "runtime_errors_total", "Times that a container runtime could not be reached, or did not answer in time.", "runtime", "socket")
 	runtimeKnown   = describe(prometheus.GaugeValue, "runtime_containers", "Containers that a runtime has, pods' sandboxes included.", "runtime", "socket")
 	runtimeTooMany = describe(prometheus.CounterValue, "runtime_overflow_total", "Containers of a runtime that are not followed, because there are too many.", "runtime", "socket")
+	runtimeSkipped = describe(prometheus.CounterValue, "runtime_skipped_total", "Containers and events of a runtime of which not all was read: too_long, more than 4 MB; malformed.", "runtime", "socket", "cause")
 	containerEnds  = describe(prometheus.CounterValue, "container_ends_total", "Ends of records in a container: named by its runtime; unnamed, with no more than the id, because no runtime had told of it (yet); address, of no socket that was seen and named by the address.", "names")
 	containerLate  = describe(prometheus.CounterValue, "container_late_total", "Containers whose names came after a record without them: later records have them.")
 	containerHeld  = describe(prometheus.CounterValue, "held_records_total", "Last records of flows of new containers that waited, for three seconds at most, for the names.")
@@ -136,6 +137,8 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 		put(runtimeErrors, r.Errors, r.Kind, r.Socket)
 		put(runtimeKnown, uint64(r.Containers), r.Kind, r.Socket)
 		put(runtimeTooMany, r.Overflow, r.Kind, r.Socket)
+		put(runtimeSkipped, r.TooLong, r.Kind, r.Socket, "too_long")
+		put(runtimeSkipped, r.Malformed, r.Kind, r.Socket, "malformed")
 	}
 	if m.interfaces != nil {
 		st := m.interfaces.Stats()

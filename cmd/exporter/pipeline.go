@@ -99,7 +99,7 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 				return err
 			}
 		case changes := <-p.cluster.told():
-			p.cluster.index.Apply(changes)
+			p.cluster.apply(changes)
 		case u := <-p.names:
 			p.enricher.CGroups.Apply(u)
 			if err := p.retry(); err != nil {

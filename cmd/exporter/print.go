@@ -71,6 +71,8 @@ type jsonEnd struct {
 	ParentPath string         `json:"parentPath,omitempty"`
 	ParentUID  *uint32        `json:"parentUid,omitempty"`
 	Container  *jsonContainer `json:"container,omitempty"`
+	NamedBy    string         `json:"namedBy,omitempty"`   // runtime, cgroup, uid, address, kubernetes-address
+	NamedLate  bool           `json:"namedLate,omitempty"` // names came after records without them
 	Unit       string         `json:"serviceUnit,omitempty"`
 	CGroup     uint64         `json:"controlGroupId,omitempty"`
 	NetNS      uint32         `json:"networkNamespace,omitempty"`
@@ -143,7 +145,7 @@ func endToJSON(e *flowcache.End) *jsonEnd {
 	if !e.Local && e.Container == nil && e.Service == "" && e.Node == "" {
 		return nil
 	}
-	j := &jsonEnd{Service: e.Service, Node: e.Node, PID: e.Process.PID, Kernel: e.Kernel, UID: idOrNil(e.UID), GID: idOrNil(e.GID), CGroup: e.CGroup, NetNS: e.NetNS, Cookie: e.Cookie}
+	j := &jsonEnd{NamedBy: e.NamedBy.String(), NamedLate: e.NamedLate, Service: e.Service, Node: e.Node, PID: e.Process.PID, Kernel: e.Kernel, UID: idOrNil(e.UID), GID: idOrNil(e.GID), CGroup: e.CGroup, NetNS: e.NetNS, Cookie: e.Cookie}
 	if p := e.Who; p != nil {
 		j.Path, j.Name, j.Command, j.User = p.Path, p.Name, p.CommandLine, p.UserName
 		j.ParentPID, j.ParentPath, j.ParentUID = p.ParentPID, p.ParentPath, idOrNil(p.ParentUID)

@@ -235,6 +235,7 @@ func (x *probe) serve(ctx context.Context, m *metrics) error {
 // newNamer watches the container runtimes of the flags.
 func newNamer(s *settings, log *slog.Logger) (*runtimes.Watcher, error) {
 	cfg := s.runtimes
+	cfg.Proc = s.proc
 	cfg.Notify = notifier(log)
 	w, err := runtimes.New(cfg)
 	if err != nil {

@@ -113,6 +113,7 @@ type node struct {
 	t    *testing.T
 	name string
 	dir  string
+	pool string // of the addresses of pods, as members of JSON for host-local; "": all
 }
 
 var nodes atomic.Int32
@@ -120,7 +121,7 @@ var nodes atomic.Int32
 func newNode(t *testing.T) *node {
 	t.Helper()
 	needRoot(t)
-	n := &node{t, fmt.Sprintf("sfnode%d-%d", os.Getpid(), nodes.Add(1)), ""}
+	n := &node{t: t, name: fmt.Sprintf("sfnode%d-%d", os.Getpid(), nodes.Add(1))}
 	// Sockets' names must be short.
 	dir, err := os.MkdirTemp("", "sfn")
 	if err != nil {
@@ -219,7 +220,7 @@ func startContainerd(n *node, bin string, subnet int, oci string) *containerdNod
 	cni := n.dir + "/cni"
 	os.MkdirAll(cni, 0o755)
 	os.WriteFile(cni+"/10-pods.conflist", fmt.Appendf(nil, `{"cniVersion":"0.4.0","name":"pods","plugins":[{"type":"bridge","bridge":"sfpods","isGateway":true,"ipMasq":false,
-"hairpinMode":true,"ipam":{"type":"host-local","ranges":[[{"subnet":"10.%d.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}],"dataDir":"%s/ipam"}}]}`, subnet, n.dir), 0o644)
+"hairpinMode":true,"ipam":{"type":"host-local","ranges":[[{"subnet":"10.%d.0.0/16"%s}]],"routes":[{"dst":"0.0.0.0/0"}],"dataDir":"%s/ipam"}}]}`, subnet, n.pool, n.dir), 0o644)
 	version := must(t, program, "--version")
 	config := fmt.Sprintf(`version = 2
 root = "%[1]s/root"
@@ -424,6 +425,10 @@ cgroup_manager="cgroupfs"
 events_logger="file"
 runtime="runc"
 tmp_dir="%[1]s/pt"
+[network]
+network_backend="cni"
+cni_plugin_dirs=["/usr/lib/cni"]
+network_config_dir="%[1]s/net"
 [containers]
 default_ulimits=["nofile=1024:4096","nproc=1024:2048"]
 `, n.dir),
@@ -455,4 +460,8 @@ func (p *podman) run(args ...string) string {
 		p.t.Fatalf("podman %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return out
+}
+
+func stopRequest(id string) *cri.StopPodSandboxRequest {
+	return &cri.StopPodSandboxRequest{PodSandboxId: id}
 }

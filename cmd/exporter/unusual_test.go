@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -46,6 +47,11 @@ func unusual(name string) error {
 		err = wouldBlock(l, r)
 	case "reader":
 		return reader()
+	case "before-exec":
+		return beforeExec(r)
+	case "after-exec":
+		_, err := io.Copy(io.Discard, os.Stdin)
+		return err
 	default:
 		err = errors.New("no such program")
 	}
@@ -297,6 +303,35 @@ func wouldBlock(l lines, r *report) error {
 	return nil
 }
 
+// beforeExec has a connection that exec closes, and goes on as another program.
+func beforeExec(r *report) error {
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	served := make(chan error, 1)
+	go func() { // ends with the connection, or with exec
+		s, err := ln.Accept()
+		if err == nil {
+			_, err = io.ReadFull(s, make([]byte, 800))
+		}
+		served <- err
+	}()
+	c, err := net.Dial("tcp4", ln.Addr().String())
+	if err != nil {
+		return err
+	}
+	if _, err := c.Write(make([]byte, 800)); err != nil {
+		return err
+	}
+	if err := <-served; err != nil {
+		return err
+	}
+	r.Flows = append(r.Flows, counted{Proto: "tcp", Local: addrOf(c.LocalAddr()), Remote: addrOf(c.RemoteAddr()), Sent: 800, PID: r.PID})
+	r.print()
+	return syscall.Exec("/proc/self/exe", []string{"another-program", "after-exec"}, os.Environ())
+}
+
 // reader reads all of its standard input, which is a connection, and answers with as many octets.
 func reader() error {
 	syscall.SetNonblock(0, false)
@@ -376,6 +411,35 @@ func TestUnusualSockets(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestClosedByExec: a connection that exec closes is the program's that had it, not of the one that runs then.
+func TestClosedByExec(t *testing.T) {
+	needRoot(t)
+	r := runExporter(t, "--metrics", "none", "--interface-interval", "0", "--snapshot-interval", "1s")
+	for range 2 {
+		p := start(t, "before-exec", "", "unusual", "before-exec")
+		p.next()
+		time.Sleep(1500 * time.Millisecond) // it runs on as another program
+		p.in.Close()
+		p.cmd.Wait()
+	}
+	r.stop()
+	n := 0
+	for _, j := range r.json() {
+		for _, e := range []*jsonEnd{j.SourceEnd, j.DestEnd} {
+			if e == nil || !strings.HasPrefix(e.Name, "before-") && e.Name != "exe" {
+				continue
+			}
+			n++
+			if e.Name == "exe" {
+				t.Errorf("the program after exec: %+v", e)
+			}
+		}
+	}
+	if n != 4 {
+		t.Errorf("%d ends of 2 connections, want 4 by the programs before", n)
 	}
 }
 

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -11,26 +12,75 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
-// client asks a server.
+// client asks a server. Safe for concurrent use.
 type client struct {
 	access *access
+	mu     sync.Mutex
 	http   *http.Client
+	ca     []byte // that http trusts
 }
 
 // answerTime is how long a server may take to begin an answer. A list is answered from memory; a watch begins at once.
 const answerTime = 30 * time.Second
 
 func newClient(a *access) (*client, error) {
+	c := &client{access: a}
+	_, err := c.renew()
+	return c, err
+}
+
+// renew returns what to ask with, made anew if the certificates of the authority are others by now: they are rotated.
+func (c *client) renew() (*http.Client, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var ca []byte
+	if c.access.ca != nil {
+		b, err := c.access.ca()
+		if err != nil && c.http == nil {
+			return nil, err
+		}
+		if ca = b; err != nil {
+			ca = c.ca // it is being replaced
+		}
+	}
+	if c.http != nil && bytes.Equal(ca, c.ca) {
+		return c.http, nil
+	}
+	h, err := c.access.transport(ca)
+	switch {
+	case err != nil && c.http == nil:
+		return nil, err
+	case err != nil:
+		return c.http, nil // half of a file, perhaps
+	case c.http != nil:
+		c.http.CloseIdleConnections()
+	}
+	c.http, c.ca = h, ca
+	return h, nil
+}
+
+func (c *client) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.http.CloseIdleConnections()
+}
+
+// transport makes a client of HTTP that trusts ca; empty: what the system does.
+func (a *access) transport(ca []byte) (*http.Client, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: a.serverName, InsecureSkipVerify: a.insecure}
-	if a.ca != nil {
+	if len(ca) > 0 {
 		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(a.ca) {
+		if !cfg.RootCAs.AppendCertsFromPEM(ca) {
 			return nil, errors.New("no certificates (PEM) of an authority")
 		}
+	} else if a.ca != nil {
+		return nil, errors.New("no certificates (PEM) of an authority")
 	}
 	if a.cert != nil {
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -46,7 +96,7 @@ func newClient(a *access) (*client, error) {
 			return &pair, err
 		}
 	}
-	return &client{access: a, http: &http.Client{
+	return &http.Client{
 		Transport: &http.Transport{
 			Proxy:                 http.ProxyFromEnvironment,
 			DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
@@ -59,7 +109,7 @@ func newClient(a *access) (*client, error) {
 		},
 		// An API server does not redirect, and the token is for it alone.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}, nil
+	}, nil
 }
 
 // statusError is an answer that is not 200.
@@ -113,7 +163,11 @@ func (c *client) get(ctx context.Context, resource string, query url.Values) (io
 		}
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	resp, err := c.http.Do(req)
+	h, err := c.renew()
+	if err != nil {
+		return nil, err
+	}
+	resp, err := h.Do(req)
 	if err != nil {
 		var wrapped *url.Error
 		if errors.As(err, &wrapped) {
@@ -128,8 +182,19 @@ func (c *client) get(ctx context.Context, resource string, query url.Values) (io
 	var s status
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	json.Unmarshal(b, &s) // best effort: a proxy on the way may have answered
-	if d, err := time.ParseDuration(resp.Header.Get("Retry-After") + "s"); err == nil && s.Details.RetryAfterSeconds == 0 {
-		s.Details.RetryAfterSeconds = int(d / time.Second)
+	if s.Details.RetryAfterSeconds == 0 {
+		s.Details.RetryAfterSeconds = retryAfter(resp.Header.Get("Retry-After"), time.Now())
 	}
 	return nil, s.fail(resp.StatusCode)
+}
+
+// retryAfter returns the seconds that a Retry-After header says (RFC 9110, section 10.2.3): a number or a date.
+func retryAfter(header string, now time.Time) int {
+	if n, err := strconv.Atoi(header); err == nil {
+		return max(n, 0)
+	}
+	if t, err := http.ParseTime(header); err == nil {
+		return max(int((t.Sub(now)+time.Second-1)/time.Second), 0)
+	}
+	return 0
 }

@@ -14,17 +14,19 @@ import (
 
 // Config configures a Source. Its zero value, but for Server, is the documented default.
 type Config struct {
-	// Server is the URL of the API server, the path of a kubeconfig file, or "auto": the cluster that this pod runs in, else the file that
+	// Server is the URL of the API server, the path of a kubeconfig file, or "auto": the cluster that this pod runs in, else the files that
 	// KUBECONFIG names.
 	Server    string
 	TokenFile string // holds a bearer token, read anew for each request: tokens are rotated
-	CAFile    string // certificates, PEM, that the server's must be signed by; default those of the system
+	CAFile    string // certificates, PEM, that the server's must be signed by, read anew for each request; default those of the system
 	// Node, if set, limits pods to those of this node.
 	Node string
 
 	BackoffMin time.Duration // first wait after a failure; default 1 s
 	BackoffMax time.Duration // longest wait; default 60 s
 	WatchTime  time.Duration // how long the server is asked to let a watch run; default 5 min
+	// Spread is in how much time the first lists are asked for, as all nodes of a cluster may start at one time; default 3 s, negative: at once.
+	Spread time.Duration
 
 	// Notify, if set, is told in one line when something cannot be read and when it is back. It must not wait.
 	Notify func(ok bool, line string)
@@ -41,8 +43,8 @@ type access struct {
 	server     *url.URL
 	serverName string // of its certificate, if not the host's
 	token      func() (string, error)
-	ca         []byte // PEM; nil: the system's
-	insecure   bool   // do not check the server's certificate
+	ca         func() ([]byte, error) // PEM; nil: the system's
+	insecure   bool                   // do not check the server's certificate
 	cert, key  func() ([]byte, error)
 }
 
@@ -63,13 +65,13 @@ func (cfg *Config) resolve() (*access, error) {
 			return in.direct()
 		}
 		if path := os.Getenv("KUBECONFIG"); path != "" {
-			return cfg.file(filepath.SplitList(path)[0])
+			return cfg.kubeconfigs(filepath.SplitList(path))
 		}
 		return nil, ErrNoCluster
 	case strings.Contains(cfg.Server, "://"):
 		return cfg.direct()
 	}
-	return cfg.file(cfg.Server)
+	return cfg.kubeconfigs([]string{cfg.Server})
 }
 
 // direct is a server by its URL.
@@ -90,11 +92,17 @@ func (cfg *Config) files(a *access) error {
 		}
 	}
 	if cfg.CAFile != "" {
-		b, err := os.ReadFile(cfg.CAFile)
-		if err != nil {
-			return fmt.Errorf("read certificates: %w", err)
+		path := cfg.CAFile
+		a.ca = func() ([]byte, error) {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return nil, fmt.Errorf("read certificates: %w", err)
+			}
+			return b, nil
 		}
-		a.ca = b
+		if _, err := a.ca(); err != nil {
+			return err
+		}
 	}
 	if a.token != nil && a.server.Scheme == "http" {
 		if ip, err := netip.ParseAddr(a.server.Hostname()); (err != nil || !ip.IsLoopback()) && a.server.Hostname() != "localhost" {

@@ -8,6 +8,15 @@ import (
 	"testing"
 )
 
+// parseKubeconfig reads the current context of one file.
+func parseKubeconfig(b []byte, dir string) (*access, error) {
+	k, err := readKubeconfig(b, dir)
+	if err != nil {
+		return nil, err
+	}
+	return k.access()
+}
+
 const kubeconfigFile = `
 apiVersion: v1
 kind: Config
@@ -32,7 +41,8 @@ func TestKubeconfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	token, err := a.token()
-	if err != nil || token != "abc" || a.server.String() != "https://b:6443/prefix" || a.serverName != "api" || string(a.ca) != "CERT" {
+	ca, caErr := a.ca()
+	if err != nil || caErr != nil || token != "abc" || a.server.String() != "https://b:6443/prefix" || a.serverName != "api" || string(ca) != "CERT" {
 		t.Errorf("%q %v %+v", token, err, a)
 	}
 	cert, _ := a.cert()
@@ -93,5 +103,28 @@ func TestConfig(t *testing.T) {
 		if _, err := New(c.cfg); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
+	}
+}
+
+// TestSeveralKubeconfigs: what the first file says of a name holds, files that are not there are passed over, paths are relative to their file.
+func TestSeveralKubeconfigs(t *testing.T) {
+	one, two := t.TempDir(), t.TempDir()
+	write := func(path, text string) string { os.WriteFile(path, []byte(text), 0o600); return path }
+	a := write(filepath.Join(one, "a"), "current-context: b\nusers:\n- {name: u, user: {tokenFile: tok}}\n")
+	b := write(filepath.Join(two, "b"), "current-context: x\ncontexts:\n- {name: b, context: {cluster: c, user: u}}\nclusters:\n- {name: c, cluster: {server: \"https://b\"}}\nusers:\n- {name: u, user: {token: wrong}}\n")
+	write(filepath.Join(one, "tok"), "right")
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	t.Setenv("KUBECONFIG", filepath.Join(one, "none")+":"+a+"::"+b)
+	cfg := Config{Server: "auto"}
+	got, err := cfg.resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if token, err := got.token(); token != "right" || err != nil || got.server.String() != "https://b" {
+		t.Errorf("%q %v %v", token, err, got.server)
+	}
+	t.Setenv("KUBECONFIG", filepath.Join(one, "none")+":"+filepath.Join(one, "nothing"))
+	if _, err := cfg.resolve(); err == nil || strings.Count(err.Error(), "\n") != 0 {
+		t.Error(err)
 	}
 }

@@ -23,10 +23,10 @@ func TestDecodeList(t *testing.T) {
 		"a list":          {`[]`, 0, "", "", true},
 		"items no list":   {`{"metadata":{"resourceVersion":"7"},"items":{}}`, 0, "", "", true},
 		"nothing":         {``, 0, "", "", true},
-		"too big an item": {`{"metadata":{"resourceVersion":"7"},"items":["` + strings.Repeat("x", maxObject+1<<17) + `"]}`, 0, "", "", true},
+		"too big an item": {`{"metadata":{"resourceVersion":"7"},"items":["` + strings.Repeat("x", maxObject+1<<17) + `",{}]}`, 2, "7", "", false},
 	} {
 		n := 0
-		version, next, err := decodeList(strings.NewReader(c.in), func(*item) error { n++; return nil }, func(error) {})
+		version, next, err := decodeList(strings.NewReader(c.in), func(*item, error) error { n++; return nil })
 		if n != c.n || version != c.version || next != c.next || (err != nil) != c.fails {
 			t.Errorf("%s: %d items, %q, %q, %v", name, n, version, next, err)
 		}
@@ -34,11 +34,11 @@ func TestDecodeList(t *testing.T) {
 	// A page of many objects may be larger than one object may be.
 	many := `{"metadata":{"resourceVersion":"7"},"items":[` + strings.Repeat(`{"status":{"podIP":"`+strings.Repeat("x", 1<<20)+`"}},`, 5) + `{}]}`
 	n := 0
-	if _, _, err := decodeList(strings.NewReader(many), func(*item) error { n++; return nil }, nil); n != 6 || err != nil {
+	if _, _, err := decodeList(strings.NewReader(many), func(*item, error) error { n++; return nil }); n != 6 || err != nil {
 		t.Errorf("%d items, %v", n, err)
 	}
 	stop := errors.New("stop")
-	if _, _, err := decodeList(strings.NewReader(`{"items":[{}]}`), func(*item) error { return stop }, nil); !errors.Is(err, stop) {
+	if _, _, err := decodeList(strings.NewReader(`{"items":[{}]}`), func(*item, error) error { return stop }); !errors.Is(err, stop) {
 		t.Error(err)
 	}
 }
@@ -48,14 +48,14 @@ func FuzzDecodeList(f *testing.F) {
 	f.Add([]byte(`{"items":[{"spec":{"ports":[{"port":80,"protocol":"UDP"}],"clusterIPs":["fd00::1"]}}],"metadata":{}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		x := NewIndex(4, nil)
-		decodeList(strings.NewReader(string(b)), func(it *item) error {
+		decodeList(strings.NewReader(string(b)), func(it *item, err error) error {
 			for k := range kinds {
-				if o, err := it.object(k); err == nil {
+				if o, e := it.object(k); err == nil && e == nil {
 					x.Apply(set(o))
 				}
 			}
 			return nil
-		}, func(error) {})
+		})
 		if x.count > 4 {
 			t.Fatal(x.count)
 		}
@@ -83,4 +83,20 @@ func FuzzKubeconfig(f *testing.F) {
 			t.Fatal("no server, and no error")
 		}
 	})
+}
+
+// FuzzBeginning: an event that is too long ends anywhere.
+func FuzzBeginning(f *testing.F) {
+	f.Add([]byte(`{"type":"DELETED","object":{"kind":"Pod","metadata":{"name":"a","uid":"b","annotations":{"x":"yyyyyy`))
+	f.Fuzz(func(t *testing.T, b []byte) { beginning(b) })
+}
+
+func TestBeginning(t *testing.T) {
+	const text = `{"type":"DELETED","object":{"kind":"Pod","spec":{"uid":"no"},"metadata":{"name":"a","uid":"b","annotations":{"x":"yy`
+	for n := range len(text) {
+		kind, uid := beginning([]byte(text[:n]))
+		if wantKind, wantUID := n >= 17, n >= strings.Index(text, `"b"`)+3; (kind == "DELETED") != wantKind || (uid == "b") != wantUID {
+			t.Errorf("%s: %q %q", text[:n], kind, uid)
+		}
+	}
 }

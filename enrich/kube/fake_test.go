@@ -248,7 +248,10 @@ func (f *fake) watch(w http.ResponseWriter, r *http.Request, resource string) {
 			if !selected(l.object, q.Get("fieldSelector")) {
 				l.kind = "DELETED" // it left the selection
 			}
-			e.Encode(object{"type": l.kind, "object": l.object})
+			e.Encode(struct { // the order of the fields is kube-apiserver's
+				Type   string `json:"type"`
+				Object object `json:"object"`
+			}{l.kind, l.object})
 			if f.bookmark && q.Get("allowWatchBookmarks") == "true" {
 				f.version += 10
 				version = f.version

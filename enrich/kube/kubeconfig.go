@@ -1,10 +1,15 @@
 package kube
 
 import (
+	"cmp"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -42,50 +47,111 @@ type kubeconfig struct {
 	}
 }
 
-// file is the server of a kubeconfig file's current context.
-func (cfg *Config) file(path string) (*access, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read kubeconfig: %w", err)
+// maxKubeconfig is what of a kubeconfig file is read, in octets.
+const maxKubeconfig = 4 << 20
+
+// kubeconfigs is the server of the current context of several files, read as kubectl does: what the first says of a name holds, and one that is not
+// there is passed over, but not all.
+func (cfg *Config) kubeconfigs(paths []string) (*access, error) {
+	var all kubeconfig
+	var missing error
+	found := ""
+	for _, path := range paths {
+		if path == "" {
+			continue
+		}
+		b, err := readFile(path)
+		if errors.Is(err, fs.ErrNotExist) && len(paths) > 1 {
+			missing = err
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read kubeconfig: %w", err)
+		}
+		k, err := readKubeconfig(b, filepath.Dir(path))
+		if err != nil {
+			return nil, fmt.Errorf("kubeconfig %s: %w", path, err)
+		}
+		if found == "" {
+			found = path
+		}
+		if all.CurrentContext == "" {
+			all.CurrentContext = k.CurrentContext
+		}
+		all.Contexts = append(all.Contexts, k.Contexts...)
+		all.Clusters = append(all.Clusters, k.Clusters...)
+		all.Users = append(all.Users, k.Users...)
 	}
-	a, err := parseKubeconfig(b, filepath.Dir(path))
+	if found == "" {
+		return nil, fmt.Errorf("read kubeconfig: %w", cmp.Or(missing, ErrNoCluster))
+	}
+	a, err := all.access()
 	if err != nil {
-		return nil, fmt.Errorf("kubeconfig %s: %w", path, err)
+		return nil, fmt.Errorf("kubeconfig %s: %w", strings.Join(paths, ":"), err)
 	}
 	return a, cfg.files(a)
 }
 
-// parseKubeconfig reads the current context; relative paths are relative to dir.
-func parseKubeconfig(b []byte, dir string) (*access, error) {
-	var k kubeconfig
-	if err := yaml.Unmarshal(b, &k); err != nil {
+// readFile reads a file of at most maxKubeconfig octets.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
 		return nil, err
 	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxKubeconfig+1))
+	if err == nil && len(b) > maxKubeconfig {
+		err = fmt.Errorf("%s has more than %d octets", path, maxKubeconfig)
+	}
+	return b, err
+}
+
+// readKubeconfig reads one file. Relative paths in it are relative to its folder, dir.
+func readKubeconfig(b []byte, dir string) (*kubeconfig, error) {
+	k := new(kubeconfig)
+	if err := yaml.Unmarshal(b, k); err != nil {
+		return nil, err
+	}
+	in := func(path *string) {
+		if *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(dir, *path)
+		}
+	}
+	for i := range k.Clusters {
+		in(&k.Clusters[i].Cluster.CA)
+	}
+	for i := range k.Users {
+		u := &k.Users[i].User
+		in(&u.TokenFile)
+		in(&u.Cert)
+		in(&u.Key)
+	}
+	return k, nil
+}
+
+// either returns the octets of the data, or of the file: read when they are needed, as files are rotated.
+func either(data, path string) func() ([]byte, error) {
+	switch {
+	case data != "":
+		return func() ([]byte, error) { return base64.StdEncoding.DecodeString(data) }
+	case path != "":
+		return func() ([]byte, error) { return os.ReadFile(path) }
+	}
+	return nil
+}
+
+// access is how to reach the server of the current context. Of several with one name the first holds.
+func (k *kubeconfig) access() (*access, error) {
 	a := &access{}
 	cluster, user := "", ""
 	for _, c := range k.Contexts {
 		if c.Name == k.CurrentContext {
 			cluster, user = c.Context.Cluster, c.Context.User
+			break
 		}
 	}
 	if cluster == "" {
 		return nil, fmt.Errorf("no context %q", k.CurrentContext)
-	}
-	in := func(path string) string {
-		if filepath.IsAbs(path) {
-			return path
-		}
-		return filepath.Join(dir, path)
-	}
-	// either is the bytes of the data, or of the file: read when they are needed, as files are rotated.
-	either := func(data, path string) func() ([]byte, error) {
-		switch {
-		case data != "":
-			return func() ([]byte, error) { return base64.StdEncoding.DecodeString(data) }
-		case path != "":
-			return func() ([]byte, error) { return os.ReadFile(in(path)) }
-		}
-		return nil
 	}
 	for _, c := range k.Clusters {
 		if c.Name != cluster {
@@ -95,12 +161,12 @@ func parseKubeconfig(b []byte, dir string) (*access, error) {
 			return nil, err
 		}
 		a.insecure, a.serverName = c.Cluster.Insecure, c.Cluster.ServerName
-		if ca := either(c.Cluster.CAData, c.Cluster.CA); ca != nil {
-			var err error
-			if a.ca, err = ca(); err != nil {
+		if a.ca = either(c.Cluster.CAData, c.Cluster.CA); a.ca != nil {
+			if _, err := a.ca(); err != nil {
 				return nil, fmt.Errorf("certificate-authority of %q: %w", cluster, err)
 			}
 		}
+		break
 	}
 	if a.server == nil {
 		return nil, fmt.Errorf("no cluster %q", cluster)
@@ -113,7 +179,7 @@ func parseKubeconfig(b []byte, dir string) (*access, error) {
 		case u.User.Exec != nil || u.User.Provider != nil || u.User.Username != "":
 			return nil, fmt.Errorf("user %q: only tokens and client certificates are used; give a token by --kube-token", user)
 		case u.User.TokenFile != "":
-			a.token = tokenFrom(in(u.User.TokenFile))
+			a.token = tokenFrom(u.User.TokenFile)
 		case u.User.Token != "":
 			a.token = func() (string, error) { return u.User.Token, nil }
 		}
@@ -121,6 +187,7 @@ func parseKubeconfig(b []byte, dir string) (*access, error) {
 		if (a.cert == nil) != (a.key == nil) {
 			return nil, fmt.Errorf("user %q: client certificate and key go together", user)
 		}
+		break
 	}
 	return a, nil
 }

@@ -13,12 +13,16 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/sockflow/sockflow/enrich/values"
+	"github.com/sockflow/sockflow/flowcache"
 )
 
 // Stats counts what a Source did, by Kind.
 type Stats struct {
 	Lists, Watches, Changes, Bookmarks, Gone [kinds]uint64
 	Refused, Failed, Malformed               [kinds]uint64 // answers 401 and 403; other failures; objects that could not be read
+	Large                                    [kinds]uint64 // objects that were left out, because they are too long or have too many addresses or ports
 }
 
 // Source tells of a cluster's pods, services and nodes.
@@ -26,13 +30,15 @@ type Source struct {
 	cfg    Config
 	client *client
 	down   atomic.Int32 // kinds that cannot be read
+	relist [kinds]chan struct{}
+	large  atomic.Bool // that an object was left out was said
 
-	lists, watches, changes, bookmarks, gone, refused, failed, malformed [kinds]atomic.Uint64
+	lists, watches, changes, bookmarks, gone, refused, failed, malformed, tooLarge [kinds]atomic.Uint64
 }
 
 const (
 	pageSize = 500 // objects of a list that are asked for at once
-	atOnce   = 256 // changes handed over together
+	atOnce   = 128 // changes handed over together, by their weight: what takes them is not held up
 	graced   = 30 * time.Second
 )
 
@@ -47,6 +53,9 @@ func New(cfg Config) (*Source, error) {
 	if cfg.WatchTime <= 0 {
 		cfg.WatchTime = 5 * time.Minute
 	}
+	if cfg.Spread == 0 {
+		cfg.Spread = 3 * time.Second
+	}
 	if cfg.Notify == nil {
 		cfg.Notify = func(bool, string) {}
 	}
@@ -58,7 +67,19 @@ func New(cfg Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Source{cfg: cfg, client: c}, nil
+	s := &Source{cfg: cfg, client: c}
+	for k := range s.relist {
+		s.relist[k] = make(chan struct{}, 1)
+	}
+	return s, nil
+}
+
+// Relist asks for a new list of a kind. It does not wait. Safe for concurrent use.
+func (s *Source) Relist(k Kind) {
+	select {
+	case s.relist[k] <- struct{}{}:
+	default:
+	}
 }
 
 // Server is the URL of the API server.
@@ -69,6 +90,7 @@ func (s *Source) Stats() (st Stats) {
 	for k := range kinds {
 		st.Lists[k], st.Watches[k], st.Changes[k], st.Bookmarks[k] = s.lists[k].Load(), s.watches[k].Load(), s.changes[k].Load(), s.bookmarks[k].Load()
 		st.Gone[k], st.Refused[k], st.Failed[k], st.Malformed[k] = s.gone[k].Load(), s.refused[k].Load(), s.failed[k].Load(), s.malformed[k].Load()
+		st.Large[k] = s.tooLarge[k].Load()
 	}
 	return st
 }
@@ -85,7 +107,7 @@ func (s *Source) Run(ctx context.Context, out chan<- []Change) error {
 		}()
 	}
 	wg.Wait()
-	s.client.http.CloseIdleConnections()
+	s.client.close()
 	return nil
 }
 
@@ -95,19 +117,31 @@ type follower struct {
 	kind    Kind
 	out     chan<- []Change
 	pending []Change
+	weight  int           // of pending
 	version string        // of what is known; empty: nothing is
+	before  bool          // a list was read
+	bound   int           // objects that there may be
 	wait    time.Duration // of the next failure
-	broke   bool          // the last watch did, which had worked: servers restart, and proxies lose patience
+	again   time.Duration // of the next list, should this one not be remembered for long
+	node    bool          // --kube-node is among the nodes
+	missed  bool          // that it is not was said
+	broke   bool          // a connection did, which had worked: servers restart, and proxies lose patience
 	down    bool          // it fails
 	refused bool          // that it is refused was told
 }
 
 func (f *follower) run(ctx context.Context) {
-	f.wait = f.s.cfg.BackoffMin
+	f.wait, f.again = f.s.cfg.BackoffMin, f.s.cfg.BackoffMin
+	if f.s.cfg.Spread > 0 {
+		pause(ctx, rand.N(f.s.cfg.Spread)) // all nodes of a cluster start at one time
+	}
+	var listed time.Time
 	for ctx.Err() == nil {
 		var err error
 		if f.version == "" {
-			err = f.list(ctx)
+			if err = f.list(ctx); err == nil {
+				listed = time.Now()
+			}
 		}
 		began := time.Now()
 		if err == nil {
@@ -116,15 +150,36 @@ func (f *follower) run(ctx context.Context) {
 		switch {
 		case ctx.Err() != nil:
 			return
+		case errors.Is(err, errRelist):
+			f.version = ""
+			continue
 		case errors.Is(err, errGone):
 			f.s.gone[f.kind].Add(1)
 			f.version = ""
+			if time.Since(listed) > 4*f.again {
+				f.again = f.s.cfg.BackoffMin
+			}
+			pause(ctx, f.again/2+rand.N(f.again))
+			f.again = min(2*f.again, f.s.cfg.BackoffMax)
+			continue
 		case err == nil && time.Since(began) > f.s.cfg.BackoffMin:
 			continue // its time was over
 		case err != nil:
 			f.fail(err)
 		}
 		f.pause(ctx, err)
+	}
+}
+
+// errRelist says that a new list was asked for.
+var errRelist = errors.New("a new list is wanted")
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
 	}
 }
 
@@ -141,9 +196,9 @@ func (f *follower) fail(err error) {
 		return
 	}
 	f.s.failed[f.kind].Add(1)
-	var cut *brokenWatch
-	if errors.As(err, &cut) && !f.broke {
-		f.broke = true // told if the next one fails too
+	// A connection that breaks, be it of the watch or when the next is asked for over it, is said if what follows fails too.
+	if f.before && !f.broke && (st == nil || errors.As(err, new(*brokenWatch))) {
+		f.broke = true
 		return
 	}
 	if !f.down {
@@ -177,10 +232,7 @@ func (f *follower) pause(ctx context.Context, err error) {
 		d = min(s.after, f.s.cfg.BackoffMax) + rand.N(f.s.cfg.BackoffMin)
 	}
 	f.wait = min(2*f.wait, f.s.cfg.BackoffMax)
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
+	pause(ctx, d)
 }
 
 // give hands over what is pending.
@@ -190,7 +242,7 @@ func (f *follower) give(ctx context.Context) error {
 	}
 	select {
 	case f.out <- f.pending:
-		f.pending = nil
+		f.pending, f.weight = nil, 0
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -199,8 +251,11 @@ func (f *follower) give(ctx context.Context) error {
 
 func (f *follower) add(ctx context.Context, c Change) error {
 	c.Object.Kind = f.kind
+	if c.At == 0 {
+		c.At = flowcache.Now()
+	}
 	f.pending = append(f.pending, c)
-	if len(f.pending) >= atOnce {
+	if f.weight += c.Object.weight(); f.weight >= atOnce {
 		return f.give(ctx)
 	}
 	return nil
@@ -219,34 +274,65 @@ func (f *follower) query() url.Values {
 	return q
 }
 
-// list reads all objects, a page at a time.
+// list reads all objects, a page at a time. The first is read from the server's memory (resourceVersion=0), which costs it least; one after it had
+// forgotten is read as etcd has it, since its memory may be what is old.
 func (f *follower) list(ctx context.Context) error {
-	f.pending = nil
+	f.pending, f.weight = nil, 0
 	f.s.lists[f.kind].Add(1)
-	if err := f.add(ctx, Change{Step: Listing}); err != nil {
+	began := flowcache.Now()
+	if err := f.add(ctx, Change{Step: Listing, At: began}); err != nil {
 		return err
 	}
 	q := f.query()
 	q.Set("limit", strconv.Itoa(pageSize))
+	if !f.before {
+		q.Set("resourceVersion", "0")
+	}
+	former := f.bound
+	f.node = false
 	for {
 		version, next, err := f.page(ctx, q)
 		if err != nil {
 			return err
 		}
 		if next == "" {
-			if err := f.add(ctx, Change{Step: Listed}); err != nil {
+			if err := f.give(ctx); err != nil {
 				return err
 			}
-			f.version = version
+			for range f.bound/Sweep + 1 {
+				if err := f.add(ctx, Change{Step: Listed, At: began}); err != nil {
+					return err
+				}
+				if err := f.give(ctx); err != nil {
+					return err
+				}
+			}
+			f.bound -= former
+			f.version, f.before = version, true
 			f.works()
-			return f.give(ctx)
+			f.checkNode()
+			return nil
 		}
+		q.Del("resourceVersion")
 		q.Set("continue", next)
 	}
 }
 
-// pageTime bounds a page: 500 objects of 10 kB.
-const pageTime = 2 * time.Minute
+// checkNode says once that the node whose pods are asked for is none: then no pod is named.
+func (f *follower) checkNode() {
+	want := f.s.cfg.Node
+	if f.kind != Node || want == "" || f.node == !f.missed {
+		return
+	}
+	if f.missed = !f.node; f.missed {
+		f.s.cfg.Notify(false, fmt.Sprintf("kubernetes at %s has no node %q: no pod is named (--kube-node)", f.s.Server(), want))
+	} else {
+		f.s.cfg.Notify(true, fmt.Sprintf("kubernetes at %s has the node %q", f.s.Server(), want))
+	}
+}
+
+// pageTime bounds a page, which is all of the list where the server answers from memory.
+const pageTime = 10 * time.Minute
 
 func (f *follower) page(ctx context.Context, q url.Values) (version, next string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, pageTime)
@@ -256,18 +342,43 @@ func (f *follower) page(ctx context.Context, q url.Values) (version, next string
 		return "", "", err
 	}
 	defer body.Close()
-	return decodeList(body, func(it *item) error { return f.take(ctx, it, Set) }, func(error) { f.s.malformed[f.kind].Add(1) })
+	return decodeList(body, func(it *item, err error) error { return f.take(ctx, it, err, Set) })
 }
 
-// take tells of an object.
-func (f *follower) take(ctx context.Context, it *item, step Step) error {
-	o, err := it.object(f.kind)
-	if err != nil {
+// take passes on an object, or counts why it cannot.
+func (f *follower) take(ctx context.Context, it *item, err error, step Step) error {
+	var o Object
+	if err == nil {
+		if step == Delete { // whatever else is in it
+			o = Object{UID: it.Metadata.UID}
+		} else {
+			o, err = it.object(f.kind)
+		}
+	}
+	switch {
+	case errors.Is(err, values.ErrTooLong) || errors.Is(err, errLarge):
+		f.s.tooLarge[f.kind].Add(1)
+		if !f.s.large.Swap(true) {
+			f.s.cfg.Notify(false, fmt.Sprintf("kubernetes at %s: one of the %s is too large, and not named: more than %d octets, %d addresses or %d ports; others are only counted", f.s.Server(), f.kind, maxObject, maxAddrs, maxPorts))
+		}
+		if o.UID == "" {
+			return nil
+		}
+		return f.add(ctx, Change{Step: Delete, Object: Object{UID: o.UID}}) // as it was before it does not hold
+	case err != nil:
 		f.s.malformed[f.kind].Add(1)
 		return nil
 	}
 	f.s.changes[f.kind].Add(1)
-	return f.add(ctx, Change{step, o})
+	if step == Set {
+		if f.bound++; f.kind == Node && o.Name == f.s.cfg.Node {
+			f.node = true
+			if f.missed {
+				f.checkNode()
+			}
+		}
+	}
+	return f.add(ctx, Change{Step: step, Object: o})
 }
 
 // brokenWatch is a watch that had begun and broke off.
@@ -289,17 +400,47 @@ func (f *follower) watch(ctx context.Context) error {
 	// The server should end it; if it does not, it hangs.
 	ctx, cancel := context.WithTimeout(ctx, patience+graced)
 	defer cancel()
+	var wanted atomic.Bool
+	go func() { // ends with the watch
+		select {
+		case <-f.s.relist[f.kind]:
+			wanted.Store(true)
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	body, err := f.s.client.get(ctx, f.kind.String(), q)
 	if err != nil {
+		if wanted.Load() {
+			return errRelist
+		}
 		return err
 	}
 	defer body.Close()
-	b := &budget{r: body}
-	d := json.NewDecoder(b)
+	v := values.NewReader(body, maxObject)
 	for {
-		b.renew()
+		b, err := v.Next()
 		var e event
-		switch err := d.Decode(&e); {
+		if err == nil {
+			err = json.Unmarshal(b, &e)
+		}
+		switch {
+		case wanted.Load():
+			return errRelist
+		case errors.Is(err, values.ErrTooLong):
+			kind, uid := beginning(b)
+			if err := f.take(ctx, nil, err, Set); err != nil {
+				return err
+			}
+			if kind == "DELETED" && uid != "" {
+				if err := f.take(ctx, &item{Metadata: metadata{UID: uid}}, nil, Delete); err != nil {
+					return err
+				}
+			}
+			if err := f.give(ctx); err != nil {
+				return err
+			}
+			continue
 		case errors.Is(err, io.EOF) || err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
 			f.works()
 			return nil
@@ -323,20 +464,21 @@ func (f *follower) event(ctx context.Context, e *event) error {
 	}
 	var it item
 	var wrong *json.UnmarshalTypeError
-	if err := json.Unmarshal(e.Object, &it); errors.As(err, &wrong) {
-		f.s.malformed[f.kind].Add(1)
-		return nil
-	} else if err != nil {
+	err := json.Unmarshal(e.Object, &it)
+	if err != nil && !errors.As(err, &wrong) {
 		return fmt.Errorf("watch: %w", err)
 	}
-	var err error
 	switch e.Type {
 	case "BOOKMARK":
 		f.s.bookmarks[f.kind].Add(1)
+		err = nil
 	case "ADDED", "MODIFIED":
-		err = f.take(ctx, &it, Set)
+		err = f.take(ctx, &it, err, Set)
 	case "DELETED":
-		err = f.take(ctx, &it, Delete)
+		if it.Metadata.UID != "" {
+			err = nil
+		}
+		err = f.take(ctx, &it, err, Delete)
 	default:
 		f.s.malformed[f.kind].Add(1)
 		return nil

@@ -2,8 +2,14 @@ package kube
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"math/big"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -53,7 +59,7 @@ func follow(t *testing.T, f *fake, change func(*Config)) *cluster {
 	c := &cluster{t: t, fake: f, token: token, index: NewIndex(0, nil)}
 	cfg := Config{
 		Server: f.URL, CAFile: ca, TokenFile: token, Notify: c.told,
-		BackoffMin: 5 * time.Millisecond, BackoffMax: 20 * time.Millisecond, WatchTime: 10 * time.Second,
+		BackoffMin: 5 * time.Millisecond, BackoffMax: 20 * time.Millisecond, WatchTime: 10 * time.Second, Spread: -1,
 	}
 	if change != nil {
 		change(&cfg)
@@ -97,7 +103,7 @@ func follow(t *testing.T, f *fake, change func(*Config)) *cluster {
 func (c *cluster) name(ip string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r := flowcache.Record{Key: flowcache.Key{Dst: addr(ip), DstPort: 80, Proto: 6}, Source: flowcache.End{Local: true}}
+	r := flowcache.Record{Start: flowcache.Now(), Key: flowcache.Key{Dst: addr(ip), DstPort: 80, Proto: 6}, Source: flowcache.End{Local: true}}
 	c.index.Name(&r)
 	s := ""
 	if w := r.Dest.Container; w != nil {
@@ -386,5 +392,193 @@ func TestRetryAfter(t *testing.T) {
 	time.Sleep(100 * time.Millisecond)
 	if n := len(f.requests()); n != 3 {
 		t.Errorf("%d requests", n)
+	}
+}
+
+// TestForgetful: a server that remembers nothing for long is not asked for everything once a second.
+func TestForgetful(t *testing.T) {
+	f := newFake(t)
+	f.put("pods", pod("a", "n1", "10.1.0.1"))
+	var mu sync.Mutex
+	var lists []time.Time
+	f.before = func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, "pods") {
+			return false
+		}
+		if r.URL.Query().Get("watch") == "" {
+			mu.Lock()
+			lists = append(lists, time.Now())
+			mu.Unlock()
+			return false
+		}
+		json.NewEncoder(w).Encode(object{"type": "ERROR", "object": object{"kind": "Status", "message": "too old", "reason": "Expired", "code": 410}})
+		return true
+	}
+	const least, most = 5 * time.Millisecond, 640 * time.Millisecond
+	c := follow(t, f, func(cfg *Config) { cfg.BackoffMin, cfg.BackoffMax = least, most })
+	c.eventually("it lists", func() bool { mu.Lock(); defer mu.Unlock(); return len(lists) >= 8 })
+	mu.Lock()
+	waits := lists[7].Sub(lists[6])
+	mu.Unlock()
+	if waits < 64*least/2 { // doubled six times, less jitter
+		t.Errorf("the eighth list %v after the seventh", waits)
+	}
+	if c.name("10.1.0.1") != "shop/a@n1 " {
+		t.Error("names are forgotten")
+	}
+}
+
+// TestDyingWatch: a watch that ends with every event costs no list, and names come.
+func TestDyingWatch(t *testing.T) {
+	f := newFake(t)
+	f.bookmark = false
+	c := follow(t, f, nil)
+	c.eventually("it watches", func() bool { return c.src.Stats().Watches[Pod] > 0 })
+	for i := range 20 {
+		f.put("pods", pod(fmt.Sprint("p", i), "n1", fmt.Sprintf("10.1.0.%d", i+1)))
+		c.becomes(fmt.Sprintf("10.1.0.%d", i+1), fmt.Sprintf("shop/p%d@n1 ", i))
+		f.cut()
+	}
+	if st := c.src.Stats(); st.Lists[Pod] != 1 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestFirstList: the first list is from the server's memory, and the one after it had forgotten is not.
+func TestFirstList(t *testing.T) {
+	f := newFake(t)
+	c := follow(t, f, nil)
+	c.eventually("it watches", func() bool { return c.src.Stats().Watches[Pod] > 0 })
+	f.forget()
+	f.cut()
+	lists := func() (got []string) {
+		for _, u := range f.requests() {
+			if q := u.Query(); strings.HasSuffix(u.Path, "pods") && q.Get("watch") == "" {
+				got = append(got, fmt.Sprintf("%q", q.Get("resourceVersion")))
+			}
+		}
+		return got
+	}
+	c.eventually("it lists again", func() bool { return len(lists()) == 2 })
+	if got := lists(); fmt.Sprint(got) != `["0" ""]` {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestTooLargeAPod: a pod that is too long, in the list and in the watch, costs its own name alone.
+func TestTooLargeAPod(t *testing.T) {
+	huge := func(name, ip string) object {
+		o := pod(name, "n1", ip)
+		o["spec"].(object)["filler"] = strings.Repeat(`\"]}`, maxObject/4+1)
+		return o
+	}
+	long := pod("long", "n1", "10.1.0.3") // of the size that etcd takes
+	long["metadata"].(object)["annotations"] = object{"x": strings.Repeat("x", 1400<<10)}
+	f := newFake(t)
+	f.put("pods", pod("a", "n1", "10.1.0.1"))
+	f.put("pods", huge("b", "10.1.0.2"))
+	f.put("pods", long)
+	c := follow(t, f, nil)
+	c.becomes("10.1.0.3", "shop/long@n1 ")
+	c.becomes("10.1.0.1", "shop/a@n1 ")
+	f.put("pods", pod("grows", "n1", "10.1.0.4"))
+	c.becomes("10.1.0.4", "shop/grows@n1 ")
+	f.put("pods", huge("grows", "10.1.0.4"))
+	f.put("pods", pod("c", "n1", "10.1.0.5"))
+	c.becomes("10.1.0.5", "shop/c@n1 ")
+	f.remove("pods", "uid-of-grows")
+	c.becomes("10.1.0.4", "@ ")
+	f.put("pods", pod("d", "n1", "10.1.0.6"))
+	c.becomes("10.1.0.6", "shop/d@n1 ")
+	if st := c.src.Stats(); st.Large[Pod] != 3 || st.Lists[Pod] != 1 || st.Failed[Pod] != 0 || c.said("too large", "pods") != 1 {
+		t.Errorf("%+v %q", st, c.lines)
+	}
+}
+
+// TestRotatedAuthority: the file of the authority is read again.
+func TestRotatedAuthority(t *testing.T) {
+	f := newFake(t)
+	var ca string
+	c := follow(t, f, func(cfg *Config) {
+		ca = cfg.CAFile
+		right, _ := os.ReadFile(ca)
+		os.WriteFile(ca+".right", right, 0o600)
+		os.WriteFile(ca, otherAuthority(t), 0o600)
+	})
+	f.put("pods", pod("a", "n1", "10.1.0.1"))
+	c.eventually("it is not trusted", func() bool { return c.src.Stats().Failed[Pod] > 1 })
+	os.WriteFile(ca, []byte("half of a file"), 0o600)
+	failed := c.src.Stats().Failed[Pod]
+	c.eventually("it is tried again", func() bool { return c.src.Stats().Failed[Pod] > failed+1 })
+	os.Rename(ca+".right", ca)
+	c.becomes("10.1.0.1", "shop/a@n1 ")
+}
+
+func otherAuthority(t *testing.T) []byte {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+// TestWrongNode: that there is no such node is said, once, and that there is one now.
+func TestWrongNode(t *testing.T) {
+	f := newFake(t)
+	f.put("nodes", object{"metadata": object{"name": "n1", "uid": "1"}, "status": object{"addresses": []any{object{"address": "192.168.0.1"}}}})
+	c := follow(t, f, func(cfg *Config) { cfg.Node = "N1.example" })
+	c.eventually("it is said", func() bool { return c.said("false kubernetes", `no node "N1.example"`) == 1 })
+	f.forget()
+	f.cut()
+	c.eventually("it lists again", func() bool { return c.src.Stats().Watches[Node] > 1 && c.src.Stats().Lists[Node] == 2 })
+	f.put("nodes", object{"metadata": object{"name": "N1.example", "uid": "2"}, "status": object{}})
+	c.eventually("it is said", func() bool { return c.said("true kubernetes", `has the node "N1.example"`) == 1 })
+	if n := c.said("no node", ""); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+}
+
+// TestRelist: a list that is asked for comes, and shows what was left out.
+func TestRelist(t *testing.T) {
+	f := newFake(t)
+	c := follow(t, f, nil)
+	c.eventually("it watches", func() bool { return c.src.Stats().Watches[Pod] > 0 })
+	c.src.Relist(Pod)
+	c.src.Relist(Pod)
+	c.eventually("it lists and watches", func() bool { return c.src.Stats().Lists[Pod] >= 2 && c.src.Stats().Watches[Pod] >= 2 })
+	f.put("pods", pod("a", "n1", "10.1.0.1"))
+	c.becomes("10.1.0.1", "shop/a@n1 ")
+	if st := c.src.Stats(); st.Failed[Pod] != 0 || c.said("", "") != 0 {
+		t.Errorf("%+v %q", st, c.lines)
+	}
+}
+
+// TestMirrorPod: the object of a pod that kubelet has of a file names its UID in control groups; one that says so and is no node's does not.
+func TestMirrorPod(t *testing.T) {
+	mirror := func(name, hash, owner string) string {
+		return `{"metadata":{"name":"` + name + `","uid":"u-` + name + `","annotations":{"kubernetes.io/config.mirror":"` + hash + `"},"ownerReferences":[{"kind":"` + owner + `"}]}}`
+	}
+	for text, want := range map[string]string{mirror("etcd", "abc", "Node"): "abc", mirror("evil", "abc", "ReplicaSet"): ""} {
+		var it item
+		if err := json.Unmarshal([]byte(text), &it); err != nil {
+			t.Fatal(err)
+		}
+		if o, err := it.object(Pod); err != nil || o.Alias != want {
+			t.Errorf("%s: %q %v", text, o.Alias, err)
+		}
+	}
+}
+
+func TestRetryAfterHeader(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for header, want := range map[string]int{"": 0, "7": 7, "-7": 0, "x": 0, "Fri, 02 Jan 2026 03:04:35 GMT": 30, "Fri, 02 Jan 2026 03:04:00 GMT": 0} {
+		if got := retryAfter(header, now); got != want {
+			t.Errorf("%q: %d, want %d", header, got, want)
+		}
 	}
 }

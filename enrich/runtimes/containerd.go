@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"time"
 
 	apievents "github.com/containerd/containerd/api/events"
@@ -11,7 +12,9 @@ import (
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -24,15 +27,15 @@ import (
 )
 
 // containerd speaks to containerd: it follows the event stream, and asks for each container that is created, since events carry no
-// labels. What CRI knows of pods is in the labels and annotations of containers. A pod's sandbox is asked for when the first container is made in
-// it, since by then it has its addresses; sooner only if its image may be another's: each question and answer costs, and it has no traffic.
+// labels. What CRI knows of pods is in the labels and annotations of containers. A pod's sandbox is asked for again when the first container is made in
+// it, since by then it has its addresses. They are the pod's until the sandbox's task exits: a pod that is completed keeps its sandbox, without a task.
 type containerd struct {
 	e          *endpoint
 	containers containersapi.ContainersClient
 	namespaces namespacesapi.NamespacesClient
 	sandboxes  sandboxapi.StoreClient
+	tasks      tasksapi.TasksClient
 	pods       map[string]*sandbox // by namespace/id
-	images     map[string]bool     // whether all containers of an image are sandboxes
 	list       uint64
 }
 
@@ -51,9 +54,17 @@ const leastBetween = 2 * time.Second
 
 const maxMessage = 16 << 20 // kubelet's limit
 
-// dial returns a connection to a socket. It does not wait for it.
-func dial(socket string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("unix://"+socket,
+// dial returns a connection to a socket. It does not wait for it. connected, if set, is called with each connection that is made.
+func dial(socket string, connected func(*net.UnixConn)) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+socket,
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			var d net.Dialer
+			conn, err := d.DialContext(ctx, "unix", socket)
+			if u, ok := conn.(*net.UnixConn); ok && err == nil && connected != nil {
+				connected(u)
+			}
+			return conn, err
+		}),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		// Fixed windows: a connection on this machine needs no measuring of its bandwidth by pings.
@@ -64,7 +75,7 @@ func dial(socket string) (*grpc.ClientConn, error) {
 func (c *containerd) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	conn, err := dial(c.e.socket)
+	conn, err := dial(c.e.socket, c.e.found)
 	if err != nil {
 		return err
 	}
@@ -72,12 +83,13 @@ func (c *containerd) watch(ctx context.Context) error {
 	c.containers = containersapi.NewContainersClient(conn)
 	c.namespaces = namespacesapi.NewNamespacesClient(conn)
 	c.sandboxes = sandboxapi.NewStoreClient(conn)
-	c.pods, c.images = map[string]*sandbox{}, map[string]bool{}
+	c.tasks = tasksapi.NewTasksClient(conn)
+	c.pods = map[string]*sandbox{}
 	if err := c.ping(ctx); err != nil {
 		return err
 	}
 	stream, err := eventsapi.NewEventsClient(conn).Subscribe(ctx, &eventsapi.SubscribeRequest{
-		Filters: []string{`topic=="/containers/create"`, `topic=="/containers/delete"`},
+		Filters: []string{`topic=="/containers/create"`, `topic=="/containers/delete"`, `topic=="/tasks/exit"`},
 	})
 	if err != nil {
 		return err
@@ -101,9 +113,7 @@ func (c *containerd) watch(ctx context.Context) error {
 			c.e.flush(ctx)
 		case err = <-failed:
 		case <-c.e.nudged: // of a shim that tells nothing, or an event that was lost
-			if time.Since(listed) > leastBetween {
-				again.Reset(leastBetween / 10)
-			}
+			again.Reset(max(leastBetween/10, leastBetween-time.Since(listed)))
 		case <-again.C:
 			again.Reset(listInterval)
 			listed = time.Now()
@@ -171,6 +181,11 @@ func (c *containerd) listAll(ctx context.Context) error {
 func (c *containerd) listNamespace(ctx context.Context, ns string) error {
 	ctx, cancel := context.WithTimeout(within(ctx, ns), 10*patience)
 	defer cancel()
+	at := time.Now().UnixNano()
+	running, err := c.running(ctx)
+	if err != nil {
+		return err
+	}
 	stream, err := c.containers.ListStream(ctx, &containersapi.ListContainersRequest{})
 	if err != nil {
 		return err
@@ -189,12 +204,29 @@ func (c *containerd) listNamespace(ctx context.Context, ns string) error {
 			waiting = append(waiting, m.Container)
 			continue
 		}
-		c.put(ctx, ns, m.Container, s)
+		c.put(ctx, ns, m.Container, s, at, running)
 	}
 	for _, m := range waiting {
-		c.put(ctx, ns, m, parseSpec(m.GetSpec().GetValue()))
+		c.put(ctx, ns, m, parseSpec(m.GetSpec().GetValue()), at, running)
 	}
 	return nil
+}
+
+// running returns the containers that have a task which has not exited.
+func (c *containerd) running(ctx context.Context) (map[string]bool, error) {
+	r, err := c.tasks.List(ctx, &tasksapi.ListTasksRequest{})
+	if err != nil {
+		return nil, err
+	}
+	list := make(map[string]bool, len(r.GetTasks()))
+	for _, t := range r.GetTasks() {
+		id := t.GetContainerID()
+		if id == "" {
+			id = t.GetID()
+		}
+		list[id] = t.GetStatus() != tasktypes.Status_STOPPED
+	}
+	return list, nil
 }
 
 func (c *containerd) event(ctx context.Context, ev *types.Envelope) error {
@@ -205,27 +237,51 @@ func (c *containerd) event(ctx context.Context, ev *types.Envelope) error {
 	switch ev.GetTopic() {
 	case "/containers/create":
 		var m apievents.ContainerCreate
-		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) != nil || c.images[m.Image] {
+		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) != nil {
 			return nil
 		}
-		return c.ask(ctx, ns, m.ID)
+		return c.created(ctx, ns, &m, ev.GetTimestamp().AsTime().UnixNano())
+	case "/tasks/exit":
+		var m apievents.TaskExit
+		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) != nil || m.GetID() != m.GetContainerID() || !c.e.known[ns+"/"+m.GetContainerID()].has {
+			return nil
+		}
+		at := m.GetExitedAt().AsTime().UnixNano()
+		if at <= 0 {
+			at = ev.GetTimestamp().AsTime().UnixNano()
+		}
+		c.e.release(ctx, ns+"/"+m.GetContainerID(), at)
 	case "/containers/delete":
 		var m apievents.ContainerDelete
 		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) == nil {
-			delete(c.pods, ns+"/"+m.ID)
-			c.e.end(ns+"/"+m.ID, ev.GetTimestamp().AsTime())
+			key, at := ns+"/"+m.ID, ev.GetTimestamp().AsTime()
+			if c.e.known[key].created > at.UnixNano() {
+				return nil // of one before it, which ended when this one began
+			}
+			delete(c.pods, key)
+			c.e.end(key, at)
 		}
 	}
 	return nil
 }
 
-// ask tells of a container what containerd has.
-func (c *containerd) ask(ctx context.Context, ns, id string) error {
-	m, err := c.get(ctx, ns, id)
-	if m == nil {
+// created asks for a container that was created at a time. It may be gone by now, or another may have its id: then the event is all that is known.
+func (c *containerd) created(ctx context.Context, ns string, ev *apievents.ContainerCreate, at int64) error {
+	m, err := c.get(ctx, ns, ev.ID)
+	if err != nil {
 		return err
 	}
-	c.put(ctx, ns, m, parseSpec(m.GetSpec().GetValue()))
+	key := ns + "/" + ev.ID
+	if _, known := c.e.known[key]; !known && (m == nil || m.GetCreatedAt().AsTime().UnixNano() > at) {
+		w := flowcache.Workload{ContainerID: ev.ID, ContainerImage: ev.Image, ContainerRuntime: "containerd"}
+		if !hexID(ev.ID) {
+			w.ContainerName, w.CGroupPath = ev.ID, "/"+ns+"/"+ev.ID // where clients put it, but for those that ask for another place
+		}
+		c.e.put(ctx, key, enrich.Container{Workload: w, Created: at}, c.list)
+	}
+	if m != nil {
+		c.put(ctx, ns, m, parseSpec(m.GetSpec().GetValue()), 0, nil)
+	}
 	return nil
 }
 
@@ -251,11 +307,12 @@ func (c *containerd) sandboxOf(m *containersapi.Container, s spec) string {
 }
 
 // put tells of a container. The pod's names are its sandbox's, which has the labels that the pod's author gave.
-func (c *containerd) put(ctx context.Context, ns string, m *containersapi.Container, s spec) {
+// at and running say of a list when it was made and what runs; of a container that was just made or asked for at is 0.
+func (c *containerd) put(ctx context.Context, ns string, m *containersapi.Container, s spec, at int64, running map[string]bool) {
 	labels := m.GetLabels()
 	t := enrich.Container{
 		Workload: flowcache.Workload{
-			CGroupPath: s.cgroup(), ContainerID: m.GetID(), ContainerImage: m.GetImage(), ContainerRuntime: "containerd",
+			CGroupPath: c.e.below(s.cgroup()), ContainerID: m.GetID(), ContainerImage: m.GetImage(), ContainerRuntime: "containerd",
 			PodLabels: choose(c.e.labels, labels),
 		},
 		Created: m.GetCreatedAt().AsTime().UnixNano(),
@@ -266,23 +323,26 @@ func (c *containerd) put(ctx context.Context, ns string, m *containersapi.Contai
 		w.ContainerName = labels[containerName]
 	case labels["nerdctl/name"] != "":
 		w.ContainerName = labels["nerdctl/name"]
-	case len(w.ContainerID) < 64:
-		w.ContainerName = w.ContainerID // somebody chose it
+	case !hexID(w.ContainerID):
+		w.ContainerName = w.ContainerID // its user chose it
 	}
 	if s.image != "" {
 		w.ContainerImage = s.image
 	}
 	key, id := ns+"/"+m.GetID(), c.sandboxOf(m, s)
 	if id == m.GetID() {
-		t.Addresses = c.addresses(ctx, ns, m)
+		if t.Addresses = c.addresses(ctx, ns, m); at == 0 {
+			t.At = t.Created
+		} else if t.At = at; !running[m.GetID()] {
+			t.Addresses = nil
+		}
 		t.Behind = podOf(labels, w.PodLabels)
 		if old := c.pods[key]; old != nil || len(c.pods) < maxKnown {
 			c.pods[key] = &sandbox{t.Behind, t.Addresses != nil || old != nil && old.whole}
 		}
 	}
-	c.learn(m.GetImage(), id == m.GetID())
 	if id != "" {
-		pod := c.pod(ctx, ns, id, id == m.GetID())
+		pod := c.pod(ctx, ns, id, id == m.GetID(), at, running)
 		if pod == nil {
 			pod = podOf(labels, "") // the sandbox is gone
 		}
@@ -294,26 +354,18 @@ func (c *containerd) put(ctx context.Context, ns string, m *containersapi.Contai
 	c.e.put(ctx, key, t, c.list)
 }
 
-// learn notes of an image whether sandboxes alone are made of it.
-func (c *containerd) learn(image string, sandbox bool) {
-	only, known := c.images[image]
-	if image != "" && (len(c.images) < maxKnown || known) {
-		c.images[image] = sandbox && (only || !known)
-	}
-}
-
 // pod returns the names of a sandbox's pod, nil if there is none. Of one in which a container is made it tells first, if it has not told all.
-func (c *containerd) pod(ctx context.Context, ns, id string, itself bool) *flowcache.Workload {
+func (c *containerd) pod(ctx context.Context, ns, id string, itself bool, at int64, running map[string]bool) *flowcache.Workload {
 	key := ns + "/" + id
 	p := c.pods[key]
-	if !itself && (p == nil || !p.whole) {
+	if !itself && (p == nil || !p.whole && at == 0) {
 		if m, _ := c.get(ctx, ns, id); m != nil {
 			if s := parseSpec(m.GetSpec().GetValue()); c.sandboxOf(m, s) == id {
-				c.put(ctx, ns, m, s)
+				c.put(ctx, ns, m, s, at, running)
 			}
 		}
 		if p = c.pods[key]; p != nil {
-			p.whole = true
+			p.whole = at == 0
 		}
 	}
 	if p == nil {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/sockflow/sockflow/enrich"
@@ -28,6 +29,8 @@ type Stats struct {
 	Connects     uint64 // times that it began to answer
 	Errors       uint64 // times that it could not be reached, or did not answer in time
 	Overflow     uint64 // containers too many to be followed
+	TooLong      uint64 // containers and events that were skipped, because they were too long
+	Malformed    uint64 // containers of which a part could not be read
 }
 
 // Error is a runtime that does not answer as it should.
@@ -65,19 +68,27 @@ type endpoint struct {
 	kind, socket string
 	chosen       bool // by a flag: its absence is worth a word
 	labels       []string
+	proc         string // where proc is mounted
 	notify       func(ok bool, line string)
 	client       client
 	nudged       chan struct{}
 
 	out     chan<- *enrich.ContainerUpdate
+	owner   uint32 // of the socket
 	up      bool
 	said    bool // that it does not answer
+	skipped bool // that something was too long was said
+	asking  int64
+	busy    bool  // there are containers to ask for
+	gone    int64 // when something was removed last
 	known   map[string]known
 	pending []enrich.Container
 
-	settled                           atomic.Bool // it has told all, or cannot
+	root                              atomic.Pointer[string] // the control group of the container that the runtime runs in
+	settled                           atomic.Bool            // it has told all, or cannot
 	answering, containers             atomic.Int64
 	events, connects, fails, overflow atomic.Uint64
+	tooLong, malformed                atomic.Uint64
 }
 
 // known is what must be kept of a container to tell of its end.
@@ -86,12 +97,19 @@ type known struct {
 	id      string
 	created int64
 	seen    uint64 // the list that showed it
+	has     bool   // an address, or a published port
+	pod     string // of the infra container of a pod of podman: the pod's name
+
+	connected int64 // to a network, before it started
+	died      int64 // when it ran last
+	started   bool  // it runs
 }
 
 func (e *endpoint) stats() Stats {
 	return Stats{
 		Kind: e.kind, Socket: e.socket, Answering: e.answering.Load() != 0, Containers: int(e.containers.Load()),
 		Events: e.events.Load(), Connects: e.connects.Load(), Errors: e.fails.Load(), Overflow: e.overflow.Load(),
+		TooLong: e.tooLong.Load(), Malformed: e.malformed.Load(),
 	}
 }
 
@@ -100,7 +118,8 @@ func (e *endpoint) run(ctx context.Context, out chan<- *enrich.ContainerUpdate) 
 	e.out = out
 	retry := retryMin
 	for ctx.Err() == nil {
-		if _, err := os.Stat(e.socket); err != nil {
+		st, err := os.Stat(e.socket)
+		if err != nil {
 			if e.chosen {
 				e.away(ctx, err)
 			}
@@ -108,10 +127,13 @@ func (e *endpoint) run(ctx context.Context, out chan<- *enrich.ContainerUpdate) 
 			wait(ctx, appearInterval)
 			continue
 		}
+		if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+			e.owner = sys.Uid
+		}
 		began := time.Now()
 		// Until it has failed names may be expected of it.
 		e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: !e.said})
-		err := e.client.watch(ctx)
+		err = e.client.watch(ctx)
 		if ctx.Err() != nil {
 			return
 		}
@@ -138,6 +160,7 @@ func wait(ctx context.Context, d time.Duration) {
 }
 
 func (e *endpoint) tell(ctx context.Context, u *enrich.ContainerUpdate) {
+	u.Owner, u.Asking = e.owner, e.asking
 	select {
 	case e.out <- u:
 	case <-ctx.Done():
@@ -146,8 +169,8 @@ func (e *endpoint) tell(ctx context.Context, u *enrich.ContainerUpdate) {
 
 // away notes that the runtime does not answer. What it told stays known: its containers live on without it.
 func (e *endpoint) away(ctx context.Context, err error) {
-	e.pending = nil
-	e.up = false
+	e.flush(ctx) // what is known is not said again
+	e.up, e.asking = false, 0
 	e.settled.Store(true)
 	if e.answering.Swap(0) != 0 || !e.said {
 		e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket})
@@ -173,7 +196,9 @@ func (e *endpoint) tolerate(ctx context.Context, err error) error {
 // answers notes that the runtime has told all it has.
 func (e *endpoint) answers(ctx context.Context) {
 	e.flush(ctx)
-	e.settled.Store(true)
+	if !e.busy {
+		e.settled.Store(true)
+	}
 	if e.up {
 		return
 	}
@@ -194,11 +219,39 @@ func (e *endpoint) put(ctx context.Context, key string, c enrich.Container, list
 	if list == 0 {
 		list = k.seen
 	}
-	e.known[key] = known{c.Workload.CGroupPath, c.Workload.ContainerID, c.Created, list}
+	if c.Workload.CGroupPath == "" {
+		c.Workload.CGroupPath = k.path
+	}
+	if c.At != 0 {
+		k.has = len(c.Addresses)+len(c.Published) > 0
+	}
+	k.path, k.id, k.created, k.seen = c.Workload.CGroupPath, c.Workload.ContainerID, c.Created, list
+	e.known[key] = k
 	e.containers.Store(int64(len(e.known)))
 	e.pending = append(e.pending, c)
 	if len(e.pending) >= batchSize {
 		e.flush(ctx)
+	}
+}
+
+// release says that a container has no address and no published port any more.
+func (e *endpoint) release(ctx context.Context, key string, at int64) {
+	k, ok := e.known[key]
+	if !ok {
+		return
+	}
+	k.died, k.started, k.connected = at, false, 0
+	e.known[key] = k
+	if k.has {
+		e.put(ctx, key, enrich.Container{Workload: flowcache.Workload{ContainerID: k.id, CGroupPath: k.path}, Created: k.created, At: at}, 0)
+	}
+}
+
+// skip counts something that was too long, and says so the first time.
+func (e *endpoint) skip(what string) {
+	if e.tooLong.Add(1); !e.skipped {
+		e.skipped = true
+		e.notify(false, fmt.Sprintf("%s at %s: %s has more than %d octets: what is not read of it is not named; later ones are only counted", e.kind, e.socket, what, maxValue))
 	}
 }
 
@@ -209,6 +262,7 @@ func (e *endpoint) end(key string, at time.Time) {
 		return
 	}
 	delete(e.known, key)
+	e.gone = max(e.gone, at.UnixNano())
 	e.containers.Store(int64(len(e.known)))
 	e.pending = append(e.pending, enrich.Container{
 		Workload: flowcache.Workload{ContainerID: k.id, CGroupPath: k.path}, Created: k.created, Ended: at.UnixNano(),
@@ -229,8 +283,18 @@ func (e *endpoint) flush(ctx context.Context) {
 	if len(e.pending) == 0 {
 		return
 	}
-	e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: true, Containers: e.pending})
+	e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: e.up || !e.said, Containers: e.pending})
 	e.pending = nil
+}
+
+// ask notes since when containers may have addresses that are being asked for, 0: none is; who speaks to them waits.
+func (e *endpoint) ask(ctx context.Context, since int64) {
+	if since == e.asking {
+		return
+	}
+	e.flush(ctx) // with what came of the question before
+	e.asking = since
+	e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: e.up || !e.said})
 }
 
 // pump reads a stream of events until ctx ends or the stream does, which failed then tells.

@@ -9,26 +9,56 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/sockflow/sockflow/enrich"
+	"github.com/sockflow/sockflow/enrich/values"
 	"github.com/sockflow/sockflow/flowcache"
 )
 
 // engine speaks the Docker Engine API, which podman serves too, over HTTP on a socket. Its own module would bring more code than these
 // few requests are. Of podman it reads the list of its own API, which knows pods.
+//
+// Addresses begin and end with the engine's own events, at their times: "network connect" and "start", "network disconnect" and "die". Lists, which are
+// read once a minute, find what was missed.
 type engine struct {
 	e      *endpoint
 	http   *http.Client
 	podman bool
 	list   uint64
+
+	asks    []ask // to be inspected, first to last; the first is under way if asking
+	asking  bool
+	answers chan answer
 }
+
+// ask is a container to inspect, because of an event of some time; 0: of none, but of a list.
+type ask struct {
+	id    string
+	at    int64 // of the event
+	since int64 // when what it has now began
+	pod   bool  // only what the list of podman has of it: its pod
+}
+
+// answer is what came of an ask.
+type answer struct {
+	ask
+	asked int64 // when
+	m     inspected
+	list  []listed
+	err   error
+}
+
+// maxAsks bounds the containers that wait to be inspected: those beyond are found by a list.
+const maxAsks = maxKnown
 
 func newEngine(e *endpoint) client { return &engine{e: e} }
 
 const (
-	maxValue = 1 << 20 // octets of one container or event
+	maxValue = 4 << 20 // octets of one container or event
 	// The list of podman's own API, which has had this form since podman 4.
 	podmanList = "/v4.0.0/libpod/containers/json"
 	dockerList = "/containers/json"
@@ -58,7 +88,7 @@ func (g *engine) watch(ctx context.Context) error {
 	var version struct {
 		Components []struct{ Name string }
 	}
-	if err := g.get(ctx, "/version", &version); err != nil {
+	if err := g.get(ctx, "/version", nil, &version); err != nil {
 		return err
 	}
 	g.podman = false
@@ -70,10 +100,18 @@ func (g *engine) watch(ctx context.Context) error {
 		return err
 	}
 	defer stream.Close()
-	d := decode(stream)
+	d := values.NewReader(stream, maxValue)
+	g.asks, g.asking, g.answers = nil, false, make(chan answer, 1)
 	events, failed := pump(ctx, func() (*event, error) {
+		b, err := d.Next()
+		if errors.Is(err, values.ErrTooLong) {
+			return nil, nil
+		}
 		ev := new(event)
-		return ev, d.next(ev)
+		if err == nil {
+			err = json.Unmarshal(b, ev)
+		}
+		return ev, err
 	})
 	if err := g.listAll(ctx); err != nil {
 		return err
@@ -83,21 +121,33 @@ func (g *engine) watch(ctx context.Context) error {
 	defer ping.Stop()
 	again := time.NewTimer(time.Second)
 	defer again.Stop()
+	listed := time.Now()
 	for {
 		select {
 		case ev := <-events:
 			g.e.events.Add(1)
+			if ev == nil {
+				g.e.skip("an event")
+				again.Reset(leastBetween / 10) // a list has what it said
+				continue
+			}
 			err = g.event(ctx, ev)
 			g.e.flush(ctx)
+		case a := <-g.answers:
+			err = g.answer(ctx, &a)
+			g.e.flush(ctx)
+		case <-g.e.nudged: // an event was lost
+			again.Reset(max(leastBetween/10, leastBetween-time.Since(listed)))
 		case err = <-failed:
 			if errors.Is(err, io.EOF) {
 				err = errors.New("it ended the stream of events")
 			}
 		case <-again.C:
 			again.Reset(listInterval)
+			listed = time.Now()
 			err = g.listAll(ctx)
 		case <-ping.C:
-			if err = g.get(ctx, "/_ping", nil); err == nil && !g.e.up { // again
+			if err = g.get(ctx, "/_ping", nil, nil); err == nil && !g.e.up { // again
 				if err = g.listAll(ctx); err == nil {
 					g.e.answers(ctx)
 				}
@@ -142,11 +192,28 @@ func (g *engine) open(ctx context.Context, path string, query url.Values) (io.Re
 	return resp.Body, nil
 }
 
+// moving is a reader that ends a request if nothing comes for patience.
+type moving struct {
+	io.ReadCloser
+	idle *time.Timer
+}
+
+func (m *moving) Read(p []byte) (int, error) {
+	n, err := m.ReadCloser.Read(p)
+	m.idle.Reset(patience)
+	return n, err
+}
+
+func (m *moving) Close() error {
+	m.idle.Stop()
+	return m.ReadCloser.Close()
+}
+
 // get reads an answer of one value; into nil, whether there is one.
-func (g *engine) get(ctx context.Context, path string, into any) error {
+func (g *engine) get(ctx context.Context, path string, query url.Values, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	body, err := g.open(ctx, path, nil)
+	body, err := g.open(ctx, path, query)
 	if err != nil {
 		return err
 	}
@@ -154,30 +221,20 @@ func (g *engine) get(ctx context.Context, path string, into any) error {
 	if into == nil {
 		return nil
 	}
-	return decode(body).next(into)
-}
-
-// values decodes JSON values one after the other, none longer than maxValue octets.
-type values struct {
-	*json.Decoder
-	left *io.LimitedReader
-}
-
-func decode(r io.Reader) *values {
-	left := &io.LimitedReader{R: r, N: maxValue}
-	return &values{json.NewDecoder(left), left}
-}
-
-func (v *values) next(into any) error {
-	v.left.N = maxValue
-	err := v.Decode(into)
-	if v.left.N == 0 && errors.Is(err, io.ErrUnexpectedEOF) {
-		return errTooLong
+	b, err := values.NewReader(body, maxValue).Next()
+	if errors.Is(err, values.ErrTooLong) {
+		return &tooLong{slices.Clone(b)}
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, into)
 }
 
-var errTooLong = errors.New("an answer is too long")
+// tooLong is an answer of more than maxValue octets, with its beginning.
+type tooLong struct{ begin []byte }
+
+func (*tooLong) Error() string { return "an answer is too long" }
 
 // listed is a container in the list of either API.
 type listed struct {
@@ -190,8 +247,10 @@ type listed struct {
 	NetworkSettings struct {
 		Networks map[string]network
 	}
+	State   string
 	PodName string // podman
 	Pod     string
+	IsInfra bool
 }
 
 type port struct {
@@ -211,9 +270,16 @@ type inspected struct {
 	ID      string `json:"Id"`
 	Created time.Time
 	Name    string
-	Config  struct {
+	State   struct {
+		Pid                   int
+		StartedAt, FinishedAt time.Time
+	}
+	Config struct {
 		Image  string
 		Labels map[string]string
+	}
+	HostConfig struct {
+		NetworkMode string
 	}
 	NetworkSettings struct {
 		Networks map[string]network
@@ -241,50 +307,126 @@ func (g *engine) runtime() string {
 func (g *engine) listAll(ctx context.Context) error {
 	began := time.Now()
 	g.list++
-	ctx, cancel := context.WithTimeout(ctx, 10*patience)
+	whole, cancel := context.WithTimeout(ctx, 10*patience)
 	defer cancel()
 	path, query := dockerList, existing
 	if g.podman {
 		path, query = podmanList, all
 	}
-	fresh, err := g.read(ctx, path, query)
+	fresh, err := g.read(whole, path, query, began)
 	if err != nil {
 		return err
 	}
-	if g.podman { // whose list has no addresses
-		for _, id := range fresh {
-			if err := g.inspect(ctx, id); err != nil {
-				return err
-			}
-		}
-	}
 	g.e.listed(g.list, began)
 	g.e.flush(ctx)
+	// What the list does not say: where the control group is, since when it runs, and of podman the addresses.
+	for _, id := range fresh {
+		g.ask(ctx, ask{id: id})
+	}
 	return nil
 }
 
-// read tells of the containers in a list, one at a time. It returns those that were not known.
-func (g *engine) read(ctx context.Context, path string, query url.Values) (fresh []string, err error) {
+// ask has a container inspected, one after the other and beside the events: an engine answers as late as a container takes to start, and meanwhile others
+// end.
+func (g *engine) ask(ctx context.Context, a ask) {
+	if len(g.asks) >= maxAsks {
+		g.e.overflow.Add(1)
+		return
+	}
+	g.asks = append(g.asks, a)
+	g.next(ctx)
+}
+
+// next asks for the first container that waits, if none is asked for now, and says since when addresses may be known soon.
+func (g *engine) next(ctx context.Context) {
+	since := int64(0)
+	for i := range g.asks {
+		if s := g.asks[i].since; s != 0 && (since == 0 || s < since) {
+			since = s
+		}
+	}
+	g.e.ask(ctx, since)
+	if g.e.busy = len(g.asks) > 0; !g.e.busy && g.e.up {
+		g.e.settled.Store(true)
+	}
+	if g.asking || len(g.asks) == 0 {
+		return
+	}
+	g.asking = true
+	a, answers := g.asks[0], g.answers
+	go func() { // ends with ctx, or the answer
+		r := answer{ask: a, asked: time.Now().UnixNano()}
+		if a.pod {
+			one := url.Values{"all": {"true"}, "filters": {`{"id":["` + a.id + `"]}`}}
+			r.err = g.get(ctx, podmanList, one, &r.list)
+		} else {
+			r.err = g.get(ctx, "/containers/"+url.PathEscape(a.id)+"/json", nil, &r.m)
+		}
+		select {
+		case answers <- r:
+		case <-ctx.Done():
+		}
+	}()
+}
+
+// read passes on the containers in a list, one at a time. It returns those of which more is to be asked.
+func (g *engine) read(ctx context.Context, path string, query url.Values, began time.Time) (fresh []string, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	body, err := g.open(ctx, path, query)
 	if err != nil {
 		return nil, err
 	}
+	body = &moving{body, time.AfterFunc(patience, func() { cancel(errSilent) })}
 	defer body.Close()
-	d := decode(body)
-	if t, err := d.Token(); err != nil || t != json.Delim('[') {
-		return nil, fmt.Errorf("read list of containers: it begins with %v: %w", t, err)
-	}
-	for d.More() {
+	err = values.NewReader(body, maxValue).Array(func(b []byte, err error) error {
 		var m listed
-		if err := d.next(&m); err != nil {
-			return nil, fmt.Errorf("read list of containers: %w", err)
+		if err != nil {
+			if g.e.skip("a container"); !m.beginning(b) {
+				return nil
+			}
+		} else if err := json.Unmarshal(b, &m); err != nil {
+			var shape *json.UnmarshalTypeError
+			if !errors.As(err, &shape) || m.ID == "" {
+				return err
+			}
+			g.e.malformed.Add(1)
 		}
-		if _, ok := g.e.known[m.ID]; !ok {
+		t := g.ofList(&m)
+		k, known := g.e.known[m.ID]
+		switch has := len(t.Addresses)+len(t.Published) > 0; {
+		case g.podman || err != nil: // the list of podman has no addresses
+			t.Addresses, t.Published = nil, nil
+			if !known || !k.started && m.State == "running" {
+				fresh = append(fresh, m.ID)
+			}
+		case !known || has && !k.has:
+			t.Addresses, t.Published = nil, nil // it is asked since when
 			fresh = append(fresh, m.ID)
+		default:
+			t.At, t.Since = began.UnixNano(), began.UnixNano()
 		}
-		g.e.put(ctx, m.ID, g.ofList(&m), g.list)
+		g.e.put(ctx, m.ID, t, g.list)
+		if k, ok := g.e.known[m.ID]; ok && m.IsInfra {
+			k.pod = m.PodName
+			g.e.known[m.ID] = k
+		}
+		return nil
+	})
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return nil, cause
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read list of containers: %w", err)
 	}
 	return fresh, nil
+}
+
+// beginning reads what is needed most of the beginning of a container that is too long.
+func (m *listed) beginning(b []byte) bool {
+	json.Unmarshal(member(b, "Names"), &m.Names)
+	m.ID, m.Image, m.Created = text(member(b, "Id")), text(member(b, "Image")), member(b, "Created")
+	return m.ID != ""
 }
 
 func (g *engine) ofList(m *listed) enrich.Container {
@@ -303,115 +445,161 @@ func (g *engine) ofList(m *listed) enrich.Container {
 		t.Created = created.UnixNano()
 	}
 	for _, n := range m.NetworkSettings.Networks {
-		t.Addresses = append(t.Addresses, parseAddresses(n.IPAddress, n.GlobalIPv6Address)...)
+		t.Addresses = appendAddresses(t.Addresses, n.IPAddress, n.GlobalIPv6Address)
 	}
+	var ports portSet
 	for _, p := range m.Ports {
-		for i := range max(p.Range, 1) {
-			t.Published = publish(t.Published, p.Type+p.Protocol, p.PublicPort+p.HostPort+i)
+		if first := int(p.PublicPort) + int(p.HostPort); first != 0 {
+			ports.add(p.Type+p.Protocol, first, first+max(int(p.Range), 1)-1)
 		}
 	}
+	t.Published = ports.ranges()
 	return t
-}
-
-// publish adds a published port, which is listed for each address of the host.
-func publish(list []enrich.PublishedPort, protocol string, number uint16) []enrich.PublishedPort {
-	p := enrich.PublishedPort{Port: number}
-	switch protocol {
-	case "tcp":
-		p.Proto = flowcache.ProtoTCP
-	case "udp":
-		p.Proto = flowcache.ProtoUDP
-	case "sctp":
-		p.Proto = 132
-	}
-	if number == 0 || p.Proto == 0 {
-		return list
-	}
-	for _, have := range list {
-		if have == p {
-			return list
-		}
-	}
-	return append(list, p)
 }
 
 // event takes what the engine says. The event of a new container has its names, and may be all that is left of it; podman's has no pod.
 func (g *engine) event(ctx context.Context, ev *event) error {
 	id := ev.Actor.ID
 	a := ev.Actor.Attributes
-	created := false
+	now := ask{id: id, at: ev.TimeNano, since: ev.TimeNano}
 	if ev.Type == "network" {
-		if ev.Action != "connect" && ev.Action != "disconnect" {
-			return nil
-		}
-		id = a["container"]
-	} else {
-		switch ev.Action {
-		case "create":
-			created = true
-			if a["name"] == "" {
-				break
+		now.id = a["container"]
+		k, known := g.e.known[now.id]
+		switch {
+		case ev.Action == "connect" && !k.started && known:
+			// It starts: until it has, it is not answered for. Its event comes.
+			if k.connected == 0 {
+				k.connected = ev.TimeNano
+				g.e.known[now.id] = k
 			}
+			return nil
+		case ev.Action == "connect", ev.Action == "disconnect" && k.has:
+			if now.id != "" {
+				g.ask(ctx, now)
+			}
+		}
+		return nil
+	}
+	if id == "" {
+		return nil
+	}
+	switch ev.Action {
+	case "create":
+		if a["name"] != "" {
 			g.e.put(ctx, id, enrich.Container{
 				Workload: flowcache.Workload{
 					ContainerID: id, ContainerName: a["name"], ContainerImage: a["image"], ContainerRuntime: g.runtime(), PodLabels: choose(g.e.labels, a),
 				},
 				Created: ev.TimeNano,
 			}, g.list)
-			if !g.podman {
-				return nil
+		}
+		switch {
+		case g.podman: // only its list knows the pod; it has no addresses before it starts
+			g.ask(ctx, ask{id: id, pod: true})
+		case a["name"] == "":
+			g.ask(ctx, now)
+		}
+	case "start":
+		if k, ok := g.e.known[id]; ok {
+			if k.connected != 0 {
+				now.since = k.connected
 			}
-			g.e.flush(ctx)
-		case "start", "init", "rename":
-		case "destroy", "remove":
-			g.e.end(id, time.Unix(0, ev.TimeNano))
-			return nil
-		default:
-			return nil
+			k.started, k.connected = true, 0
+			g.e.known[id] = k
 		}
+		g.ask(ctx, now)
+	case "init", "rename":
+		g.ask(ctx, now)
+	case "die", "died":
+		g.e.release(ctx, id, ev.TimeNano)
+	case "destroy", "remove":
+		g.e.end(id, time.Unix(0, ev.TimeNano))
 	}
-	if id == "" {
-		return nil
-	}
-	if g.podman && created { // only its list tells the pod
-		one := url.Values{"all": {"true"}, "filters": {`{"id":["` + id + `"]}`}}
-		if _, err := g.read(ctx, podmanList, one); err != nil {
-			return err
-		}
-	}
-	return g.inspect(ctx, id)
+	return nil
 }
 
-// inspect asks for one container.
-func (g *engine) inspect(ctx context.Context, id string) error {
-	var m inspected
-	err := g.get(ctx, "/containers/"+url.PathEscape(id)+"/json", &m)
+// ofPod passes on what the list of podman has of a container that was just made: its pod. It has no addresses before it starts.
+func (g *engine) ofPod(ctx context.Context, m *listed) {
+	if _, known := g.e.known[m.ID]; !known {
+		return // it is gone by now
+	}
+	t := g.ofList(m)
+	t.Addresses, t.Published = nil, nil
+	g.e.put(ctx, m.ID, t, g.list)
+	if k := g.e.known[m.ID]; m.IsInfra {
+		k.pod = m.PodName
+		g.e.known[m.ID] = k
+	}
+}
+
+// answer takes what is said of one container.
+func (g *engine) answer(ctx context.Context, r *answer) error {
+	g.asks, g.asking = g.asks[1:], false
+	defer g.next(ctx)
+	m, err := &r.m, r.err
 	var status statusError
+	var long *tooLong
+	var shape *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &status): // it is gone
 		return nil
+	case errors.As(err, &long):
+		g.e.skip("a container")
+		return nil // its names are known without
+	case errors.As(err, &shape) && m.ID != "":
+		g.e.malformed.Add(1)
 	case err != nil:
+		g.asks = nil // it does not answer: a list finds them
 		return err
+	}
+	if r.pod {
+		for i := range r.list {
+			g.ofPod(ctx, &r.list[i])
+		}
+		return nil
 	}
 	t := enrich.Container{
 		Workload: flowcache.Workload{
 			ContainerID: m.ID, ContainerName: strings.TrimPrefix(m.Name, "/"), ContainerImage: m.Config.Image, ContainerRuntime: g.runtime(),
-			PodLabels: choose(g.e.labels, m.Config.Labels),
+			PodLabels: choose(g.e.labels, m.Config.Labels), CGroupPath: cgroupOf(g.e.proc, m.State.Pid, m.ID),
 		},
-		Created: m.Created.UnixNano(),
+		Created: m.Created.UnixNano(), At: r.at, Since: r.since,
 	}
-	for _, n := range m.NetworkSettings.Networks {
-		t.Addresses = append(t.Addresses, parseAddresses(n.IPAddress, n.GlobalIPv6Address)...)
+	if r.at == 0 {
+		t.At, t.Since = r.asked, m.State.StartedAt.UnixNano()
 	}
-	for private, hosts := range m.NetworkSettings.Ports {
-		_, protocol, _ := strings.Cut(private, "/")
-		for _, h := range hosts {
-			var number uint16
-			if fmt.Sscan(h.HostPort, &number); number != 0 {
-				t.Published = publish(t.Published, protocol, number)
+	k, known := g.e.known[m.ID]
+	switch {
+	case !known && r.at != 0 && r.at < g.e.gone: // it was removed while it was asked for
+		return nil
+	case k.died >= t.At || r.at != 0 && m.State.FinishedAt.UnixNano() > r.at: // it has ended since, and may run again: events say so
+		t.At = 0
+		g.e.put(ctx, m.ID, t, g.list)
+		return nil
+	}
+	// One in the network of another reports that one's addresses (podman).
+	if !strings.HasPrefix(m.HostConfig.NetworkMode, "container:") {
+		for _, n := range m.NetworkSettings.Networks {
+			t.Addresses = appendAddresses(t.Addresses, n.IPAddress, n.GlobalIPv6Address)
+		}
+		var ports portSet
+		for private, hosts := range m.NetworkSettings.Ports {
+			_, protocol, _ := strings.Cut(private, "/")
+			for _, h := range hosts {
+				if number, err := strconv.ParseUint(h.HostPort, 10, 16); err == nil && number != 0 {
+					ports.add(protocol, int(number), int(number))
+				}
 			}
 		}
+		t.Published = ports.ranges()
+	}
+	if k.pod != "" { // the addresses of a pod are its infra container's
+		t.Behind = &flowcache.Workload{PodName: k.pod, ContainerRuntime: g.runtime()}
 	}
 	g.e.put(ctx, m.ID, t, g.list)
+	if k, ok := g.e.known[m.ID]; ok && m.State.Pid != 0 {
+		k.started = true
+		g.e.known[m.ID] = k
+	}
 	return nil
 }

@@ -28,6 +28,9 @@ type fake struct {
 	list   string
 	events func(w http.ResponseWriter, r *http.Request)
 	asked  map[string]int
+	// inspect has what is known of single containers; cut, if set, holds up lists in their middle.
+	inspect map[string]string
+	cut     chan struct{}
 }
 
 func newFake(t *testing.T) *fake {
@@ -55,7 +58,8 @@ func (f *fake) listen() {
 
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
-	silent, list, events := f.silent, f.list, f.events
+	silent, list, events, cut := f.silent, f.list, f.events, f.cut
+	one := f.inspect[strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/containers/"), "/json")]
 	f.asked[r.URL.Path]++
 	f.mu.Unlock()
 	switch {
@@ -71,6 +75,12 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		<-r.Context().Done()
 	case r.URL.Path == "/containers/json":
 		fmt.Fprint(w, list)
+		if cut != nil {
+			w.(http.Flusher).Flush()
+			<-cut
+		}
+	case one != "":
+		fmt.Fprint(w, one)
 	case r.URL.Path == "/_ping":
 		fmt.Fprint(w, "OK")
 	default:
@@ -271,7 +281,7 @@ func FuzzList(f *testing.F) {
 		}
 		c := g.ofList(&m)
 		for _, p := range c.Published {
-			if p.Port == 0 || p.Proto == 0 {
+			if p.From == 0 || p.Proto == 0 || p.To < p.From {
 				t.Errorf("%+v", p)
 			}
 		}

@@ -1,6 +1,9 @@
 package runtimes
 
-import "strings"
+import (
+	"strings"
+	"unicode/utf8"
+)
 
 // Labels that kubelet and the CRI runtimes put on pods and containers.
 const (
@@ -23,7 +26,7 @@ func choose(keys []string, labels map[string]string) string {
 		if !ok {
 			continue
 		}
-		v = strings.ReplaceAll(v[:min(len(v), maxLabel)], ",", ";")
+		v = strings.ReplaceAll(cut(v, maxLabel), ",", ";")
 		if b.Len()+len(k)+len(v)+2 > maxLabels {
 			break
 		}
@@ -35,4 +38,15 @@ func choose(keys []string, labels map[string]string) string {
 		b.WriteString(v)
 	}
 	return b.String()
+}
+
+// cut returns at most most octets of s, whole characters: what is not UTF-8 is left out.
+func cut(s string, most int) string {
+	if len(s) > most {
+		for most > 0 && !utf8.RuneStart(s[most]) {
+			most--
+		}
+		s = s[:most]
+	}
+	return strings.ToValidUTF8(s, "")
 }

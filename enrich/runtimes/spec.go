@@ -179,12 +179,16 @@ func parseSandbox(b []byte) []flowcache.Addr {
 	return parseAddresses(append([]string{r.Metadata.IP}, r.Metadata.AdditionalIPs...)...)
 }
 
+// maxAddresses is how many addresses of a container are followed.
+const maxAddresses = 128
+
 // parseAddresses returns those of the texts that are addresses of one end alone.
-func parseAddresses(texts ...string) []flowcache.Addr {
-	var list []flowcache.Addr
+func parseAddresses(texts ...string) []flowcache.Addr { return appendAddresses(nil, texts...) }
+
+func appendAddresses(list []flowcache.Addr, texts ...string) []flowcache.Addr {
 	for _, s := range texts {
 		a, err := netip.ParseAddr(s)
-		if err != nil || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+		if err != nil || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || len(list) >= maxAddresses {
 			continue
 		}
 		list = append(list, flowcache.Addr(a.As16()))

@@ -15,6 +15,7 @@ import (
 type Config struct {
 	Containerd, Docker, CRI, Podman string
 	Labels                          []string // keys of the labels that names carry, in this order
+	Proc                            string   // where proc is mounted; default /proc
 	// Notify, if set, is told once when a runtime begins to answer (true) and when it no longer does.
 	Notify func(ok bool, line string)
 }
@@ -40,6 +41,9 @@ func New(cfg Config) (*Watcher, error) {
 	if cfg.Notify == nil {
 		cfg.Notify = func(bool, string) {}
 	}
+	if cfg.Proc == "" {
+		cfg.Proc = "/proc"
+	}
 	w := &Watcher{}
 	for _, k := range []struct {
 		kind, sockets string
@@ -64,7 +68,7 @@ func New(cfg Config) (*Watcher, error) {
 				return nil, err
 			}
 			e := &endpoint{
-				kind: k.kind, socket: path, chosen: chosen, labels: cfg.Labels, notify: cfg.Notify,
+				kind: k.kind, socket: path, chosen: chosen, labels: cfg.Labels, proc: cfg.Proc, notify: cfg.Notify,
 				nudged: make(chan struct{}, 1), known: map[string]known{},
 			}
 			e.client = k.client(e)
