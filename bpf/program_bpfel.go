@@ -66,6 +66,11 @@ type programListener struct {
 	Addr  [16]uint8
 }
 
+type programMessages struct {
+	_      structs.HostLayout
+	Octets [2]uint64
+}
+
 type programProcessBuffer struct {
 	_     structs.HostLayout
 	Event struct {
@@ -124,6 +129,7 @@ const (
 	programMapListeners          = "listeners"
 	programMapLosses             = "losses"
 	programMapProcessBuffers     = "process_buffers"
+	programMapRedirects          = "redirects"
 	programMapSlots              = "slots"
 	programMapSockets            = "sockets"
 	programMapUsers              = "users"
@@ -238,6 +244,7 @@ type programMapSpecs struct {
 	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	ProcessBuffers *ebpf.MapSpec `ebpf:"process_buffers"`
+	Redirects      *ebpf.MapSpec `ebpf:"redirects"`
 	Slots          *ebpf.MapSpec `ebpf:"slots"`
 	Sockets        *ebpf.MapSpec `ebpf:"sockets"`
 	Users          *ebpf.MapSpec `ebpf:"users"`
@@ -278,6 +285,7 @@ type programMaps struct {
 	Listeners      *ebpf.Map `ebpf:"listeners"`
 	Losses         *ebpf.Map `ebpf:"losses"`
 	ProcessBuffers *ebpf.Map `ebpf:"process_buffers"`
+	Redirects      *ebpf.Map `ebpf:"redirects"`
 	Slots          *ebpf.Map `ebpf:"slots"`
 	Sockets        *ebpf.Map `ebpf:"sockets"`
 	Users          *ebpf.Map `ebpf:"users"`
@@ -294,6 +302,7 @@ func (m *programMaps) Close() error {
 		m.Listeners,
 		m.Losses,
 		m.ProcessBuffers,
+		m.Redirects,
 		m.Slots,
 		m.Sockets,
 		m.Users,

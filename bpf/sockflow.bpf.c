@@ -72,6 +72,19 @@ struct {
 	__type(value, struct sock_state);
 } sockets SEC(".maps");
 
+/* Octets of messages that a process sent and received through a connection which may be in a sockmap: what BPF redirects from one socket to another
+ * passes no counter of TCP. Key: the socket. Deleted by the kernel with it. */
+struct messages {
+	__u64 octets[2]; /* sent, received */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct messages);
+} redirects SEC(".maps");
+
 /* The same for connections that began while the programs watch, until they close. A socket's storage is two allocations, and is freed
  * after a grace period of RCU; a slot here costs nothing to speak of. A socket has one slot, by its cookie; if another has that it
  * has storage like the others. */
@@ -436,10 +449,16 @@ static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp
 	unsigned long flags = sk->__sk_common.skc_flags;
 	__u32 fin = fin_sent(tp, state);
 	__u64 sent = payload_sent(tp, role, fin);
+	struct messages *m;
 
+	m = bpf_sk_storage_get(&redirects, sk, 0, 0);
 	r->bytes_sent = sent + tp->bytes_retrans;
 	r->bytes_retrans = tp->bytes_retrans;
 	r->bytes_received = tp->bytes_received;
+	if (m && m->octets[0] > sent)
+		r->bytes_sent = m->octets[0] + tp->bytes_retrans;
+	if (m && m->octets[1] > r->bytes_received)
+		r->bytes_received = m->octets[1] + !!(flags & (1UL << SOCK_DONE)); /* the FIN counts as an octet */
 	r->pacing_rate = sk->sk_pacing_rate;
 	r->segs_out = tp->segs_out;
 	r->segs_in = tp->segs_in;
@@ -457,7 +476,7 @@ static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp
 	/* Where both ends began to count, whatever they see of each other: their sequence numbers now, less what went by. */
 	if (tp->rcv_nxt) {
 		r->seq = tp->snd_nxt - (__u32)sent - fin;
-		r->peer_seq = tp->rcv_nxt - (__u32)r->bytes_received;
+		r->peer_seq = tp->rcv_nxt - (__u32)tp->bytes_received;
 	}
 	/* At the end of a connection the port is no longer in skc_num (inet_put_port), but still here. */
 	r->sport = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
@@ -860,15 +879,21 @@ static __always_inline void sent(struct sock *sk, int result)
 
 /* The first process that sends or receives through a socket owns its flow; whether there are others is counted. In the
  * caller's context. result is what the call returned: one that failed, for there was nothing to read say, is no use. */
-static __always_inline int touch(struct sock *sk, int result)
+static __always_inline int touch(struct sock *sk, int result, int in)
 {
 	__u16 family = sk->__sk_common.skc_family;
 	struct task_struct *task;
 	struct sock_state *st;
+	struct messages *m;
 
 	if (result < 0 || (family != AF_INET && family != AF_INET6))
 		return 0;
 	if (sk->sk_protocol == IPPROTO_TCP) {
+		if (sk->sk_user_data) { /* a sockmap's, or the kernel's own */
+			m = bpf_sk_storage_get(&redirects, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+			if (m)
+				__sync_fetch_and_add(&m->octets[in], result);
+		}
 		st = used(sk);
 		if (!st)
 			return 0;
@@ -908,13 +933,13 @@ int BPF_PROG(send_length, struct sock *sk, int result)
 {
 	if (is_datagram(sk->sk_protocol))
 		sent(sk, result);
-	return touch(sk, result);
+	return touch(sk, result, 0);
 }
 
 SEC("tp_btf/sock_recv_length")
 int BPF_PROG(recv_length, struct sock *sk, int result)
 {
-	return touch(sk, result);
+	return touch(sk, result, 1);
 }
 
 /* Before Linux 6.3 these tracepoints are not there. */
@@ -923,7 +948,7 @@ int BPF_PROG(send4, struct socket *sock, void *msg, unsigned long size, int resu
 {
 	if (is_datagram(sock->sk->sk_protocol))
 		sent(sock->sk, result);
-	return touch(sock->sk, result);
+	return touch(sock->sk, result, 0);
 }
 
 SEC("fexit/inet6_sendmsg")
@@ -931,19 +956,19 @@ int BPF_PROG(send6, struct socket *sock, void *msg, unsigned long size, int resu
 {
 	if (is_datagram(sock->sk->sk_protocol))
 		sent(sock->sk, result);
-	return touch(sock->sk, result);
+	return touch(sock->sk, result, 0);
 }
 
 SEC("fexit/inet_recvmsg")
 int BPF_PROG(receive4, struct socket *sock, void *msg, unsigned long size, int flags, int result)
 {
-	return touch(sock->sk, result);
+	return touch(sock->sk, result, 1);
 }
 
 SEC("fexit/inet6_recvmsg")
 int BPF_PROG(receive6, struct socket *sock, void *msg, unsigned long size, int flags, int result)
 {
-	return touch(sock->sk, result);
+	return touch(sock->sk, result, 1);
 }
 
 /* Where neither is to be had: who accepted a connection. */

@@ -284,6 +284,7 @@ struct sock {
 	__u8 sk_kern_sock : 1;
 	__u8 sk_shutdown;
 	int sk_err;
+	void *sk_user_data;
 	unsigned long sk_pacing_rate;
 	unsigned long sk_ino;
 	struct sock_cgroup_data sk_cgrp_data;

@@ -26,7 +26,7 @@ func (d *doctor) unseen() {
 	if n, err := bpf.SocketMaps(); err != nil {
 		d.say(note, "sockmap", "not known whether programs redirect payload between sockets: "+err.Error())
 	} else if n > 0 {
-		d.say(note, "sockmap", fmt.Sprintf("%d maps of sockets: what programs redirect through them (sk_msg) is in no counter; the connections are seen", n))
+		d.say(note, "sockmap", fmt.Sprintf("%d maps of sockets: of what programs redirect through them (sk_msg) there are no packets; payload is counted by eBPF alone", n))
 	} else {
 		d.say(note, "sockmap", "none: no program redirects payload between sockets")
 	}
