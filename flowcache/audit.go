@@ -35,16 +35,27 @@ func (c *Cache) AuditDone(began int64) {
 	c.auditBegan, c.auditPasses = began, 2
 }
 
-// judge adds what the source did not see, and ends what it did not end.
+// judge adds what two audits saw and the source did not, and ends what it did not end.
 func (c *Cache) judge(dst []Record) []Record {
 	dst = c.Sweep(dst, c.auditBegan)
 	c.suspected = true
 	var lonely map[uint64]uint64
+	var missed map[uint64]struct{}
 	for i := range c.suspects {
 		o := &c.suspects[i]
 		c.stats.Suspects--
 		c.stats.Observations--
 		if c.lookup(&identity{o.Key, o.Cookie}) == 0 && !c.isStale(o) {
+			if _, twice := c.missed[o.Cookie]; !twice {
+				// Perhaps its end was missed, and its other end has been reported. The next audit shows whether it is still there.
+				if missed == nil {
+					missed = make(map[uint64]struct{})
+				}
+				missed[o.Cookie] = struct{}{}
+				c.stats.Stale++
+				c.stats.Observations++
+				continue
+			}
 			c.cfg.Known(o)
 			if lonely == nil {
 				lonely = c.lonely()
@@ -56,7 +67,7 @@ func (c *Cache) judge(dst []Record) []Record {
 		dst = c.Observe(dst, o)
 	}
 	c.suspected = false
-	c.suspects = c.suspects[:0]
+	c.suspects, c.missed = c.suspects[:0], missed
 	return dst
 }
 

@@ -50,7 +50,8 @@ type Cache struct {
 	auditBegan  int64
 	auditPasses int
 	suspects    []Observation
-	suspected   bool // it is being judged
+	missed      map[uint64]struct{} // sockets, by cookie, that the audit before saw and the cache did not have
+	suspected   bool                // it is being judged
 	// What evicted sockets have already told.
 	residue map[uint64]residue
 	// Flows with addresses translated: what the other end sees, by entry.translated; and places that are free.

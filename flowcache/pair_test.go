@@ -308,6 +308,12 @@ func TestAudit(t *testing.T) {
 		t.Fatalf("%+v", recs)
 	}
 	recs = c.SnapshotDone(recs[:0])
+	// The next audit sees 1 and 3.
+	alive.Time = 1060 * second
+	recs = c.Observe(recs, alive)
+	recs = c.Observe(recs, audit(3, 3, 1061*second))
+	c.AuditDone(1001 * second)
+	recs = c.SnapshotDone(c.SnapshotDone(recs))
 	st := c.Stats()
 	if len(recs) != 1 || recs[0].Source.Cookie != 2 || st.Audited != 1 || st.Vanished != 1 || st.Live != 2 || st.Suspects != 0 {
 		t.Fatalf("%+v %+v", recs, st)
