@@ -35,11 +35,11 @@ type Hook struct {
 
 var hookUses = []Hook{
 	{Name: "destroyed", Target: "tp_btf/tcp_destroy_sock", Use: "TCP connections"},
-	{Name: "destroyed2", Target: "tp_btf/tcp_destroy_sock", Use: "TCP connections that end while another's end is handled on the same CPU", twin: true},
+	{Name: "destroyed2", Target: "tp_btf/tcp_destroy_sock (again)", Use: "TCP connections that end while another's end is handled on the same CPU", twin: true},
 	{Name: "connect4", Target: "cgroup/connect4", Use: "who began TCP connections, and when"},
 	{Name: "connect6", Target: "cgroup/connect6", Use: "who began TCP connections, and when"},
 	{Name: "set_state", Target: "tp_btf/inet_sock_set_state", Use: "who began TCP connections, and when", insteadOf: "connect4", first: true},
-	{Name: "subflow_state", Target: "tp_btf/inet_sock_set_state", Use: "MPTCP connections", late: true},
+	{Name: "subflow_state", Target: "tp_btf/inet_sock_set_state (MPTCP)", Use: "MPTCP connections", late: true},
 	{Name: "send_reset", Target: "tp_btf/tcp_send_reset", Use: "the counters of TCP connections that are aborted"},
 	{Name: "error_report", Target: "tp_btf/inet_sk_error_report", Use: "timely ends of TCP connections that fail"},
 	{Name: "bind4", Target: "cgroup/post_bind4", Use: "the owner of connections that no process accepts"},
