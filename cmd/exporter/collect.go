@@ -59,12 +59,15 @@ func (s *collectSettings) run(files []string, stdout, stderr io.Writer) error {
 	if len(files) > 0 && len(s.listen) > 0 {
 		return usagef("collect: either files or --listen")
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	var printer recordPrinter
+	out := untilDone(ctx, stdout)
 	switch f, ok := stdout.(*os.File); {
 	case s.output == "table" || s.output == "" && ok && isatty.IsTerminal(f.Fd()):
-		printer = newRecordTable(stdout)
+		printer = newRecordTable(out)
 	case s.output == "json" || s.output == "":
-		printer = newRecordLines(stdout)
+		printer = newRecordLines(out)
 	default:
 		return usagef("--output %q: must be json or table", s.output)
 	}
@@ -102,8 +105,6 @@ func (s *collectSettings) run(files []string, stdout, stderr io.Writer) error {
 	for _, a := range c.Addrs() {
 		log.Info("listening", "at", a)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	go onSignal(ctx, syscall.SIGUSR1, func() { logCounts(log, "status", c.Counts()) }) // ends with ctx
 	show := func(records []collector.Record) error { return printer.print(records, s.options) }
 	if len(files) > 0 {
@@ -112,8 +113,8 @@ func (s *collectSettings) run(files []string, stdout, stderr io.Writer) error {
 		err = c.Run(ctx, show)
 	}
 	logCounts(log, "collected", c.Counts())
-	if errors.Is(err, syscall.EPIPE) {
-		return nil // the reader of our output has seen enough
+	if errors.Is(err, errLate) {
+		return nil // a signal came while nothing was read
 	}
 	return err
 }

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/sockflow/sockflow/collector"
 	"github.com/sockflow/sockflow/flowcache"
@@ -21,8 +20,8 @@ type recordPrinter interface {
 
 // recordLines writes JSON lines.
 type recordLines struct {
-	w *bufio.Writer
-	b []byte
+	w          *bufio.Writer
+	b, escaped []byte
 }
 
 func newRecordLines(w io.Writer) *recordLines {
@@ -35,17 +34,19 @@ func (p *recordLines) print(records []collector.Record, options bool) error {
 			continue
 		}
 		p.b = append(records[i].AppendJSON(p.b[:0]), '\n')
-		if _, err := p.w.Write(p.b); err != nil {
+		p.escaped = appendEscaped(p.escaped[:0], p.b)
+		if _, err := p.w.Write(p.escaped); err != nil {
 			return err
 		}
 	}
 	return p.w.Flush()
 }
 
-// recordTable writes flows as tablePrinter does, and other records as their names and values.
+// recordTable writes flows as tableForm does, and other records as their names and values.
 type recordTable struct {
-	w     *bufio.Writer
-	lines int
+	w       *bufio.Writer
+	lines   int
+	b, line []byte
 }
 
 func newRecordTable(w io.Writer) *recordTable { return &recordTable{w: bufio.NewWriter(w)} }
@@ -57,29 +58,37 @@ func (p *recordTable) print(records []collector.Record, options bool) error {
 			continue
 		}
 		if p.lines%headerEvery == 0 {
-			fmt.Fprintf(p.w, tableFormat, "TIME", "PROTO", "SOURCE", "DESTINATION", "SENT", "RECEIVED", "END", "WHO")
+			p.b = appendTableHeader(p.b[:0])
+			p.writeLine()
 		}
 		p.lines++
 		if src := address(r, "source"); src.IsValid() && !r.Template.Options {
-			fmt.Fprintf(p.w, tableFormat, endTime(r).Local().Format("15:04:05.000"), protocol(uint8(r.Uint("protocolIdentifier"))),
+			p.b = fmt.Appendf(p.b[:0], tableFormat, endTime(r).Local().Format("15:04:05.000"), protocol(uint8(r.Uint("protocolIdentifier"))),
 				netip.AddrPortFrom(src, uint16(r.Uint("sourceTransportPort"))),
 				netip.AddrPortFrom(address(r, "destination"), uint16(r.Uint("destinationTransportPort"))),
 				count(r, "transportOctetDeltaCount", "octetDeltaCount", "octetTotalCount", "initiatorOctets"),
 				count(r, "reverseTransportOctetDeltaCount", "reverseOctetDeltaCount", "reverseOctetTotalCount", "postOctetDeltaCount", "responderOctets"),
-				endReason(r), printable(whoAt(r)))
+				endReason(r), whoAt(r))
+			p.writeLine()
 			continue
 		}
 		what := "data"
 		if r.Template.Options {
 			what = "options"
 		}
-		fmt.Fprintf(p.w, "%-12s %-5s", r.ExportTime.Local().Format("15:04:05.000"), what)
+		p.b = fmt.Appendf(p.b[:0], "%-12s %-5s", r.ExportTime.Local().Format("15:04:05.000"), what)
 		for j := range r.Values {
-			fmt.Fprintf(p.w, " %s=%s", r.Template.Fields[j].Name(), shown(r.Value(j)))
+			p.b = fmt.Appendf(p.b, " %s=%s", r.Template.Fields[j].Name(), shown(r.Value(j)))
 		}
-		fmt.Fprintln(p.w)
+		p.writeLine()
 	}
 	return p.w.Flush()
+}
+
+// writeLine writes b; the error is that of Flush.
+func (p *recordTable) writeLine() {
+	p.line = append(appendPrintable(p.line[:0], p.b), '\n')
+	p.w.Write(p.line)
 }
 
 func address(r *collector.Record, side string) netip.Addr {
@@ -163,14 +172,4 @@ func shown(v any) string {
 		return fmt.Sprintf("%d records", len(v.List))
 	}
 	return fmt.Sprint(v)
-}
-
-// printable keeps what others wrote from moving the cursor.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return unicode.ReplacementChar
-	}, s)
 }

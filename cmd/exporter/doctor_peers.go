@@ -145,7 +145,10 @@ func (d *doctor) reach() {
 		return
 	}
 	for _, address := range d.settings.collectors {
-		if strings.HasPrefix(address, "json:") {
+		if path, ok := strings.CutPrefix(address, "json:"); ok {
+			if path, _, _ = strings.Cut(path, "?"); path != "-" && path != "" {
+				d.file(address, path)
+			}
 			continue
 		}
 		d.collector(address)
@@ -172,12 +175,11 @@ func (d *doctor) collector(address string) {
 	one.exporting.doctor = true
 	one.templateRefresh = 100 * time.Millisecond // that nobody listens is told to the datagram that follows
 	line := &lastLine{}
-	exporters, _, done, err := destinations(&one, io.Discard, slog.New(line))
+	exporters, err := destinations(&one, io.Discard, slog.New(line))
 	if err != nil {
 		d.say(bad, address, err.Error(), "see run --help")
 		return
 	}
-	defer done()
 	x := exporters[0]
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})

@@ -10,7 +10,7 @@ import (
 	"github.com/sockflow/sockflow/ipfix"
 )
 
-// exporter gives records to one collector.
+// exporter gives records to one collector, or prints them.
 type exporter interface {
 	Run(ctx context.Context) error
 	Offer(r *flowcache.Records) bool
@@ -59,14 +59,18 @@ func (e *exporting) apply(c *ipfix.Config) {
 	c.SpoolSize, _ = ipfix.ParseSize(e.spoolSize)
 }
 
-// newGroup puts exporters together by the policy.
-func newGroup(policy string, exporters []exporter) *ipfix.Group {
+// newGroup puts exporters together by the policy; what prints gets every record whatever the policy is.
+func newGroup(policy string, exporters []exporter) (group *ipfix.Group, printers []taker) {
 	p, _ := ipfix.ParsePolicy(policy)
-	members := make([]ipfix.Member, len(exporters))
-	for i, x := range exporters {
-		members[i] = x
+	var members []ipfix.Member
+	for _, x := range exporters {
+		if x, ok := x.(*printing); ok {
+			printers = append(printers, x)
+			continue
+		}
+		members = append(members, x)
 	}
-	return ipfix.NewGroup(p, members)
+	return ipfix.NewGroup(p, members), printers
 }
 
 // newNtopng makes the exporter of a zmq: URL.

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 )
@@ -16,6 +18,8 @@ import (
 var version = "dev"
 
 func main() {
+	// A write to a pipe that has no reader any more fails with EPIPE, and does not end the program: other collectors go on.
+	signal.Ignore(syscall.SIGPIPE)
 	os.Exit(execute(os.Args, os.Stdout, os.Stderr))
 }
 
@@ -33,11 +37,11 @@ func execute(args []string, stdout, stderr io.Writer) int {
 	cmd := newCommand(name, stdout, stderr)
 	cmd.SetArgs(args[1:])
 	err := cmd.Execute()
-	if err == nil {
+	if err == nil || errors.Is(err, syscall.EPIPE) { // the reader of the output has seen enough
 		return 0
 	}
 	// One line, whatever a library put into its error.
-	fmt.Fprintf(stderr, "%s: %s\n", name, strings.Join(strings.Fields(err.Error()), " "))
+	fmt.Fprintf(newLogWriter(stderr), "%s: %s\n", name, printable(strings.Join(strings.Fields(err.Error()), " ")))
 	var usage usageError
 	if errors.As(err, &usage) {
 		return 2

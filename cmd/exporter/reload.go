@@ -35,8 +35,12 @@ type fleetMember struct {
 func (f *fleet) start(ctx context.Context, s *settings, exporters []exporter) []*fleetMember {
 	var started []*fleetMember
 	urls := exporterURLs(s.collectors)
-	for i, x := range exporters {
-		id, _, _ := identity(urls[i], s) // it was parsed before
+	for _, x := range exporters {
+		id := x.Name()
+		if _, prints := x.(*printing); !prints {
+			id, _, _ = identity(urls[0], s) // it was parsed before
+			urls = urls[1:]
+		}
 		m := &fleetMember{exporter: x, identity: id}
 		var runCtx context.Context
 		runCtx, m.stop = context.WithCancel(ctx)
@@ -67,7 +71,7 @@ func (f *fleet) list() []exporter {
 	return list
 }
 
-// exporterURLs are the URLs that have an exporter; JSON is printed.
+// exporterURLs are the URLs of collectors; JSON is printed.
 func exporterURLs(collectors []string) []string {
 	return slices.DeleteFunc(slices.Clone(collectors), func(url string) bool { return strings.HasPrefix(url, "json:") })
 }
@@ -231,7 +235,7 @@ func (r *reloader) reload(ctx, exportCtx context.Context) (changed []string, ref
 		}
 	}
 	if len(fresh.collectors) > 0 {
-		exporters, _, _, err := destinations(&fresh, nil, r.log)
+		exporters, err := destinations(&fresh, nil, r.log)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -248,11 +252,16 @@ func (r *reloader) reload(ctx, exportCtx context.Context) (changed []string, ref
 			return nil, 0, err
 		}
 	}
+	for _, m := range old { // what is printed stays
+		if _, prints := m.exporter.(*printing); prints {
+			members = append(members, m)
+		}
+	}
 	r.fleet.set(members)
-	group := newGroup(n.exporting.policy, r.fleet.list())
+	group, printers := newGroup(n.exporting.policy, r.fleet.list())
 	done := make(chan error, 1)
 	swap := func(pipelineStatus) {
-		r.p.exporters, r.p.selector = group, r.p.selector.with(filters)
+		r.p.exporters, r.p.printers, r.p.selector = group, printers, r.p.selector.with(filters)
 		done <- r.p.cache.SetTimeouts(reportEvery(n), n.idleTimeout, flowcache.Now())
 	}
 	select {

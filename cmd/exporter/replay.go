@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"slices"
@@ -92,11 +92,10 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 			return err
 		}
 	}
-	exporters, printer, closePrinter, err := destinations(s, stdout, log)
+	exporters, err := destinations(s, stdout, log)
 	if err != nil {
 		return err
 	}
-	defer closePrinter()
 	for _, x := range exporters {
 		if x, ok := x.(*ipfix.Exporter); ok {
 			x.UseRecordTimes(s.boot)
@@ -106,7 +105,8 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 	if err != nil {
 		return err
 	}
-	p := &pipeline{exporters: newGroup(s.exporting.policy, exporters), printer: printer, selector: selector, pool: make(flowcache.RecordPool, 64)}
+	p := &pipeline{selector: selector, pool: make(flowcache.RecordPool, 64)}
+	p.exporters, p.printers = newGroup(s.exporting.policy, exporters)
 	m, err := replay.NewMeter(replay.Config{
 		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows, Decap: o.decap, Pool: make(flowcache.RecordPool, 64),
 	})
@@ -137,10 +137,16 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 			}
 		}
 		waitForRoom(ctx, exporters)
-		return p.hand(r.List)
+		select {
+		case <-readerGone(exporters):
+			return syscall.EPIPE
+		default:
+		}
+		p.hand(r.List)
+		return nil
 	})
 	if err == nil {
-		err = p.tellRecords(p.selector.flush()) // the interval of --aggregate-ports is the whole capture
+		p.tellRecords(p.selector.flush()) // the interval of --aggregate-ports is the whole capture
 	}
 	bar.stop()
 	waitForAll(ctx, exporters)
@@ -148,9 +154,6 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 	exporting.Wait()
 	summarize(exporters, log)
 	in.report(m.Stats(), time.Since(begun), names, log)
-	if errors.Is(err, syscall.EPIPE) {
-		return nil // the reader of our output has seen enough
-	}
 	if err == nil {
 		err = in.failed
 	}
@@ -169,27 +172,35 @@ const (
 // waitForRoom waits until no collector has more than so many records before it, or one takes none for too long.
 func waitForRoom(ctx context.Context, exporters []exporter) {
 	for _, x := range exporters {
-		waitFor(ctx, func() uint64 { return max(x.Stats().Waiting, maxWaiting) - maxWaiting })
+		waitFor(ctx, patienceWith(x), func() uint64 { return max(x.Stats().Waiting, maxWaiting) - maxWaiting })
 	}
 }
 
 // waitForAll waits until collectors have all records, those included that wait for a connection or an acknowledgment.
 func waitForAll(ctx context.Context, exporters []exporter) {
 	for _, x := range exporters {
-		waitFor(ctx, func() uint64 { return x.Stats().Waiting })
+		waitFor(ctx, patienceWith(x), func() uint64 { return x.Stats().Waiting })
 	}
 	if len(exporters) > 0 && ctx.Err() == nil {
 		time.Sleep(flushTime)
 	}
 	for _, x := range exporters {
-		waitFor(ctx, func() uint64 { return x.Stats().Backlog })
+		waitFor(ctx, patienceWith(x), func() uint64 { return x.Stats().Backlog })
 	}
 }
 
-// waitFor waits until left is 0, or has not become less for too long.
-func waitFor(ctx context.Context, left func() uint64) {
+// patienceWith is how long an exporter may take nothing: who reads what is printed, perhaps a person with a pager, has all the time.
+func patienceWith(x exporter) time.Duration {
+	if _, prints := x.(*printing); prints {
+		return math.MaxInt64
+	}
+	return stuck
+}
+
+// waitFor waits until left is 0, or has not become less for so long.
+func waitFor(ctx context.Context, patience time.Duration, left func() uint64) {
 	least, since := left(), time.Now()
-	for n := least; n > 0 && ctx.Err() == nil && time.Since(since) < stuck; n = left() {
+	for n := least; n > 0 && ctx.Err() == nil && time.Since(since) < patience; n = left() {
 		if n < least {
 			least, since = n, time.Now()
 		}

@@ -19,20 +19,19 @@ import (
 // run meters until a signal.
 func run(s *settings, stdout, stderr io.Writer) error {
 	log := newLogger(stderr, s.logLevel)
-	exporters, printer, closePrinter, err := destinations(s, stdout, log)
+	exporters, err := destinations(s, stdout, log)
 	if err != nil {
 		return err
 	}
-	defer closePrinter()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return meter(ctx, s, exporters, printer, log)
+	return meter(ctx, s, exporters, nil, log)
 }
 
 func newLogger(w io.Writer, level string) *slog.Logger {
 	var l slog.Level
 	l.UnmarshalText([]byte(level)) // checked by settings
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l}))
+	return slog.New(slog.NewTextHandler(newLogWriter(w), &slog.HandlerOptions{Level: l}))
 }
 
 // base is what every collector's URL changes.
@@ -56,59 +55,61 @@ func (s *settings) base() (ipfix.Config, error) {
 	return base, nil
 }
 
-// destinations makes the exporters and the printer of the -c URLs.
-func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, printer, func(), error) {
+// destinations makes the exporters of the -c URLs, in their order. Without one, records are printed.
+func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, error) {
 	base, err := s.base()
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	base.Notify = notifier(log)
 	names := map[string]bool{}
 	var exporters []exporter
-	var out printer
-	done := func() {}
 	for _, url := range s.collectors {
 		if strings.HasPrefix(url, "json:") {
-			if out != nil {
-				return nil, nil, nil, usagef("collector %q: only one json: destination", url)
+			x, err := openJSON(url, stdout, base.Notify)
+			if err != nil {
+				return nil, err
 			}
-			if out, done, err = openJSON(url, stdout); err != nil {
-				return nil, nil, nil, err
+			if names[x.Name()] {
+				return nil, usagef("collector %q: given twice", url)
 			}
+			names[x.Name()] = true
+			exporters = append(exporters, x)
 			continue
 		}
 		if strings.HasPrefix(url, "zmq:") {
 			x, err := newNtopng(url, s, base.Options.Node, base.Notify)
 			if err != nil {
-				return nil, nil, nil, err
+				return nil, err
 			}
 			exporters = append(exporters, x)
 			continue
 		}
 		cfg, err := ipfix.ParseURL(url, base)
 		if err != nil {
-			return nil, nil, nil, usageError{err}
+			return nil, usageError{err}
 		}
 		if s.exporting.doctor {
 			cfg.Spool = ""
 		}
 		x, err := ipfix.New(cfg)
 		if err != nil {
-			return nil, nil, nil, usagef("collector %q: %w", url, err)
+			return nil, usagef("collector %q: %w", url, err)
 		}
 		if names[x.Name()] {
-			return nil, nil, nil, usagef("collector %q: given twice", url)
+			return nil, usagef("collector %q: given twice", url)
 		}
 		names[x.Name()] = true
 		exporters = append(exporters, x)
 	}
 	if len(s.collectors) == 0 {
-		out = newJSONPrinter(stdout)
+		x := newPrinting("json:-", newJSONForm(), stdout, nil, printQueue, base.Notify)
 		if f, ok := stdout.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
-			out = newTablePrinter(stdout)
+			x = newPrinting("table:-", &tableForm{}, stdout, nil, printQueue, base.Notify)
 		}
+		exporters = append(exporters, x)
 	}
-	return exporters, out, done, nil
+	return exporters, nil
 }
 
 // onSignal calls f at each signal until ctx ends.

@@ -97,7 +97,7 @@ func top(s *settings, o *topOptions, stdout io.Writer) error {
 	go func() { metering <- meter(meterCtx, s, nil, model, log) }() // ends with meterCtx
 	var err error
 	if o.batch {
-		err = topBatch(meterCtx, model, o, stdout, metering)
+		err = topBatch(meterCtx, model, o, untilDone(meterCtx, stdout), metering)
 	} else {
 		err = topScreen(meterCtx, model, o, notes, metering)
 	}
@@ -157,7 +157,7 @@ func topBatch(ctx context.Context, m *topModel, o *topOptions, stdout io.Writer,
 			fmt.Fprintln(w, v.line(&rows[i], widths, order))
 		}
 		if err := w.Flush(); err != nil {
-			if errors.Is(err, syscall.EPIPE) {
+			if errors.Is(err, syscall.EPIPE) || errors.Is(err, errLate) {
 				return nil
 			}
 			return err
