@@ -295,15 +295,15 @@ func (u *topUI) draw() {
 		u.text(0, 2+i, w, style, line)
 	}
 	if l.cursor < len(u.rows) {
-		u.text(0, h-2, w, plain, printable(u.rows[l.cursor].detail()))
+		u.text(0, h-2, w, plain, u.rows[l.cursor].detail())
 	}
 	switch {
 	case u.typing:
 		u.text(0, h-1, w, bold, "filter: "+u.filter+"_")
 	case u.filter != "":
-		u.text(0, h-1, w, bold, "filter: "+printable(u.filter)+"   esc: all")
+		u.text(0, h-1, w, bold, "filter: "+u.filter+"   esc: all")
 	case u.notes.String() != "":
-		u.text(0, h-1, w, plain, "note: "+printable(u.notes.String()))
+		u.text(0, h-1, w, plain, "note: "+u.notes.String())
 	default:
 		u.text(0, h-1, w, plain, "1 flows 2 processes 3 containers 4 pods  enter open  / filter  h help  q quit")
 	}
@@ -312,7 +312,7 @@ func (u *topUI) draw() {
 
 // text writes a line; a rune takes a cell.
 func (u *topUI) text(x, y, width int, style tcell.Style, s string) {
-	for _, r := range s {
+	for _, r := range printable(s) {
 		if x >= width {
 			return
 		}
