@@ -146,7 +146,7 @@ func (d *doctor) reach() {
 	}
 	for _, address := range d.settings.collectors {
 		if path, ok := strings.CutPrefix(address, "json:"); ok {
-			if path, _, _ = strings.Cut(path, "?"); path != "-" && path != "" {
+			if jsonPath(address) != "" {
 				d.file(address, path)
 			}
 			continue
@@ -160,6 +160,10 @@ func (d *doctor) file(address, path string) {
 	path, _, _ = strings.Cut(path, "?")
 	if dir := filepath.Dir(path); unix.Access(dir, unix.W_OK) != nil {
 		d.say(bad, address, "no file can be written in "+dir, "make the folder, or let the exporter write it")
+		return
+	}
+	if err := checkFolder(filepath.Dir(path), path); err != nil {
+		d.say(bad, address, err.Error(), "name a folder that root alone may write into")
 		return
 	}
 	d.say(good, address, "can be written")

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -39,16 +40,14 @@ func openJSON(dest string, stdout io.Writer, notify func(ok bool, line string)) 
 	if path == "-" || path == "" {
 		return newPrinting("json:-", f, stdout, nil, queue, notify), nil
 	}
-	file, err := openOutput(path)
+	if err := checkFolder(filepath.Dir(path), path); err != nil {
+		return nil, fmt.Errorf("collector %q: %w", dest, err)
+	}
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("collector %q: %w", dest, err)
 	}
 	return newPrinting("json:"+path, f, file, file, queue, notify), nil
-}
-
-// openOutput opens a file to append to.
-func openOutput(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 }
 
 // jsonForm is a JSON object a line.

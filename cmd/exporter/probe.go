@@ -31,6 +31,7 @@ type probe struct {
 	ebpf       *bpf.Source          // nil in netlink mode
 	netlink    *sockdiag.Source     // the netlink source, or the audit; nil if there is none
 	interfaces *sockdiag.Interfaces // nil if they are not read
+	confined   *confinement
 }
 
 // meter meters until ctx ends, and then ends in order: sources, cache, exporters. With a model it gets every record too.
@@ -41,7 +42,8 @@ func meter(ctx context.Context, s *settings, exporters []exporter, model *topMod
 	if err := x.open(exporters); err != nil {
 		return err
 	}
-	confine(s.privileges, log)
+	x.confined = x.confinement()
+	x.confined.confine(log)
 	shedStart()
 	if model != nil {
 		x.p.printers = append(x.p.printers, model)
@@ -148,7 +150,7 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 	}
 	go onSignal(srcCtx, syscall.SIGUSR1, func() { logStatus(srcCtx, m, x.log) }) // ends with srcCtx
 	go watchdog(srcCtx, m)                                                       // ends with srcCtx
-	again := &reloader{s: x.s, p: x.p, fleet: sending, begin: begin, log: x.log}
+	again := &reloader{s: x.s, p: x.p, fleet: sending, begin: begin, confined: x.confined, log: x.log}
 	reloading := make(chan struct{})
 	go func() { // ends with srcCtx
 		again.run(srcCtx, exportCtx)

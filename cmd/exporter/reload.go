@@ -158,11 +158,12 @@ type fieldSetter interface {
 
 // reloader applies --config again at each SIGHUP.
 type reloader struct {
-	s     *settings
-	p     *pipeline
-	fleet *fleet
-	begin func(exporters []exporter) // told of new exporters before they run
-	log   *slog.Logger
+	s        *settings
+	p        *pipeline
+	fleet    *fleet
+	begin    func(exporters []exporter) // told of new exporters before they run
+	confined *confinement
+	log      *slog.Logger
 }
 
 // run serves SIGHUP until ctx ends; exporters run until exportCtx does.
@@ -198,6 +199,11 @@ func (r *reloader) reload(ctx, exportCtx context.Context) (changed []string, ref
 	if (len(n.collectors) == 0) != (len(r.s.collectors) == 0) ||
 		!slices.Equal(slices.DeleteFunc(slices.Clone(n.collectors), isJSON), slices.DeleteFunc(slices.Clone(r.s.collectors), isJSON)) {
 		return nil, 0, fmt.Errorf("what is printed (json:) cannot change while the program runs; restart it")
+	}
+	for _, dir := range n.outputs() {
+		if !r.confined.allows(dir) {
+			return nil, 0, fmt.Errorf("files in %s cannot be written: that was given up at the start (--privileges); restart it", dir)
+		}
 	}
 	filters, err := n.selecting.parse()
 	if err != nil {

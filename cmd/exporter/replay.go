@@ -30,7 +30,7 @@ type replaySettings struct {
 // notOfReplay are flags of run that have no meaning for a capture.
 var notOfReplay = []string{
 	"snapshot-interval", "source", "audit-interval", "without-hook", "local-pairs", "proc", "metrics", "containerd", "docker", "cri", "podman", "labels",
-	"interface", "promiscuous", "decap", "interface-interval", "kube", "kube-token", "kube-ca", "kube-pods", "kube-node", "kube-max", "privileges",
+	"interface", "promiscuous", "decap", "interface-interval", "kube", "kube-token", "kube-ca", "kube-pods", "kube-node", "kube-max",
 	"flow-metrics", "flow-metrics-max", "pprof", "memory-limit",
 }
 
@@ -55,6 +55,7 @@ are printed: a table on a terminal, JSON lines otherwise.`,
 			if o.speed < 0 {
 				return usagef("--speed %g: must not be negative", o.speed)
 			}
+			s.privileges = onlyIn(cmd.Context(), s.privileges)
 			return replayFiles(&s, &o, files, stdout, stderr)
 		},
 	}
@@ -114,6 +115,7 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 		return usageError{err}
 	}
 	in.meter, in.idle = m, s.idleTimeout
+	replayConfinement(s, files, exporters).confine(log)
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -158,6 +160,25 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 		err = in.failed
 	}
 	return err
+}
+
+// replayConfinement leaves the captures, and what collectors need.
+func replayConfinement(s *settings, files []string, exporters []exporter) *confinement {
+	c := &confinement{mode: s.privileges, closed: true, alone: true, write: s.outputs(), calls: calls{seek: true}}
+	c.calls.write = len(c.write) > 0
+	for _, name := range files {
+		if name != "-" {
+			c.read = append(c.read, name)
+		}
+	}
+	for _, x := range exporters {
+		if _, prints := x.(*printing); !prints {
+			c.read = append(c.read, s.readable()...)
+			c.alone, c.calls.inet, c.calls.netlink = false, true, true
+			break
+		}
+	}
+	return c
 }
 
 const (

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -91,6 +93,15 @@ func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, 
 		}
 		if s.exporting.doctor {
 			cfg.Spool = ""
+		}
+		switch {
+		case cfg.Network == "file":
+			err = checkFolder(filepath.Dir(cfg.Address), cfg.Address)
+		case spools(&cfg):
+			err = checkFolder(cfg.Spool, "")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("collector %q: %w", url, err)
 		}
 		x, err := ipfix.New(cfg)
 		if err != nil {

@@ -48,16 +48,19 @@ space        freeze, and go on
 h            this
 q            quit`
 
-// topScreen shows the model until q, a signal, or the end of the metering.
-func topScreen(ctx context.Context, m *topModel, o *topOptions, notes *lastNotes, metering <-chan error) error {
+func openScreen() (tcell.Screen, error) {
 	screen, err := tcell.NewScreen()
+	if err == nil {
+		err = screen.Init()
+	}
 	if err != nil {
-		return fmt.Errorf("open the terminal: %w; top --batch needs none", err)
+		return nil, fmt.Errorf("open the terminal: %w; top --batch needs none", err)
 	}
-	if err := screen.Init(); err != nil {
-		return fmt.Errorf("open the terminal: %w; top --batch needs none", err)
-	}
-	defer screen.Fini()
+	return screen, nil
+}
+
+// topScreen shows the model until q, a signal, or the end of the metering.
+func topScreen(ctx context.Context, screen tcell.Screen, m *topModel, o *topOptions, notes *lastNotes, metering <-chan error) error {
 	u := &topUI{screen: screen, model: m, notes: notes, stack: []topLevel{{view: viewNamed(o.view)}}, order: topOrder{column: -1}, filter: o.filter, tree: o.tree}
 	events, quit := make(chan tcell.Event, 16), make(chan struct{})
 	defer close(quit)
