@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -55,9 +56,9 @@ func spools(cfg *ipfix.Config) bool {
 	return cfg.Spool != "" && (cfg.Network == "tcp" || cfg.Network == "tls" || cfg.Network == "sctp")
 }
 
-// readable are the paths that are read when everything is open: proc, what the settings name and may change, and systemFiles.
+// readable are the paths that are read when everything is open: what the settings name and may change, and systemFiles.
 func (s *settings) readable() []string {
-	paths := append([]string{s.proc}, systemFiles...)
+	paths := slices.Clone(systemFiles)
 	name := func(path string) {
 		if path != "" {
 			paths = append(paths, around(path)...)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -115,7 +116,7 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 		return usageError{err}
 	}
 	in.meter, in.idle = m, s.idleTimeout
-	replayConfinement(s, files, exporters).confine(log)
+	replayConfinement(s, files).confine(log)
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -163,7 +164,7 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 }
 
 // replayConfinement leaves the captures, and what collectors need.
-func replayConfinement(s *settings, files []string, exporters []exporter) *confinement {
+func replayConfinement(s *settings, files []string) *confinement {
 	c := &confinement{mode: s.privileges, closed: true, alone: true, write: s.outputs(), calls: calls{seek: true}}
 	c.calls.write = len(c.write) > 0
 	for _, name := range files {
@@ -171,12 +172,13 @@ func replayConfinement(s *settings, files []string, exporters []exporter) *confi
 			c.read = append(c.read, name)
 		}
 	}
-	for _, x := range exporters {
-		if _, prints := x.(*printing); !prints {
-			c.read = append(c.read, s.readable()...)
+	s.eachCollector(func(url string, cfg *ipfix.Config) {
+		if cfg != nil && cfg.Network != "file" || strings.HasPrefix(url, "zmq:") {
 			c.alone, c.calls.inet, c.calls.netlink = false, true, true
-			break
 		}
+	})
+	if c.calls.inet {
+		c.read = append(c.read, s.readable()...)
 	}
 	return c
 }
