@@ -184,6 +184,7 @@ func TestConfined(t *testing.T) {
 		{name: "drop, no runtimes", args: join(run, udp, quiet), ready: "metering by eBPF", tracing: true, inet: true, netlink: true, setns: true, caps: drop},
 		{name: "drop, spool", args: join(run, spool), ready: "metering by eBPF", tracing: true, inet: true, unixes: true, netlink: true, setns: true, caps: drop, writes: out, mightAll: true},
 		{name: "least", args: join(run, udp, []string{"--privileges", "least", "--config", config}), ready: "metering by eBPF", closed: true, inet: true, unixes: true, netlink: true, caps: least, config: config},
+		{name: "least, netlink", args: join(run, udp, []string{"--source", "netlink", "--privileges", "least"}), ready: "metering by netlink", tracing: true, inet: true, unixes: true, netlink: true, caps: hexSet(unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN, unix.CAP_SYS_PTRACE)},
 		{name: "least, spool", args: join(run, spool, quiet, []string{"--privileges", "least"}), ready: "metering by eBPF", closed: true, inet: true, netlink: true, caps: least, writes: out},
 		{name: "least, json", args: join(run, quiet, []string{"-c", "json:" + out + "/x.json", "--privileges", "least"}), ready: "metering by eBPF", closed: true, inet: true, netlink: true, caps: least, writes: out},
 		{name: "collect", args: []string{"collect", "--listen", "udp://127.0.0.1:0", "--listen", "tcp://127.0.0.1:0"}, ready: "listening", closed: true, caps: hexSet()},
@@ -255,6 +256,8 @@ func (tc *confinedCase) try(t *testing.T) {
 		must("truncate", false, i.open("/etc/passwd", unix.O_RDONLY|unix.O_TRUNC))
 	}
 	if tc.config != "" {
+		os.WriteFile(tc.config+".new", nil, 0o644)
+		os.Rename(tc.config+".new", tc.config) // as editors do
 		must("read the configuration", true, i.open(tc.config, unix.O_RDONLY))
 		must("list its folder", true, i.open(filepath.Dir(tc.config), unix.O_RDONLY|unix.O_DIRECTORY))
 		must("write the configuration", false, i.open(tc.config, unix.O_WRONLY))

@@ -96,6 +96,8 @@ func traffic(mode string, args []string) error {
 		return burst(args[0], args[1], args[2], args[3])
 	case "hold":
 		return hold(args[0], args[1])
+	case "without":
+		return without(args[0], args[1:])
 	}
 	return fmt.Errorf("no program %q", mode)
 }
