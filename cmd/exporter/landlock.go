@@ -30,7 +30,8 @@ func (c *confinement) closePaths(log *slog.Logger) error {
 	case version < landlockScopes:
 		log.Info("this kernel's Landlock closes files alone: signals and abstract sockets since Linux 6.12, TCP since 6.7", "version", version)
 	}
-	time.Now().Zone() // read now what is read once, at the first use
+	zone, _ := time.Now().Zone() // which reads the zone's file, once
+	log.Debug("files are closed", "read", c.read, "written", c.write, "zone", zone)
 	var rules []landlock.Rule
 	for _, path := range c.read {
 		rules = append(rules, readRule(path))

@@ -89,7 +89,7 @@ func (x *probe) confinement() *confinement {
 		x.log.Warn("files are not closed by Landlock: netlink snapshots find the owners of sockets in /proc")
 		kept = append(kept, unix.CAP_SYS_PTRACE)
 	} else {
-		c.closed, c.read = true, append(s.readable(), s.proc)
+		c.closed, c.read = true, append(s.readable(), "/proc", s.proc)
 	}
 	c.capabilities = kept
 	return c
