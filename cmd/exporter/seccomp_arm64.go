@@ -1,6 +1,4 @@
 package main
 
-import "golang.org/x/sys/unix"
-
 // machineCalls are those that every command makes on this machine beyond allowedCalls.
-var machineCalls = []uint32{}
+var machineCalls []uint32
