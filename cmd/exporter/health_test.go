@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// TestMetricsServer: clients that connect and ask nothing take a bounded number of connections, and not for long: who asks is answered.
+// TestMetricsServer: clients that connect and ask nothing take a bounded number of connections, and not for long: who
+// asks is answered.
 func TestMetricsServer(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

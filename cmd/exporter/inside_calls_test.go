@@ -119,7 +119,8 @@ var neverCalls = map[string]func(i *insider) error{
 	"no such call":    func(i *insider) error { _, err := i.call(999); return err },
 }
 
-// confinedCase is a command, and what somebody who took it over can and cannot do with files, sockets and other processes.
+// confinedCase is a command, and what an intruder in it can and cannot do with files,
+// sockets and other processes.
 type confinedCase struct {
 	name     string
 	args     []string

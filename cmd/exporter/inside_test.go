@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// insider makes system calls in a thread of another process, as somebody would who had taken it over: by ptrace(2), and subject to all that the
-// process has given up.
+// insider makes system calls in a thread of another process, as an intruder would: by ptrace(2), and subject to all
+// that the process has given up.
 type insider struct {
 	t       *testing.T
 	tid     int
@@ -153,7 +153,8 @@ func (i *insider) readlink(path string) error {
 	return err
 }
 
-// memory reads eight octets at an address of another process by /proc/PID/mem, in every way to choose a place in a file.
+// memory reads eight octets at an address of another process by /proc/PID/mem, in every way to choose a place in a
+// file.
 func (i *insider) memory(pid int, address uintptr) error {
 	at := unix.AT_FDCWD
 	fd, err := i.call(unix.SYS_OPENAT, uintptr(at), i.path(fmt.Sprintf("/proc/%d/mem", pid)), unix.O_RDONLY|unix.O_CLOEXEC)

@@ -13,14 +13,15 @@ import (
 	landlocksys "github.com/landlock-lsm/go-landlock/landlock/syscall"
 )
 
-// What versions of Landlock bring (landlock(7)): 1 (Linux 5.13) files; 4 (6.7) TCP; 6 (6.12) signals and abstract sockets.
+// What versions of Landlock bring (landlock(7)): 1 (Linux 5.13) files; 4 (6.7) TCP; 6 (6.12) signals and abstract
+// sockets.
 const (
 	landlockTCP    = 4
 	landlockScopes = 6
 )
 
-// closePaths lets the program open the paths of c and nothing else, and send signals to nobody else (Landlock). What this kernel does not have
-// is logged.
+// closePaths lets the program open the paths of c and nothing else, and send signals to nobody else (Landlock). What
+// this kernel does not have is logged.
 func (c *confinement) closePaths(log *slog.Logger) error {
 	version, err := landlocksys.LandlockGetABIVersion()
 	switch {
@@ -68,8 +69,9 @@ var systemFiles = []string{
 	"/usr/share/ca-certificates", "/usr/local/share/ca-certificates", "/usr/share/zoneinfo",
 }
 
-// around is what is to be readable for a file that a setting names: the folder with it, because a file that changes is put in its place by
-// rename; of a folder of the system, such as /etc, the file alone. Links are followed, and both ends of them are.
+// around is what is to be readable for a file that a setting names: the folder with it, because a file that changes is
+// put in its place by rename; of a folder of the system, such as /etc, the file alone. Links are followed, and both
+// ends of them are.
 func around(path string) (paths []string) {
 	path, err := filepath.Abs(path)
 	if err != nil {

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// fails runs a command that cannot work: it must end by itself with one line that says why, and no trace of Go. The line is returned.
+// fails runs a command that cannot work: it must end by itself with one line that says why, and no trace of Go. The
+// line is returned.
 func fails(t *testing.T, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(args[0], args[1:]...)
@@ -113,7 +114,8 @@ func TestOpenFails(t *testing.T) {
 	}
 }
 
-// TestOpenWithoutDescriptors: with so many file descriptors the start fails here, with one more there, until it does not.
+// TestOpenWithoutDescriptors: with so many file descriptors the start fails here, with one more there, until it does
+// not.
 func TestOpenWithoutDescriptors(t *testing.T) {
 	needRoot(t)
 	needTool(t, "prlimit")

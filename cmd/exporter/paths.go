@@ -105,9 +105,10 @@ func watchesRuntimes(c *runtimes.Config) bool {
 	return false
 }
 
-// checkFolder reports whether root may write into dir: of it and every folder above, none may be another user's, who could put something else
-// in its place or a link into it, nor may everyone write there, but for folders such as /tmp (sticky), above or with a file of its own. A folder that is
-// not there yet is made below the last that is. Who is not root writes nothing that others could not have written.
+// checkFolder reports whether root may write into dir: of it and every folder above, none may be another user's, who
+// could put something else in its place or a link into it, nor may everyone write there, but for folders such as /tmp
+// (sticky), above or with a file of its own. A folder that is not there yet is made below the last that is. Who is not
+// root writes nothing that others could not have written.
 func checkFolder(dir, file string) error {
 	if os.Geteuid() != 0 {
 		return nil

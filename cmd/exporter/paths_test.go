@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// TestFolders: root writes into no folder that somebody else could exchange, nor through a file of somebody else's; and says which.
+// TestFolders: root writes into no folder that another user could exchange, nor through another user's file; and says
+// which.
 func TestFolders(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()

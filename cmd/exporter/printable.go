@@ -6,12 +6,13 @@ import (
 	"unicode/utf8"
 )
 
-// What programs, control groups, containers and senders are called is written by whoever runs them, and a terminal obeys what it is sent: it
-// moves the cursor, changes the title, answers, or shows text backwards. Every table, note and error goes through printable, and every line of
-// JSON through appendEscaped. The log's handler (slog.TextHandler) quotes what is not printable itself.
+// What programs, control groups, containers and senders are called is written by whoever runs them, and a terminal
+// obeys what it is sent: it moves the cursor, changes the title, answers, or shows text backwards. Every table, note
+// and error goes through printable, and every line of JSON through appendEscaped. The log's handler (slog.TextHandler)
+// quotes what is not printable itself.
 
-// printable replaces by U+FFFD what is not a printable character: controls (C0, DEL, C1), formatting characters such as those that change the
-// direction of writing, and what is not UTF-8.
+// printable replaces by U+FFFD what is not a printable character: controls (C0, DEL, C1), formatting characters such as
+// those that change the direction of writing, and what is not UTF-8.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
@@ -35,8 +36,8 @@ func appendPrintable(dst, line []byte) []byte {
 	return dst
 }
 
-// appendEscaped appends JSON with what is not printable escaped (RFC 8259, section 7). Encoders escape C0 controls alone; whatever else is
-// not printable can be in strings only.
+// appendEscaped appends JSON with what is not printable escaped (RFC 8259, section 7). Encoders escape C0 controls
+// alone; whatever else is not printable can be in strings only.
 func appendEscaped(dst, json []byte) []byte {
 	const hex = "0123456789abcdef"
 	escape := func(r uint32) {

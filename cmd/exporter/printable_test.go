@@ -19,8 +19,8 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// hostile is what a program, a control group or a container may be called: it clears the screen, sets the title, asks the terminal to
-// answer, by C0, C1 and DEL, writes backwards, and is not UTF-8.
+// hostile is what a program, a control group or a container may be called: it clears the screen, sets the title, asks
+// the terminal to answer, by C0, C1 and DEL, writes backwards, and is not UTF-8.
 const hostile = "a\x1b[2J\x1b]0;t\a\u009b6n\x7f\u202eb\u2066\u2028\ufeff\r\n\xff\xc0\x80\U000e0041é漢"
 
 // harmless reports what in an output a terminal might obey.
@@ -59,8 +59,8 @@ func hostileIn(v reflect.Value) {
 	}
 }
 
-// TestHostileNames: whatever others wrote, no table, line of JSON, note, error or log holds anything that a terminal obeys, and JSON still
-// says what it was.
+// TestHostileNames: whatever others wrote, no table, line of JSON, note, error or log holds anything that a terminal
+// obeys, and JSON still says what it was.
 func TestHostileNames(t *testing.T) {
 	rec := *sampleRecord()
 	hostileIn(reflect.ValueOf(&rec).Elem())

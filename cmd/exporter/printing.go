@@ -15,8 +15,8 @@ import (
 	"github.com/sockflow/sockflow/ipfix"
 )
 
-// printing is a destination that records are printed to: standard output or a file. As an exporter it has a queue, so that nothing waits
-// for who reads the output, and counts what it drops.
+// printing is a destination that records are printed to: standard output or a file. As an exporter it has a queue, so
+// that nothing waits for who reads the output, and counts what it drops.
 type printing struct {
 	name   string
 	form   form
@@ -61,7 +61,8 @@ func (p *printing) Name() string { return p.name }
 // Healthy reports whether the last records could be written. Safe for concurrent use.
 func (p *printing) Healthy() bool { return !p.failed.Load() }
 
-// Offer gives records to be printed, and releases them. It never waits: when too many wait already they are dropped and counted.
+// Offer gives records to be printed, and releases them. It never waits: when too many wait already they are dropped and
+// counted.
 func (p *printing) Offer(r *flowcache.Records) bool {
 	if p.waiting.Add(int64(len(r.List))) <= p.most {
 		select {
@@ -152,7 +153,8 @@ func (p *printing) print(r *flowcache.Records, late <-chan struct{}) {
 	}
 }
 
-// write writes buf, which begins with tail. Of a write that fails in the middle of a line the rest of the line is written before anything else.
+// write writes buf, which begins with tail. Of a write that fails in the middle of a line the rest of the line is
+// written before anything else.
 func (p *printing) write(lines int, late <-chan struct{}) {
 	before := len(p.tail)
 	n, err := p.out.write(p.buf, late)
@@ -181,8 +183,8 @@ func (p *printing) write(lines int, late <-chan struct{}) {
 	}
 }
 
-// remember keeps the rest of a line that was written in part, and returns how many lines were written: that one counts. Of buf n octets were
-// written; the first before octets are the rest of an earlier line.
+// remember keeps the rest of a line that was written in part, and returns how many lines were written: that one counts.
+// Of buf n octets were written; the first before octets are the rest of an earlier line.
 func (p *printing) remember(before, n int) (lines int) {
 	if n < before {
 		p.tail = append(p.tail[:0], p.buf[n:before]...)
@@ -208,8 +210,8 @@ func readerGone(exporters []exporter) <-chan struct{} {
 	return nil
 }
 
-// patientWriter writes to w in a goroutine of its own: a write that does not end, to a pipe that is not read or a terminal that was stopped,
-// holds up who calls it no longer than it is willing to wait.
+// patientWriter writes to w in a goroutine of its own: a write that does not end, to a pipe that is not read or a
+// terminal that was stopped, holds up who calls it no longer than it is willing to wait.
 type patientWriter struct {
 	w      io.Writer
 	buf    []byte // of the write that is under way
@@ -271,8 +273,8 @@ type untilDoneWriter struct {
 
 func (u *untilDoneWriter) Write(b []byte) (int, error) { return u.p.write(b, u.done) }
 
-// logWriter is where the log goes. A line that nobody reads within logPatience is dropped, and so are those that follow until somebody reads:
-// the log holds nothing else up.
+// logWriter is where the log goes. A line that is not read within logPatience is dropped, and so are those that follow
+// until there is a reader: the log holds nothing else up.
 type logWriter struct {
 	p    patientWriter
 	lost int

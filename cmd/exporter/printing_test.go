@@ -43,7 +43,8 @@ func checkIdentity(t *testing.T, given uint64, st ipfix.Stats) {
 	}
 }
 
-// TestPrintingUnread: of an output that nobody reads, what the queue does not hold is dropped and counted, nothing waits, and the end comes.
+// TestPrintingUnread: of an output that nobody reads, what the queue does not hold is dropped and counted, nothing
+// waits, and the end comes.
 func TestPrintingUnread(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -143,7 +144,7 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
-// TestLogUnread: a log that nobody reads holds nobody up, and says how many lines it lost when somebody reads again.
+// TestLogUnread: a log without a reader holds nothing up, and says how many lines it lost when it is read again.
 func TestLogUnread(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -169,7 +170,7 @@ func TestLogUnread(t *testing.T) {
 	})
 }
 
-// unread is a pipe that nobody reads, as somebody's standard output.
+// unread is a pipe that is not read, for standard output.
 func unread(t *testing.T) *os.File {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -181,8 +182,8 @@ func unread(t *testing.T) *os.File {
 	return w
 }
 
-// TestBadDestination: standard output that nobody reads, a full disk and a pipe whose reader went harm themselves alone: a collector beside
-// them gets every record, what they lost is counted, and SIGTERM ends the program.
+// TestBadDestination: standard output that nobody reads, a full disk and a pipe whose reader went harm themselves
+// alone: a collector beside them gets every record, what they lost is counted, and SIGTERM ends the program.
 func TestBadDestination(t *testing.T) {
 	needRoot(t)
 	const connections = 3000

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is kept once everything is attached. CAP_SYS_ADMIN is what the kernel asks of who enters another network namespace (setns(2)),
-// for audits, conntrack, interfaces, and all of netlink mode.
+// What is kept once everything is attached. CAP_SYS_ADMIN is what the kernel asks of who enters another network
+// namespace (setns(2)), for audits, conntrack, interfaces, and all of netlink mode.
 var keptCapabilities = []uint{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_SYS_ADMIN}
 
 // Values of --privileges. Of collect and replay, which need none, drop is least.
@@ -36,7 +36,8 @@ type confinement struct {
 	alone        bool     // no TCP connection is made and none is listened for beside those that are open (Landlock)
 }
 
-// confine gives up everything else, for all threads and for good. What the kernel does not take is logged, and the program goes on.
+// confine gives up everything else, for all threads and for good. What the kernel does not take is logged, and the
+// program goes on.
 func (c *confinement) confine(log *slog.Logger) {
 	if c.mode == privilegesKeep {
 		return
@@ -85,7 +86,8 @@ func (x *probe) confinement() *confinement {
 	c.calls.setns = false
 	kept := []uint{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN}
 	if x.p.owners != nil {
-		// Who holds a socket is read in /proc/PID/fd, which Landlock forbids whatever its rules are: to it that is tracing.
+		// Who holds a socket is read in /proc/PID/fd, which Landlock forbids whatever its rules are: to it that is
+		// tracing.
 		x.log.Warn("files are not closed by Landlock: netlink snapshots find the owners of sockets in /proc")
 		kept = append(kept, unix.CAP_SYS_PTRACE)
 	} else {
@@ -103,8 +105,8 @@ func allThreads(what string, trap, a, b, c uintptr) error {
 	return nil
 }
 
-// dropCapabilities keeps of the permitted, effective and inheritable ones what is in kept, and of the bounding and ambient sets nothing
-// else.
+// dropCapabilities keeps of the permitted, effective and inheritable ones what is in kept, and of the bounding and
+// ambient sets nothing else.
 func dropCapabilities(kept []uint) error {
 	have, err := permitted()
 	if err != nil {

@@ -22,8 +22,9 @@ type calls struct {
 	listen  bool // sockets that are open already accept connections
 }
 
-// allowedCalls are made by every command: by the runtime of Go for memory, threads, signals, timers and waiting, and to use what is open.
-// Those with conditions on their arguments are in seccompProgram. Everything else is refused with EPERM.
+// allowedCalls are made by every command: by the runtime of Go for memory, threads, signals, timers and waiting, and to
+// use what is open. Those with conditions on their arguments are in seccompProgram. Everything else is refused with
+// EPERM.
 var allowedCalls = []uint32{
 	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_FUTEX, unix.SYS_EPOLL_PWAIT, unix.SYS_NANOSLEEP, unix.SYS_RECVMSG, unix.SYS_SENDMSG, unix.SYS_SENDMMSG,
 	unix.SYS_RECVFROM, unix.SYS_SENDTO, unix.SYS_RECVMMSG, unix.SYS_CLOSE, unix.SYS_READV, unix.SYS_WRITEV,
@@ -121,7 +122,8 @@ func (f *filter) without(number uint32, arg int, bits uint32) {
 	})
 }
 
-// within allows a call if an offset in a file is small: others' memory is a file, too (/proc/PID/mem), whose offsets are addresses.
+// within allows a call if an offset in a file is small: others' memory is a file, too (/proc/PID/mem), whose offsets
+// are addresses.
 func (f *filter) within(number uint32, arg int, far bool) {
 	f.call(number, func() {
 		f.load(seccompArg(arg) + 4)
@@ -136,7 +138,8 @@ func (f *filter) within(number uint32, arg int, far bool) {
 	})
 }
 
-// seccompProgram allows what c needs, and refuses everything else, also system calls by other numbers than this machine's own.
+// seccompProgram allows what c needs, and refuses everything else, also system calls by other numbers than this
+// machine's own.
 func seccompProgram(arch uint32, c calls) []unix.SockFilter {
 	f := &filter{}
 	f.load(seccompArch)

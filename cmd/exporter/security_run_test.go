@@ -86,7 +86,8 @@ func TestKeep(t *testing.T) {
 	r.stop()
 }
 
-// TestLeastNetlink: netlink mode finds owners of sockets with least privileges, too, and says what it leaves open for that.
+// TestLeastNetlink: netlink mode finds owners of sockets with least privileges, too, and says what it leaves open for
+// that.
 func TestLeastNetlink(t *testing.T) {
 	needRoot(t)
 	r := runExporter(t, "--metrics", "none", "--source", "netlink", "--privileges", "least", "--snapshot-interval", "200ms", "--active-timeout", "300ms")
@@ -105,7 +106,8 @@ func TestLeastNetlink(t *testing.T) {
 	r.stop()
 }
 
-// TestReloadConfined: what was given up at the start is not to be had by SIGHUP, which says so and changes nothing; what was not, is.
+// TestReloadConfined: what was given up at the start is not to be had by SIGHUP, which says so and changes nothing;
+// what was not, is.
 func TestReloadConfined(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// proofs are the claims of docs/security.md about what is given up and what remains, and the test that fails where one is false.
+// proofs are the claims of docs/security.md about what is given up and what remains, and the test that fails where one
+// is false.
 var proofs = map[string]string{
 	"give up for good, in every thread":     "TestConfined",
 	"What the kernel does not take is one":  "TestNoLandlock",
