@@ -1,8 +1,8 @@
 # make run    build, and meter this host: live flow records on the terminal
-# make test-kernels   the acceptance test on other kernels, in QEMU
+# make test-kernels   the acceptance test on other kernels, with cgroup v2, hybrid and v1, and in the DaemonSet's container, in QEMU
 # make test-pods   the tests of containers in full; make test-containers-v2: in QEMU, with cgroup v2 alone
 # make test-kube   names by a real kube-apiserver, which is built first (minutes)
-# make test-collectors   goflow2 and ClickHouse with the example of deploy/collectors; both are fetched
+# make test-collectors   goflow2 and ClickHouse with the example of deploy/collectors, both fetched; every collector at 20 000 records/s for a minute
 # make soak   a collector that is killed at random for ten minutes
 # make soak-host   a day's churn of flows, processes and containers in half an hour: nothing may grow
 # make test   install what the tests need (Debian packages, if root) and run them all
@@ -89,6 +89,9 @@ KERNELS ?= 5.10 6.1 6.12 7
 
 test-kernels:
 	testdata/kernels/run.sh $(KERNELS)
+	CGROUPS=hybrid testdata/kernels/run.sh 6.12
+	CGROUPS=v1 testdata/kernels/run.sh 6.12
+	CONTAINERS=1 testdata/kernels/run.sh 6.12
 
 # Containers and pods where cgroup v2 is all there is.
 test-containers-v2:
@@ -109,7 +112,7 @@ test-collectors:
 	mkdir -p $(COLLECTORS_DIR)
 	GOBIN=$(abspath $(COLLECTORS_DIR)) $(GO) install github.com/netsampler/goflow2/v2/cmd/goflow2@$$($(GO) list -m -f '{{.Version}}' github.com/netsampler/goflow2/v2)
 	npm install --prefix $(COLLECTORS_DIR) --no-save --ignore-scripts chdb@3.4.0
-	SOCKFLOW_TEST_COLLECTORS=$(abspath $(COLLECTORS_DIR)) $(GO) test -count=1 -v -run '^TestClickHouse$$' ./cmd/exporter
+	SOCKFLOW_TEST_COLLECTORS=$(abspath $(COLLECTORS_DIR)) SOCKFLOW_LOAD=60s $(GO) test -count=1 -v -timeout 60m -run '^(TestClickHouse|TestBurst)$$' ./cmd/exporter
 
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt would change:" $$unformatted; exit 1; fi

@@ -19,6 +19,12 @@ type owner struct {
 	kernel   bool
 }
 
+// owned is an owner, and the last pass that showed the socket or before which it had datagrams.
+type owned struct {
+	owner
+	pass uint32
+}
+
 // datagrams joins the counters of datagram flows, which the cgroup hooks count by socket cookie, with the owners, which
 // the tracepoints tell. Programs count into one of two maps; a drain swaps them and empties the
 // other, so that every datagram is counted once and none is lost to a race.
@@ -27,14 +33,15 @@ type datagrams struct {
 	inner   [2]*ebpf.Map
 	current int
 
-	owners map[uint64]owner
+	owners map[uint64]owned
+	pass   uint32                  // passes over all sockets so far
 	closed []flowcache.Observation // sockets that were released since the last drain
 	// When the last drain was, and whether it found so many flows for its time that the next must not wait for as long.
 	drained time.Time
 	many    bool
 	named   map[uint64]struct{} // sockets whose owner became known since, after they were told of without
-	// Told of without an owner: first datagrams that nobody has read yet.
-	nameless map[uint64]struct{}
+	// Reported without an owner, in the pass that is the value: first datagrams that no process has read yet.
+	nameless map[uint64]uint32
 	// Before Linux 6.2 the namespace is known with the owner only, and no flow without it: these wait.
 	orphans map[uint64][]flowcache.Observation
 	waiting map[uint64]time.Time
@@ -50,14 +57,17 @@ const (
 	// The next walk of all sockets names what the tracepoints did not; after that nobody will.
 	orphanPatience = 12 * time.Second
 	maxOwners      = 1 << 20
+	// More owners than this are looked through after a pass for sockets that are gone: those that no event has
+	// ended, for the hook of their release could not be attached, or the ring buffer was full.
+	manyOwners = 1 << 16
 )
 
 func newDatagrams(outer, a, b *ebpf.Map) *datagrams {
 	return &datagrams{
 		outer: outer, inner: [2]*ebpf.Map{a, b},
-		owners:   make(map[uint64]owner),
+		owners:   make(map[uint64]owned),
 		named:    make(map[uint64]struct{}),
-		nameless: make(map[uint64]struct{}),
+		nameless: make(map[uint64]uint32),
 		orphans:  make(map[uint64][]flowcache.Observation),
 		waiting:  make(map[uint64]time.Time),
 		keys:     make([]programDatagramKey, drainBatch),
@@ -68,11 +78,33 @@ func newDatagrams(outer, a, b *ebpf.Map) *datagrams {
 // own remembers the owner of a socket.
 func (d *datagrams) own(cookie uint64, o owner) {
 	if _, known := d.owners[cookie]; known || len(d.owners) < maxOwners {
-		d.owners[cookie] = o
+		d.owners[cookie] = owned{o, d.pass}
 	}
 	if _, told := d.nameless[cookie]; told {
 		delete(d.nameless, cookie)
 		d.named[cookie] = struct{}{}
+	}
+}
+
+// passed forgets the owners of sockets that are gone, after a whole pass over all sockets: those that neither this
+// pass nor the one before it showed, and that had no datagram since. A socket that no process has in its
+// descriptors (an io_uring's own) is in no pass: it loses its owner if it is silent for so long, on a host with so
+// many others.
+func (d *datagrams) passed() {
+	d.pass++
+	if len(d.owners) > manyOwners {
+		for cookie, own := range d.owners {
+			if d.pass-own.pass > 2 {
+				delete(d.owners, cookie)
+			}
+		}
+	}
+	if len(d.nameless) > manyOwners {
+		for cookie, pass := range d.nameless {
+			if d.pass-pass > 2 {
+				delete(d.nameless, cookie)
+			}
+		}
 	}
 }
 
@@ -106,6 +138,9 @@ func (d *datagrams) drain(clk clock, now time.Time, last bool, emit func(*flowca
 	for {
 		n, err := full.BatchLookupAndDelete(&cursor, d.keys, d.values, nil)
 		for i := range n {
+			if v := &d.values[i]; v.Packets == [2]uint64{} {
+				continue // refused, all that was to be sent
+			}
 			datagramObservation(&o, &d.keys[i], &d.values[i], clk)
 			d.join(&o, now, emit)
 		}
@@ -159,7 +194,7 @@ func (d *datagrams) join(o *flowcache.Observation, now time.Time, emit func(*flo
 	own, known := d.owners[o.Cookie]
 	if !known && o.Key.NetNS != 0 {
 		if len(d.nameless) < maxOwners {
-			d.nameless[o.Cookie] = struct{}{}
+			d.nameless[o.Cookie] = d.pass
 		}
 		emit(o)
 		return
@@ -170,6 +205,10 @@ func (d *datagrams) join(o *flowcache.Observation, now time.Time, emit func(*flo
 		}
 		d.orphans[o.Cookie] = append(d.orphans[o.Cookie], *o)
 		return
+	}
+	if own.pass != d.pass {
+		own.pass = d.pass
+		d.owners[o.Cookie] = own
 	}
 	own.complete(o)
 	emit(o)
@@ -207,5 +246,15 @@ func datagramObservation(o *flowcache.Observation, k *programDatagramKey, v *pro
 		Delta:  true,
 		UID:    flowcache.NoID,
 		GID:    flowcache.NoID,
+	}
+	if v.Translated == 0 {
+		return
+	}
+	near := flowcache.Key{Src: k.Local, Dst: k.Remote, SrcPort: k.LocalPort, DstPort: k.RemotePort, Proto: k.Proto}
+	far := flowcache.Key{Src: v.FarLocal, Dst: v.FarRemote, SrcPort: v.FarLocalPort, DstPort: v.FarRemotePort, Proto: k.Proto}
+	if o.Role == flowcache.RoleInitiator {
+		o.Path = flowcache.Path{Near: near, Far: far}
+	} else {
+		o.Path = flowcache.Path{Near: far.Reverse(), Far: near.Reverse()}
 	}
 }

@@ -18,6 +18,7 @@ const (
 	kindFork
 	kindExit
 	kindMove
+	kindMPTCP
 )
 
 const (
@@ -25,12 +26,15 @@ const (
 	flagTouched
 	flagFINReceived
 	flagKernel
+	flagShared
+	flagFinal
+	flagEnded
 )
 
 const (
-	socketLen   = 216
-	datagramLen = 56
-	processLen  = 72
+	socketLen   = 224
+	datagramLen = 64
+	processLen  = 80
 )
 
 var errShort = errors.New("record is shorter than its kind")
@@ -47,9 +51,9 @@ type socketRecord struct {
 	netns, tgid, uid, gid                               uint32
 	segsOut, segsIn, retrans, srtt, rttvar, minRTT      uint32
 	lost, unacked, cwnd, mss, delivered, interval, conn uint32
-	seq, peerSeq                                        uint32
+	seq, peerSeq, exec                                  uint32
 	sport, dport, headerLen, err                        uint16
-	proto, state, oldState, role, flags                 uint8
+	proto, state, oldState, role, flags, synRetrans     uint8
 	v4                                                  bool
 }
 
@@ -70,14 +74,14 @@ func (r *socketRecord) decode(b []byte) error {
 	r.seq, r.peerSeq = le.Uint32(b[192:]), le.Uint32(b[196:])
 	r.sport, r.dport, r.headerLen, r.err = le.Uint16(b[200:]), le.Uint16(b[202:]), le.Uint16(b[204:]), le.Uint16(b[206:])
 	r.proto, r.state, r.oldState, r.role, r.flags = b[208], b[209], b[210], b[211], b[212]
-	r.v4 = b[213] != 0
+	r.v4, r.synRetrans, r.exec = b[213] != 0, b[214], le.Uint32(b[220:])
 	return nil
 }
 
 // datagramEvent is struct datagram_event.
 type datagramEvent struct {
 	cookie, time, taskStart, cgroup uint64
-	netns, tgid, uid, gid           uint32
+	netns, tgid, uid, gid, exec     uint32
 	flags                           uint8
 }
 
@@ -88,6 +92,7 @@ func (e *datagramEvent) decode(b []byte) error {
 	e.netns, e.cookie, e.time = le.Uint32(b[4:]), le.Uint64(b[8:]), le.Uint64(b[16:])
 	e.taskStart, e.cgroup = le.Uint64(b[24:]), le.Uint64(b[32:])
 	e.tgid, e.uid, e.gid, e.flags = le.Uint32(b[40:]), le.Uint32(b[44:]), le.Uint32(b[48:]), b[52]
+	e.exec = le.Uint32(b[56:])
 	return nil
 }
 
@@ -131,7 +136,7 @@ func decodeProcess(b []byte, clk clock) (flowcache.ProcessEvent, error) {
 		GID:       le.Uint32(b[48:]),
 		ParentPID: ev.Parent.PID,
 		ParentUID: flowcache.NoID,
-		Name:      cString(b[56:72]),
+		Name:      cString(b[64:80]),
 	}
 	switch ev.Kind {
 	case flowcache.ProcessMove:
@@ -238,6 +243,8 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk clock, snapshot boo
 		FINReceived:   r.flags&flagFINReceived != 0,
 		Accepted:      r.role == uint8(flowcache.RoleResponder) && r.flags&flagBorn != 0,
 		Ended:         !snapshot,
+		Last:          r.flags&flagFinal != 0,
+		SYNRetrans:    uint64(r.synRetrans),
 		Error:         r.err != 0,
 	}
 	o.Out, o.In = t.Counters()

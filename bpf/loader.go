@@ -15,6 +15,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
+
+	"github.com/sockflow/sockflow/flowcache"
 )
 
 // Hook is one attachment and what it is for.
@@ -23,22 +25,35 @@ type Hook struct {
 	Target string // what it is attached to
 	Use    string // what is lost without it
 	Err    error  // why it is not attached; nil if it is
-	Spare  bool   // not needed: a better hook is attached
+	Spare  bool   // not needed: a better hook is attached, or there is nothing for it to see
 
 	insteadOf string // tried only if that one could not be attached
+	first     bool   // attached until every socket that was there before has been seen, and then only if it is needed instead of another
+	twin      bool   // the hook before has the same target: what the kernel skips for one, the other sees
+	late      bool   // loaded at the start, and attached when there is something for it to see
 }
 
 var hookUses = []Hook{
-	{Name: "set_state", Target: "tp_btf/inet_sock_set_state", Use: "TCP connections"},
+	{Name: "destroyed", Target: "tp_btf/tcp_destroy_sock", Use: "TCP connections"},
+	{Name: "destroyed2", Target: "tp_btf/tcp_destroy_sock", Use: "TCP connections that end while another's end is handled on the same CPU", twin: true},
+	{Name: "connect4", Target: "cgroup/connect4", Use: "who began TCP connections, and when"},
+	{Name: "connect6", Target: "cgroup/connect6", Use: "who began TCP connections, and when"},
+	{Name: "set_state", Target: "tp_btf/inet_sock_set_state", Use: "who began TCP connections, and when", insteadOf: "connect4", first: true},
+	{Name: "subflow_state", Target: "tp_btf/inet_sock_set_state", Use: "MPTCP connections", late: true},
+	{Name: "send_reset", Target: "tp_btf/tcp_send_reset", Use: "the counters of TCP connections that are aborted"},
+	{Name: "error_report", Target: "tp_btf/inet_sk_error_report", Use: "timely ends of TCP connections that fail"},
+	{Name: "bind4", Target: "cgroup/post_bind4", Use: "the owner of connections that no process accepts"},
+	{Name: "bind6", Target: "cgroup/post_bind6", Use: "the owner of connections that no process accepts"},
 	{Name: "send_length", Target: "tp_btf/sock_send_length", Use: "the owner of accepted and passed sockets"},
 	{Name: "recv_length", Target: "tp_btf/sock_recv_length", Use: "the owner of accepted and passed sockets"},
-	{Name: "send_prepare", Target: "fentry/inet_send_prepare", Use: "the owner of accepted and passed sockets", insteadOf: "send_length"},
-	{Name: "receive4", Target: "fentry/inet_recvmsg", Use: "the owner of accepted and passed sockets", insteadOf: "recv_length"},
-	{Name: "receive6", Target: "fentry/inet6_recvmsg", Use: "the owner of accepted and passed sockets", insteadOf: "recv_length"},
+	{Name: "send4", Target: "fexit/inet_sendmsg", Use: "the owner of accepted and passed sockets", insteadOf: "send_length"},
+	{Name: "send6", Target: "fexit/inet6_sendmsg", Use: "the owner of accepted and passed sockets", insteadOf: "send_length"},
+	{Name: "receive4", Target: "fexit/inet_recvmsg", Use: "the owner of accepted and passed sockets", insteadOf: "recv_length"},
+	{Name: "receive6", Target: "fexit/inet6_recvmsg", Use: "the owner of accepted and passed sockets", insteadOf: "recv_length"},
 	{Name: "accept_return", Target: "kretprobe/inet_csk_accept", Use: "the owner of accepted sockets", insteadOf: "receive4"},
 	{Name: "count_out", Target: "cgroup_skb/egress", Use: "datagrams sent"},
 	{Name: "count_in", Target: "cgroup_skb/ingress", Use: "datagrams received"},
-	{Name: "release", Target: "cgroup/sock_release", Use: "the end of datagram flows (they end by idle timeout)"},
+	{Name: "release", Target: "cgroup/sock_release", Use: "the end of datagram flows (they end by idle timeout), and who closes a connection"},
 	{Name: "process_exec", Target: "tp_btf/sched_process_exec", Use: "names of short-lived processes"},
 	{Name: "process_fork", Target: "tp_btf/sched_process_fork", Use: "names of short-lived processes"},
 	{Name: "process_exit", Target: "tp_btf/sched_process_exit", Use: "timely forgetting of processes"},
@@ -99,7 +114,7 @@ func load(cfg Config, all bool) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read eBPF object: %w", err)
 	}
-	s := &Source{cfg: cfg, clk: newClock()}
+	s := &Source{cfg: cfg, clk: newClock(), audits: make(chan *audit, 1)}
 	rlimit.RemoveMemlock() // kernels before 5.11 charge maps to it; later ones do not care, and where it fails New says so
 	only := spec.Copy()
 	only.Programs = nil
@@ -113,6 +128,7 @@ func load(cfg Config, all bool) (*Source, error) {
 		m.Contents = nil // they have it: to be put into a map of maps once more with every program means to wait for all processors each time
 	}
 	s.attachAll(spec, all)
+	s.began = uint64(flowcache.Now() - int64(s.clk))
 	if err := s.hooks[0].Err; err != nil {
 		s.Close()
 		return s, fmt.Errorf("%w: %s: %w", ErrUnsupported, s.hooks[0].Target, err)
@@ -129,8 +145,8 @@ func load(cfg Config, all bool) (*Source, error) {
 // one and waits for its other processors to attach it; what some are tried instead of is known then.
 func (s *Source) attachAll(spec *ebpf.CollectionSpec, all bool) {
 	s.hooks, s.programs = slices.Clone(hookUses), map[string]*ebpf.Program{}
-	l := loader{spec: spec, maps: s.maps.Maps, kernel: btf.NewCache()}
-	l.cgroup, l.cgroupErr = cgroup2Root(s.cfg.Proc)
+	l := loader{spec: spec, maps: s.maps.Maps, kernel: btf.NewCache(), probe: all}
+	l.cgroup, l.cgroupErr = CGroupRoot(s.cfg.Proc)
 	missing := map[string]bool{}
 	try := func(hooks []*Hook) {
 		got := make([]attached, len(hooks))
@@ -152,6 +168,14 @@ func (s *Source) attachAll(spec *ebpf.CollectionSpec, all bool) {
 			if a.err != nil {
 				continue
 			}
+			if a.link == nil {
+				h.Spare = true // attachLate will attach it
+				continue
+			}
+			if h.first {
+				s.firstLink = a.link
+				continue
+			}
 			s.links = append(s.links, a.link)
 			if walker, ok := a.link.(*link.Iter); ok {
 				s.walker = walker
@@ -164,18 +188,27 @@ func (s *Source) attachAll(spec *ebpf.CollectionSpec, all bool) {
 	}
 	var first []*Hook
 	for i := range s.hooks[1:] {
-		if h := &s.hooks[1+i]; h.insteadOf == "" {
+		if h := &s.hooks[1+i]; h.insteadOf == "" || h.first {
 			first = append(first, h)
 		}
 	}
 	try(first)
 	for i := range s.hooks {
 		switch h := &s.hooks[i]; {
-		case h.insteadOf == "":
+		case h.insteadOf == "" || h.first:
 		case missing[h.insteadOf]:
 			try([]*Hook{h})
 		default:
 			h.Spare = true
+		}
+	}
+	for i := range s.hooks {
+		if h := &s.hooks[i]; h.first {
+			h.Spare = s.walker != nil && !missing["connect4"] && !missing["connect6"]
+			if !h.Spare && s.firstLink != nil { // it stays, and sees the subflows of MPTCP too
+				s.links, s.firstLink = append(s.links, s.firstLink), nil
+				s.late.Store(&Hook{Name: "subflow_state", Spare: true, late: true})
+			}
 		}
 	}
 }
@@ -187,6 +220,7 @@ type loader struct {
 	kernel    *btf.Cache // its types are read once
 	cgroup    string     // root of the cgroup2 hierarchy
 	cgroupErr error      // why there is none
+	probe     bool       // everything is attached at once
 }
 
 // attached is what has become of a hook.
@@ -207,6 +241,7 @@ func (l *loader) attach(h *Hook) (a attached) {
 	a.program = c.DetachProgram(name)
 	c.Close() // its references to the maps
 	switch {
+	case h.late && !l.probe:
 	case strings.HasPrefix(h.Target, "cgroup"):
 		if err = l.cgroupErr; err == nil {
 			a.link, err = link.AttachCgroup(link.CgroupOptions{Path: l.cgroup, Attach: one.Programs[name].AttachType, Program: a.program})
@@ -242,20 +277,4 @@ func oneLine(err error) error {
 		}
 	}
 	return fmt.Errorf("the kernel refused the program: %w", v.Cause)
-}
-
-// cgroup2Root finds where the cgroup2 hierarchy is mounted.
-func cgroup2Root(proc string) (string, error) {
-	b, err := os.ReadFile(proc + "/self/mountinfo")
-	if err != nil {
-		return "", fmt.Errorf("find the cgroup2 mount: %w", err)
-	}
-	for line := range strings.Lines(string(b)) {
-		before, after, ok := strings.Cut(line, " - ")
-		f := strings.Fields(before)
-		if ok && strings.HasPrefix(after, "cgroup2 ") && len(f) > 4 && f[3] == "/" {
-			return f[4], nil
-		}
-	}
-	return "", errors.New("no cgroup2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
 }

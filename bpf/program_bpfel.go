@@ -13,6 +13,22 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type programControl struct {
+	_     structs.HostLayout
+	Began uint64
+	Pass  uint32
+	Mptcp uint32
+}
+
+type programCounted struct {
+	_       structs.HostLayout
+	Key     programDatagramKey
+	Packets uint32
+	Octets  uint32
+	Payload uint32
+	Pad     uint32
+}
+
 type programDatagramKey struct {
 	_          structs.HostLayout
 	Cookie     uint64
@@ -25,22 +41,29 @@ type programDatagramKey struct {
 }
 
 type programDatagramValue struct {
-	_       structs.HostLayout
-	First   uint64
-	Last    uint64
-	Packets [2]uint64
-	Octets  [2]uint64
-	Payload [2]uint64
-	Netns   uint32
-	Role    uint8
-	Kernel  uint8
-	Pad     [2]uint8
+	_             structs.HostLayout
+	First         uint64
+	Last          uint64
+	Packets       [2]uint64
+	Octets        [2]uint64
+	Payload       [2]uint64
+	Netns         uint32
+	Role          uint8
+	Kernel        uint8
+	Translated    uint8
+	Pad           uint8
+	FarLocal      [16]uint8
+	FarRemote     [16]uint8
+	FarLocalPort  uint16
+	FarRemotePort uint16
+	Pad2          uint32
 }
 
 type programListener struct {
 	_     structs.HostLayout
 	Netns uint32
 	Port  uint32
+	Addr  [16]uint8
 }
 
 type programProcessBuffer struct {
@@ -58,6 +81,8 @@ type programProcessBuffer struct {
 		Gid         uint32
 		PathLen     uint16
 		CgroupLen   uint16
+		Exec        uint32
+		ParentExec  uint32
 		Comm        [16]int8
 	}
 	Data [16640]int8
@@ -70,26 +95,32 @@ type programSlot struct {
 }
 
 type programSockState struct {
-	_         structs.HostLayout
-	Start     uint64
-	TaskStart uint64
-	Tgid      uint32
-	Uid       uint32
-	Gid       uint32
-	ConnectUs uint32
-	Role      uint8
-	Flags     uint8
-	Pad       [6]uint8
+	_          structs.HostLayout
+	Start      uint64
+	TaskStart  uint64
+	Tgid       uint32
+	Uid        uint32
+	Gid        uint32
+	Exec       uint32
+	ConnectUs  uint32
+	Pass       uint32
+	Role       uint8
+	Flags      uint8
+	SynRetrans uint8
+	ClosedIn   uint8
+	Pad        [4]uint8
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	programMapControls           = "controls"
 	programMapDatagrams          = "datagrams"
 	programMapDatagramsA         = "datagrams_a"
 	programMapDatagramsB         = "datagrams_b"
 	programMapEvents             = "events"
+	programMapLastSent           = "last_sent"
 	programMapListeners          = "listeners"
 	programMapLosses             = "losses"
 	programMapProcessBuffers     = "process_buffers"
@@ -98,8 +129,15 @@ const (
 	programMapUsers              = "users"
 	programProgAcceptReturn      = "accept_return"
 	programProgAcceptReturnArm64 = "accept_return_arm64"
+	programProgBind4             = "bind4"
+	programProgBind6             = "bind6"
+	programProgConnect4          = "connect4"
+	programProgConnect6          = "connect6"
 	programProgCountIn           = "count_in"
 	programProgCountOut          = "count_out"
+	programProgDestroyed         = "destroyed"
+	programProgDestroyed2        = "destroyed2"
+	programProgErrorReport       = "error_report"
 	programProgProcessExec       = "process_exec"
 	programProgProcessExit       = "process_exit"
 	programProgProcessFork       = "process_fork"
@@ -108,9 +146,12 @@ const (
 	programProgReceive6          = "receive6"
 	programProgRecvLength        = "recv_length"
 	programProgRelease           = "release"
+	programProgSend4             = "send4"
+	programProgSend6             = "send6"
 	programProgSendLength        = "send_length"
-	programProgSendPrepare       = "send_prepare"
+	programProgSendReset         = "send_reset"
 	programProgSetState          = "set_state"
+	programProgSubflowState      = "subflow_state"
 	programProgWalk              = "walk"
 )
 
@@ -158,8 +199,15 @@ type programSpecs struct {
 type programProgramSpecs struct {
 	AcceptReturn      *ebpf.ProgramSpec `ebpf:"accept_return"`
 	AcceptReturnArm64 *ebpf.ProgramSpec `ebpf:"accept_return_arm64"`
+	Bind4             *ebpf.ProgramSpec `ebpf:"bind4"`
+	Bind6             *ebpf.ProgramSpec `ebpf:"bind6"`
+	Connect4          *ebpf.ProgramSpec `ebpf:"connect4"`
+	Connect6          *ebpf.ProgramSpec `ebpf:"connect6"`
 	CountIn           *ebpf.ProgramSpec `ebpf:"count_in"`
 	CountOut          *ebpf.ProgramSpec `ebpf:"count_out"`
+	Destroyed         *ebpf.ProgramSpec `ebpf:"destroyed"`
+	Destroyed2        *ebpf.ProgramSpec `ebpf:"destroyed2"`
+	ErrorReport       *ebpf.ProgramSpec `ebpf:"error_report"`
 	ProcessExec       *ebpf.ProgramSpec `ebpf:"process_exec"`
 	ProcessExit       *ebpf.ProgramSpec `ebpf:"process_exit"`
 	ProcessFork       *ebpf.ProgramSpec `ebpf:"process_fork"`
@@ -168,9 +216,12 @@ type programProgramSpecs struct {
 	Receive6          *ebpf.ProgramSpec `ebpf:"receive6"`
 	RecvLength        *ebpf.ProgramSpec `ebpf:"recv_length"`
 	Release           *ebpf.ProgramSpec `ebpf:"release"`
+	Send4             *ebpf.ProgramSpec `ebpf:"send4"`
+	Send6             *ebpf.ProgramSpec `ebpf:"send6"`
 	SendLength        *ebpf.ProgramSpec `ebpf:"send_length"`
-	SendPrepare       *ebpf.ProgramSpec `ebpf:"send_prepare"`
+	SendReset         *ebpf.ProgramSpec `ebpf:"send_reset"`
 	SetState          *ebpf.ProgramSpec `ebpf:"set_state"`
+	SubflowState      *ebpf.ProgramSpec `ebpf:"subflow_state"`
 	Walk              *ebpf.ProgramSpec `ebpf:"walk"`
 }
 
@@ -178,10 +229,12 @@ type programProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programMapSpecs struct {
+	Controls       *ebpf.MapSpec `ebpf:"controls"`
 	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DatagramsA     *ebpf.MapSpec `ebpf:"datagrams_a"`
 	DatagramsB     *ebpf.MapSpec `ebpf:"datagrams_b"`
 	Events         *ebpf.MapSpec `ebpf:"events"`
+	LastSent       *ebpf.MapSpec `ebpf:"last_sent"`
 	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	ProcessBuffers *ebpf.MapSpec `ebpf:"process_buffers"`
@@ -216,10 +269,12 @@ func (o *programObjects) Close() error {
 //
 // It can be passed to loadProgramObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programMaps struct {
+	Controls       *ebpf.Map `ebpf:"controls"`
 	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DatagramsA     *ebpf.Map `ebpf:"datagrams_a"`
 	DatagramsB     *ebpf.Map `ebpf:"datagrams_b"`
 	Events         *ebpf.Map `ebpf:"events"`
+	LastSent       *ebpf.Map `ebpf:"last_sent"`
 	Listeners      *ebpf.Map `ebpf:"listeners"`
 	Losses         *ebpf.Map `ebpf:"losses"`
 	ProcessBuffers *ebpf.Map `ebpf:"process_buffers"`
@@ -230,10 +285,12 @@ type programMaps struct {
 
 func (m *programMaps) Close() error {
 	return _ProgramClose(
+		m.Controls,
 		m.Datagrams,
 		m.DatagramsA,
 		m.DatagramsB,
 		m.Events,
+		m.LastSent,
 		m.Listeners,
 		m.Losses,
 		m.ProcessBuffers,
@@ -255,8 +312,15 @@ type programVariables struct {
 type programPrograms struct {
 	AcceptReturn      *ebpf.Program `ebpf:"accept_return"`
 	AcceptReturnArm64 *ebpf.Program `ebpf:"accept_return_arm64"`
+	Bind4             *ebpf.Program `ebpf:"bind4"`
+	Bind6             *ebpf.Program `ebpf:"bind6"`
+	Connect4          *ebpf.Program `ebpf:"connect4"`
+	Connect6          *ebpf.Program `ebpf:"connect6"`
 	CountIn           *ebpf.Program `ebpf:"count_in"`
 	CountOut          *ebpf.Program `ebpf:"count_out"`
+	Destroyed         *ebpf.Program `ebpf:"destroyed"`
+	Destroyed2        *ebpf.Program `ebpf:"destroyed2"`
+	ErrorReport       *ebpf.Program `ebpf:"error_report"`
 	ProcessExec       *ebpf.Program `ebpf:"process_exec"`
 	ProcessExit       *ebpf.Program `ebpf:"process_exit"`
 	ProcessFork       *ebpf.Program `ebpf:"process_fork"`
@@ -265,9 +329,12 @@ type programPrograms struct {
 	Receive6          *ebpf.Program `ebpf:"receive6"`
 	RecvLength        *ebpf.Program `ebpf:"recv_length"`
 	Release           *ebpf.Program `ebpf:"release"`
+	Send4             *ebpf.Program `ebpf:"send4"`
+	Send6             *ebpf.Program `ebpf:"send6"`
 	SendLength        *ebpf.Program `ebpf:"send_length"`
-	SendPrepare       *ebpf.Program `ebpf:"send_prepare"`
+	SendReset         *ebpf.Program `ebpf:"send_reset"`
 	SetState          *ebpf.Program `ebpf:"set_state"`
+	SubflowState      *ebpf.Program `ebpf:"subflow_state"`
 	Walk              *ebpf.Program `ebpf:"walk"`
 }
 
@@ -275,8 +342,15 @@ func (p *programPrograms) Close() error {
 	return _ProgramClose(
 		p.AcceptReturn,
 		p.AcceptReturnArm64,
+		p.Bind4,
+		p.Bind6,
+		p.Connect4,
+		p.Connect6,
 		p.CountIn,
 		p.CountOut,
+		p.Destroyed,
+		p.Destroyed2,
+		p.ErrorReport,
 		p.ProcessExec,
 		p.ProcessExit,
 		p.ProcessFork,
@@ -285,9 +359,12 @@ func (p *programPrograms) Close() error {
 		p.Receive6,
 		p.RecvLength,
 		p.Release,
+		p.Send4,
+		p.Send6,
 		p.SendLength,
-		p.SendPrepare,
+		p.SendReset,
 		p.SetState,
+		p.SubflowState,
 		p.Walk,
 	)
 }

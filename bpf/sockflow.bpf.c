@@ -3,6 +3,11 @@
 
 /*
  * The socket source of sockflow. Tracepoints, cgroup hooks and one iterator; no kprobe. Nothing runs per TCP packet.
+ *
+ * The kernel skips a tracing program (tp_btf, fentry) that already runs on this CPU, and counts that as recursion_misses. Where a socket
+ * call changes a connection's state softirqs are enabled, so that a packet may be handled in the middle of such a program: what it changes
+ * would be missed. So a connection is seen where that cannot happen, or hardly: at its birth by a cgroup program, which has no such
+ * guard, and at its end by tcp_destroy_sock, which nearly always runs with softirqs disabled.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
@@ -28,7 +33,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86DD
 #define SOCK_DONE 1
-#define SHUTDOWN_MASK 3
+#define SEND_SHUTDOWN 2
 
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
@@ -49,10 +54,14 @@ struct sock_state {
 	__u32 tgid;
 	__u32 uid;
 	__u32 gid;
+	__u32 exec;
 	__u32 connect_us;
+	__u32 pass; /* the last one in which the owner held the socket */
 	__u8 role;
 	__u8 flags;
-	__u8 pad[6];
+	__u8 syn_retrans;
+	__u8 closed_in; /* the TCP state in which close() found it, 0 if it was not closed */
+	__u8 pad[4];
 };
 
 /* Key: the socket. Deleted by the kernel with it. */
@@ -80,10 +89,11 @@ struct {
 	__type(value, struct slot);
 } slots SEC(".maps");
 
-/* Who listens: the owner of connections that nobody ever uses. */
+/* Listening sockets' owners: of connections that no process ever uses. The address is the wildcard (all zero) where it is in either family. */
 struct listener {
 	__u32 netns;
 	__u32 port;
+	__u8 addr[16];
 };
 
 struct {
@@ -130,6 +140,36 @@ struct {
 	.values = { &datagrams_a },
 };
 
+/* The datagram that a CPU counted last on its way out, until its send call ends; the cookie is 0 then. */
+struct counted {
+	struct datagram_key key;
+	__u32 packets;
+	__u32 octets;
+	__u32 payload;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counted);
+} last_sent SEC(".maps");
+
+/* What user space says to the programs. */
+struct control {
+	__u64 began; /* when the programs began to watch, CLOCK_MONOTONIC, ns */
+	__u32 pass;  /* over all sockets, under way or done; 0 before the first, which user space makes twice: 2 when every socket has been seen */
+	__u32 mptcp; /* the programs have seen an MPTCP socket, and said so */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct control);
+} controls SEC(".maps");
+
 /* Losses by cause. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -171,6 +211,30 @@ static __always_inline bool is_datagram(__u32 proto)
 	return proto != IPPROTO_TCP && proto != IPPROTO_MPTCP;
 }
 
+static __always_inline struct control *control(void)
+{
+	__u32 index = 0;
+
+	return bpf_map_lookup_elem(&controls, &index);
+}
+
+static __always_inline __u32 pass_number(void)
+{
+	struct control *c = control();
+
+	return c ? c->pass : 0;
+}
+
+/* MPTCP is in use: user space attaches subflow_state. */
+static __always_inline void mptcp_seen(void)
+{
+	struct control *c = control();
+	__u32 event[2] = { KIND_MPTCP };
+
+	if (c && !c->mptcp && !bpf_ringbuf_output(&events, event, sizeof(event), 0))
+		c->mptcp = 1;
+}
+
 static __always_inline struct slot *slot_of(__u64 cookie)
 {
 	__u32 index = cookie & (SLOTS - 1);
@@ -194,30 +258,33 @@ static __always_inline struct sock_state *find(struct sock *sk)
 	return bpf_sk_storage_get(&sockets, sk, 0, 0);
 }
 
-/* For a connection that begins. */
-static __always_inline struct sock_state *begin(struct sock *sk)
+/* For a connection that begins. A socket that has storage, as one older than the programs, keeps to it. */
+static __always_inline struct sock_state *begin(struct sock *sk, __u64 cookie)
 {
-	__u64 cookie = bpf_get_socket_cookie(sk);
+	struct sock_state *st = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	struct slot *slot = slot_of(cookie);
-	struct sock_state *st;
 
-	if (slot && (!__sync_val_compare_and_swap(&slot->cookie, 0, cookie) || slot->cookie == cookie))
+	if (!st && slot && (!__sync_val_compare_and_swap(&slot->cookie, 0, cookie) || slot->cookie == cookie))
 		st = &slot->state;
-	else
+	if (!st)
 		st = storage(sk);
 	if (!st) {
 		lost(LOSS_STORAGE);
 		return NULL;
 	}
+	__builtin_memset(st, 0, sizeof(*st));
 	st->start = bpf_ktime_get_ns();
-	st->connect_us = 0;
-	st->tgid = 0;
-	st->task_start = 0;
 	st->uid = -1;
 	st->gid = -1;
 	st->flags = SOCK_BORN;
-	st->role = ROLE_UNKNOWN;
 	return st;
+}
+
+/* When a connection was established (CLOCK_MONOTONIC, ns), 0 if that is not known any more: tcp_init_transfer() starts the measurement of the
+ * receive space then, and the first data that a process reads begins the next one. */
+static __always_inline __u64 established_at(struct tcp_sock *tp)
+{
+	return tp->rcvq_space.time && tp->rcvq_space.seq == tp->rcv_nxt - (__u32)tp->bytes_received ? tp->rcvq_space.time * 1000 : 0;
 }
 
 /* Of MPTCP: the kernel makes it on behalf of a process. */
@@ -233,6 +300,7 @@ static __always_inline void own(struct sock_state *st, struct sock *sk, struct t
 	if (task->flags & PF_KTHREAD || (BPF_CORE_READ_BITFIELD(sk, sk_kern_sock) && !is_subflow(sk))) {
 		st->flags |= SOCK_KERNEL;
 		st->tgid = 0;
+		st->exec = 0;
 		st->task_start = 0;
 		st->uid = -1;
 		st->gid = -1;
@@ -240,17 +308,21 @@ static __always_inline void own(struct sock_state *st, struct sock *sk, struct t
 	}
 	st->tgid = task->tgid;
 	st->task_start = task->group_leader->start_boottime;
+	st->exec = task->self_exec_id;
 	st->uid = task->cred->euid.val;
 	st->gid = task->cred->egid.val;
+	st->pass = pass_number();
 }
 
-static __always_inline void put_listener(struct sock *sk, struct task_struct *task)
+/* The owner of one socket is that of another. */
+static __always_inline void own_as(struct sock_state *st, const struct sock_state *user)
 {
-	struct listener key = { sk->__sk_common.skc_net.net->ns.inum, sk->__sk_common.skc_num };
-	struct sock_state st = {};
-
-	own(&st, sk, task);
-	bpf_map_update_elem(&listeners, &key, &st, BPF_ANY);
+	st->tgid = user->tgid;
+	st->task_start = user->task_start;
+	st->exec = user->exec;
+	st->uid = user->uid;
+	st->gid = user->gid;
+	st->flags |= user->flags & SOCK_KERNEL;
 }
 
 static __always_inline __u64 cgroup_of(struct sock *sk)
@@ -265,6 +337,25 @@ static __always_inline void mapped(__u8 *to, __be32 addr)
 	*(__u64 *)to = 0;
 	*(__u32 *)(to + 8) = bpf_htonl(0xffff);
 	*(__u32 *)(to + 12) = addr;
+}
+
+/* The address that a socket is bound to, as in records, but every wildcard is all zero. */
+static __always_inline void put_bound(__u8 *to, struct sock *sk)
+{
+	if (sk->__sk_common.skc_family != AF_INET)
+		bpf_probe_read_kernel(to, 16, &sk->__sk_common.skc_v6_rcv_saddr);
+	else if (sk->__sk_common.skc_rcv_saddr)
+		mapped(to, sk->__sk_common.skc_rcv_saddr);
+}
+
+static __always_inline void put_listener(struct sock *sk, struct task_struct *task)
+{
+	struct listener key = { sk->__sk_common.skc_net.net->ns.inum, sk->__sk_common.skc_num };
+	struct sock_state st = {};
+
+	put_bound(key.addr, sk);
+	own(&st, sk, task);
+	bpf_map_update_elem(&listeners, &key, &st, BPF_ANY);
 }
 
 static __always_inline void put_addresses(struct socket_record *r, struct sock *sk)
@@ -288,9 +379,11 @@ static __always_inline void put_state(struct socket_record *r, struct sock_state
 	r->tgid = st->tgid;
 	r->uid = st->uid;
 	r->gid = st->gid;
+	r->exec = st->exec;
 	r->connect_us = st->connect_us;
 	r->role = st->role;
-	r->flags |= st->flags;
+	r->syn_retrans = st->syn_retrans;
+	r->flags |= st->flags & ~(SOCK_ENDED | SOCK_MEASURED);
 }
 
 /* Octets of payload that left, each once: by sequence numbers, less SYN and FIN. bytes_sent less bytes_retrans would be too many where
@@ -303,13 +396,45 @@ static __always_inline __u64 payload_sent(struct tcp_sock *tp, __u8 role, __u32 
 	return role == ROLE_UNKNOWN || sent > most ? most : sent; /* was there a SYN? With TCP_REPAIR there was none */
 }
 
+/* Whether a FIN was sent, in a state that the socket is in, or was in before CLOSE. */
+static __always_inline __u32 fin_sent(struct tcp_sock *tp, __u8 state)
+{
+	return (state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_LAST_ACK || state == TCP_CLOSING || state == TCP_TIME_WAIT) && tp->snd_nxt == tp->write_seq;
+}
+
+/* The state that a connection which is in CLOSE now was in before, as far as its counters say. closed_in is the state in which close() found it. */
+static __always_inline __u8 last_state(struct tcp_sock *tp, __u8 role, __u8 closed_in)
+{
+	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
+	bool received = sk->__sk_common.skc_flags & (1UL << SOCK_DONE); /* a FIN: tcp_fin() sets it */
+	__u64 passed = tp->bytes_acked + (tp->snd_nxt - tp->snd_una), most = tp->bytes_sent - tp->bytes_retrans + (role == ROLE_INITIATOR);
+	bool sent;
+
+	if (role == ROLE_INITIATOR && !tp->rcv_nxt)
+		return TCP_SYN_SENT;
+	/* Sequence numbers beyond payload and SYN are the FIN's. Fewer than these: the kernel counted a segment that was refused below. */
+	if (!(sk->sk_shutdown & SEND_SHUTDOWN) || tp->snd_nxt != tp->write_seq)
+		sent = false;
+	else if (passed < most)
+		sent = !sk->sk_err;
+	else
+		sent = passed > most;
+	if (!sent)
+		return received ? TCP_CLOSE_WAIT : TCP_ESTABLISHED;
+	if (!received)
+		return tp->snd_una == tp->write_seq ? TCP_FIN_WAIT2 : TCP_FIN_WAIT1;
+	if (closed_in == TCP_CLOSE_WAIT || closed_in == TCP_LAST_ACK)
+		return TCP_LAST_ACK;
+	return tp->snd_una == tp->write_seq ? TCP_FIN_WAIT2 : TCP_CLOSING;
+}
+
 /* state is the socket's, before CLOSE if it has ended. */
 static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp, __u8 state, __u8 role)
 {
 	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
 	const struct tcp_congestion_ops *ca = tp->inet_conn.icsk_ca_ops;
 	unsigned long flags = sk->__sk_common.skc_flags;
-	__u32 fin = (state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_LAST_ACK || state == TCP_CLOSING || state == TCP_TIME_WAIT) && tp->snd_nxt == tp->write_seq;
+	__u32 fin = fin_sent(tp, state);
 	__u64 sent = payload_sent(tp, role, fin);
 
 	r->bytes_sent = sent + tp->bytes_retrans;
@@ -357,19 +482,10 @@ static __always_inline void put_common(struct socket_record *r, struct sock *sk)
 	r->gid = -1;
 }
 
-/* A socket that nobody has sent or received through (or only by splice(2), which no hook sees) belongs to the process that closes it,
- * rather than to the one that listened. */
-static __always_inline void end_use(struct sock_state *st, struct sock *sk)
-{
-	struct task_struct *task = bpf_get_current_task_btf();
-
-	if (!(task->flags & PF_KTHREAD))
-		own(st, sk, task);
-}
-
 /* Give a socket that no process used through its storage the user that is known otherwise. */
 static __always_inline void adopt(struct sock_state *st, struct sock *sk, struct tcp_sock *tp)
 {
+	struct listener at = { sk->__sk_common.skc_net.net->ns.inum, bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport) };
 	__u64 key = (__u64)sk;
 	struct sock_state *user;
 
@@ -379,45 +495,229 @@ static __always_inline void adopt(struct sock_state *st, struct sock *sk, struct
 		key = (__u64)BPF_CORE_READ(subflow, conn);
 	}
 	user = bpf_map_lookup_elem(&users, &key);
-	if (!user) {
-		struct listener at = { sk->__sk_common.skc_net.net->ns.inum, bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport) };
-
-		user = bpf_map_lookup_elem(&listeners, &at);
-		if (user && !st->tgid) {
-			st->tgid = user->tgid;
-			st->task_start = user->task_start;
-			st->uid = user->uid;
-			st->gid = user->gid;
-			st->flags |= user->flags & SOCK_KERNEL;
-		}
+	if (user) {
+		own_as(st, user);
+		st->flags |= SOCK_TOUCHED;
+		if (key == (__u64)sk)
+			bpf_map_delete_elem(&users, &key);
 		return;
 	}
-	st->tgid = user->tgid;
-	st->task_start = user->task_start;
-	st->uid = user->uid;
-	st->gid = user->gid;
-	st->flags |= SOCK_TOUCHED;
-	if (key == (__u64)sk)
-		bpf_map_delete_elem(&users, &key);
+	if (st->tgid)
+		return;
+	put_bound(at.addr, sk);
+	user = bpf_map_lookup_elem(&listeners, &at);
+	if (!user) {
+		__builtin_memset(at.addr, 0, sizeof(at.addr));
+		user = bpf_map_lookup_elem(&listeners, &at);
+	}
+	if (user)
+		own_as(st, user);
 }
 
-/* The life of TCP sockets. Softirq context, often another process's: current is the owner only where the comment says so. */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
+/* Who began a connection whose birth no hook saw: the subflows of MPTCP are connected within the kernel. */
+static __always_inline __u8 role_of(struct tcp_sock *tp)
 {
-	struct sock_state *st = NULL;
-	struct task_struct *task;
-	struct socket_record *r;
-	struct slot *slot;
-	struct tcp_sock *tp;
-	__u64 cookie;
+	struct mptcp_subflow_context *subflow = tp->inet_conn.icsk_ulp_data;
 
-	if (sk->sk_protocol != IPPROTO_TCP)
+	if (!bpf_core_field_exists(tp->is_mptcp) || !BPF_CORE_READ_BITFIELD(tp, is_mptcp))
+		return ROLE_RESPONDER;
+	if (BPF_CORE_READ_BITFIELD_PROBED(subflow, request_mptcp) || BPF_CORE_READ_BITFIELD_PROBED(subflow, request_join))
+		return ROLE_INITIATOR;
+	return ROLE_RESPONDER;
+}
+
+/* Where every socket that was there before the programs has been seen, one that is not known is younger, and was accepted. */
+static __always_inline bool all_known(void)
+{
+	return pass_number() >= 2;
+}
+
+/* The state of a connection whose birth no hook saw, at its first use. It is older than the programs if it waited in a listener's queue. */
+static __always_inline void accepted(struct sock_state *st, struct tcp_sock *tp)
+{
+	struct control *c = control();
+	__u64 at = established_at(tp);
+
+	if (!c || c->pass < 2 || (at && at < c->began)) {
+		st->flags &= ~SOCK_BORN;
+		st->role = ROLE_UNKNOWN;
+		st->start = 0;
+		return;
+	}
+	st->flags |= SOCK_BORN;
+	st->role = role_of(tp);
+	st->start = at ?: bpf_ktime_get_ns();
+}
+
+/* Report the end of a connection in CLOSE. old_state is the state before. Returns 0 if it was reported. */
+static __always_inline int report_end(struct sock *sk, struct tcp_sock *tp, struct sock_state *st, __u8 old_state, __u8 flags)
+{
+	struct socket_record *r = bpf_ringbuf_reserve(&events, sizeof(*r), 0);
+
+	if (!r) {
+		lost(LOSS_RING_SOCKET);
+		return -1;
+	}
+	__builtin_memset(r, 0, sizeof(*r));
+	r->kind = KIND_SOCKET;
+	r->state = TCP_CLOSE;
+	r->old_state = old_state;
+	r->time = bpf_ktime_get_ns();
+	put_common(r, sk);
+	put_addresses(r, sk);
+	put_tcp(r, tp, old_state, st->role);
+	if (!(st->flags & SOCK_TOUCHED))
+		adopt(st, sk, tp);
+	put_state(r, st);
+	r->flags |= flags;
+	bpf_ringbuf_submit(r, 0);
+	return 0;
+}
+
+/* A child of a listener that was never established, and no process's: the second of one request, made on another CPU (inet_ehash_nolisten). It has
+ * the cookie of the first, and so finds what is known of that. */
+static __always_inline bool never_established(struct tcp_sock *tp, struct sock_state *st)
+{
+	return !tp->rcvq_space.time && !(st && st->role == ROLE_INITIATOR);
+}
+
+/* The end of a connection in CLOSE, once: it may be seen at a reset, at an error, in a pass and when the socket is destroyed. */
+static __always_inline void end(struct sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct sock_state *st, s = {};
+	__u8 state;
+
+	if (!tp || !tp->inet_conn.icsk_inet.inet_sport)
+		return; /* no port could be had: nothing was ever sent */
+	st = find(sk);
+	if (never_established(tp, st) || (st && st->flags & SOCK_ENDED))
+		return;
+	if (!sk->__sk_common.skc_dport) {
+		/* Disconnected, or never connected. Of the latter there is no state. */
+		if (st && st->flags & SOCK_BORN && st->role == ROLE_INITIATOR)
+			lost(LOSS_ABANDONED);
+		return;
+	}
+	if (st) {
+		s = *st;
+	} else {
+		s.uid = -1;
+		s.gid = -1;
+	}
+	if (!s.start && (!st || s.flags & SOCK_BORN)) {
+		/* No process ever used it, and perhaps none accepted it. */
+		s.start = established_at(tp);
+		if (!s.start && !st) {
+			s.role = ROLE_UNKNOWN; /* older than the programs */
+		} else {
+			accepted(&s, tp);
+		}
+	}
+	state = last_state(tp, s.role, s.closed_in);
+	if (report_end(sk, tp, &s, state, SOCK_FINAL))
+		return;
+	if (!st)
+		st = begin(sk, bpf_get_socket_cookie(sk));
+	if (st)
+		st->flags |= SOCK_ENDED;
+}
+
+/* connect(): the caller's context, before the kernel looks for a way. Also for one that failed before. */
+static __always_inline int connecting(struct bpf_sock_addr *ctx)
+{
+	struct task_struct *task;
+	struct sock_state *st;
+	struct tcp_sock *tp;
+	struct bpf_sock *bsk;
+
+	if (ctx->protocol != IPPROTO_TCP)
+		return 1;
+	bsk = ctx->sk;
+	if (!bsk)
+		return 1;
+	tp = bpf_skc_to_tcp_sock(bsk);
+	if (!tp)
+		return 1;
+	st = begin(&tp->inet_conn.icsk_inet.sk, bpf_get_socket_cookie(ctx));
+	if (!st)
+		return 1;
+	st->role = ROLE_INITIATOR;
+	task = bpf_get_current_task_btf();
+	if (task->flags & PF_KTHREAD && is_subflow(&tp->inet_conn.icsk_inet.sk))
+		return 1; /* the kernel adds a path to a connection: see adopt() */
+	own(st, &tp->inet_conn.icsk_inet.sk, task);
+	st->flags |= SOCK_TOUCHED;
+	return 1;
+}
+
+SEC("cgroup/connect4")
+int connect4(struct bpf_sock_addr *ctx)
+{
+	return connecting(ctx);
+}
+
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx)
+{
+	return connecting(ctx);
+}
+
+/* A TCP socket is gone: the end of its connection, if that was not seen before. Softirq context, often another process's. Two programs, in this
+ * order: a packet that is handled while one of them runs (softirqs are enabled where the last segments waited for the process that closes)
+ * finds the other free. The first reports the end, the second does so if the first was skipped, and frees the slot. */
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(destroyed, struct sock *sk)
+{
+	end(sk);
+	return 0;
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(destroyed2, struct sock *sk)
+{
+	__u64 cookie = sk->__sk_common.skc_cookie.counter;
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct slot *slot;
+
+	if (!tp)
 		return 0;
+	end(sk);
+	slot = slot_of(cookie);
+	if (cookie && slot && slot->cookie == cookie && !never_established(tp, &slot->state))
+		slot->cookie = 0;
+	return 0;
+}
+
+/* An abort: tcp_disconnect() clears the counters and the address next (SO_LINGER 0, connect(AF_UNSPEC), a listener that closes). */
+SEC("tp_btf/tcp_send_reset")
+int BPF_PROG(send_reset, struct sock *sk)
+{
+	if (sk && sk->__sk_common.skc_state == TCP_CLOSE) /* none: the answer to a segment of no connection */
+		end(sk);
+	return 0;
+}
+
+/* A connection failed or was reset, and its process holds the socket still: it may be long until that is destroyed, and it may connect again. */
+SEC("tp_btf/inet_sk_error_report")
+int BPF_PROG(error_report, struct sock *sk)
+{
+	if (sk->sk_protocol == IPPROTO_TCP && sk->__sk_common.skc_state == TCP_CLOSE)
+		end(sk);
+	return 0;
+}
+
+/* The life of TCP sockets where they cannot be seen at connect(). Softirq context, often another process's: current is the owner only where
+ * the comment says so. */
+static __always_inline int state_changed(struct sock *sk, int old_state, int new_state)
+{
+	struct sock_state *st = NULL, s = {};
+	struct task_struct *task;
+	struct tcp_sock *tp;
 
 	switch (new_state) {
 	case TCP_SYN_SENT: /* connect(): the caller's context */
-		st = begin(sk);
+		st = begin(sk, bpf_get_socket_cookie(sk));
 		if (st) {
 			st->role = ROLE_INITIATOR;
 			task = bpf_get_current_task_btf();
@@ -434,7 +734,7 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 		if (old_state == TCP_SYN_RECV) {
 			/* A child of a listener. Not when it becomes SYN_RECV: then its cookie is not yet its own (inet_csk_clone_lock).
 			 * With Fast Open its process may have used it already. */
-			st = find(sk) ?: begin(sk);
+			st = find(sk) ?: begin(sk, bpf_get_socket_cookie(sk));
 			if (st) {
 				st->flags |= SOCK_BORN;
 				st->start = st->start ?: bpf_ktime_get_ns();
@@ -448,57 +748,37 @@ int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
 		if (st && st->start)
 			st->connect_us = (bpf_ktime_get_ns() - st->start) / 1000;
 		return 0;
-	case TCP_FIN_WAIT1:
-	case TCP_LAST_ACK: /* close() or shutdown(): the caller's context */
-		st = find(sk);
-		if (st && !(st->flags & SOCK_TOUCHED))
-			end_use(st, sk);
-		return 0;
 	case TCP_CLOSE:
 		break;
 	default:
 		return 0;
 	}
-
-	if (old_state == TCP_LISTEN || old_state == TCP_CLOSE)
-		return 0;
 	tp = bpf_skc_to_tcp_sock(sk);
-	if (!tp || !tp->inet_conn.icsk_inet.inet_sport)
-		goto out; /* no port could be had: nothing was ever sent */
+	if (!tp || !tp->inet_conn.icsk_inet.inet_sport || !sk->__sk_common.skc_dport)
+		return 0;
 	st = find(sk);
-	if (old_state == TCP_SYN_RECV && !st && !tp->fastopen_rsk)
-		return 0; /* the second child of one request, made on another CPU: it was never anybody's (inet_ehash_nolisten) */
-	r = bpf_ringbuf_reserve(&events, sizeof(*r), 0);
-	if (!r) {
-		lost(LOSS_RING_SOCKET);
-		goto out;
-	}
-	__builtin_memset(r, 0, sizeof(*r));
-	r->kind = KIND_SOCKET;
-	r->state = new_state;
-	r->old_state = old_state;
-	r->time = bpf_ktime_get_ns();
-	put_common(r, sk);
-	put_addresses(r, sk);
-	put_tcp(r, tp, old_state, st ? st->role : ROLE_UNKNOWN);
-	if (st && !(st->flags & SOCK_TOUCHED)) {
-		if ((old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT) && sk->sk_shutdown == SHUTDOWN_MASK)
-			end_use(st, sk); /* close() that resets: shut down already, and so not by the peer */
-		adopt(st, sk, tp);
-	}
-	if (st)
-		put_state(r, st);
-	if (old_state == TCP_SYN_RECV) { /* never established (Fast Open): nobody knew it before */
-		r->flags |= SOCK_BORN;
-		r->role = r->role ?: ROLE_RESPONDER;
-	}
-	bpf_ringbuf_submit(r, 0);
-out:
-	cookie = sk->__sk_common.skc_cookie.counter;
-	slot = slot_of(cookie);
-	if (slot && slot->cookie == cookie)
-		slot->cookie = 0;
+	if (!st || st->flags & SOCK_ENDED)
+		return 0; /* destroyed() knows as much of one without state */
+	s = *st;
+	if (old_state == TCP_SYN_RECV && s.role == ROLE_UNKNOWN)
+		s.role = ROLE_RESPONDER;
+	if (!report_end(sk, tp, &s, old_state, 0))
+		st->flags |= SOCK_ENDED;
 	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state, struct sock *sk, int old_state, int new_state)
+{
+	return sk->sk_protocol == IPPROTO_TCP ? state_changed(sk, old_state, new_state) : 0;
+}
+
+/* The same for the subflows of MPTCP alone: the kernel connects them by itself, and disconnects the first one, which clears its counters, before
+ * it is destroyed. Attached while there are any. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(subflow_state, struct sock *sk, int old_state, int new_state)
+{
+	return is_subflow(sk) ? state_changed(sk, old_state, new_state) : 0;
 }
 
 /* Tell user space about a datagram socket: its owner, or its end. */
@@ -520,21 +800,81 @@ static __always_inline void datagram(struct sock *sk, struct sock_state *st)
 	e->tgid = st->tgid;
 	e->uid = st->uid;
 	e->gid = st->gid;
-	e->flags = st->flags;
+	e->exec = st->exec;
+	e->flags = st->flags & ~(SOCK_ENDED | SOCK_MEASURED);
 	bpf_ringbuf_submit(e, 0);
 }
 
+/* What is known of a connection that a process uses: of one that was accepted, from now on. NULL if there is no connection. */
+static __always_inline struct sock_state *used(struct sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u8 state = sk->__sk_common.skc_state;
+	struct sock_state *st = find(sk);
+	__u64 at;
+
+	if (!tp || state == TCP_CLOSE || state == TCP_LISTEN || state == TCP_SYN_SENT)
+		return NULL;
+	if (st && st->flags & SOCK_MEASURED)
+		return st;
+	if (!st) {
+		st = begin(sk, bpf_get_socket_cookie(sk));
+		if (!st)
+			return NULL;
+		accepted(st, tp);
+	} else if (st->role == ROLE_INITIATOR && !st->connect_us) {
+		at = established_at(tp);
+		if (at > st->start)
+			st->connect_us = (at - st->start) / 1000;
+	}
+	st->syn_retrans = tp->total_retrans < 255 && tp->bytes_retrans == 0 ? tp->total_retrans : 0;
+	st->flags |= SOCK_MEASURED;
+	return st;
+}
+
+/* A datagram was sent, or not: result. One that another control-group program refused, or what comes after it, was counted all the same;
+ * that is taken back. The hook that counts runs within the call that this one ends. */
+static __always_inline void sent(struct sock *sk, int result)
+{
+	struct datagram_value *v;
+	struct counted *last;
+	__u32 index = 0;
+	void *map;
+
+	last = bpf_map_lookup_elem(&last_sent, &index);
+	if (!last || last->key.cookie != (__u64)sk->__sk_common.skc_cookie.counter)
+		return;
+	if (result < 0) {
+		map = bpf_map_lookup_elem(&datagrams, &index);
+		v = map ? bpf_map_lookup_elem(map, &last->key) : NULL;
+		if (v) {
+			__sync_fetch_and_sub(&v->packets[0], last->packets);
+			__sync_fetch_and_sub(&v->octets[0], last->octets);
+			__sync_fetch_and_sub(&v->payload[0], last->payload);
+		} else {
+			lost(LOSS_REFUSED);
+		}
+	}
+	last->key.cookie = 0;
+}
+
 /* The first process that sends or receives through a socket owns its flow; whether there are others is counted. In the
- * caller's context. */
-static __always_inline int touch(struct sock *sk)
+ * caller's context. result is what the call returned: one that failed, for there was nothing to read say, is no use. */
+static __always_inline int touch(struct sock *sk, int result)
 {
 	__u16 family = sk->__sk_common.skc_family;
 	struct task_struct *task;
 	struct sock_state *st;
 
-	if (family != AF_INET && family != AF_INET6)
+	if (result < 0 || (family != AF_INET && family != AF_INET6))
 		return 0;
-	st = is_datagram(sk->sk_protocol) ? bpf_sk_storage_get(&sockets, sk, 0, 0) : find(sk); /* only connections have slots */
+	if (sk->sk_protocol == IPPROTO_TCP) {
+		st = used(sk);
+		if (!st)
+			return 0;
+	} else {
+		st = bpf_sk_storage_get(&sockets, sk, 0, 0); /* only connections have slots */
+	}
 	task = bpf_get_current_task_btf();
 	if (st && (st->flags & SOCK_TOUCHED)) {
 		if (st->tgid != task->tgid && !(st->flags & (SOCK_SHARED | SOCK_KERNEL))) {
@@ -558,39 +898,52 @@ static __always_inline int touch(struct sock *sk)
 		__u64 key = (__u64)sk;
 
 		bpf_map_update_elem(&users, &key, st, BPF_ANY);
+		mptcp_seen();
 	}
 	return 0;
 }
 
 SEC("tp_btf/sock_send_length")
-int BPF_PROG(send_length, struct sock *sk)
+int BPF_PROG(send_length, struct sock *sk, int result)
 {
-	return touch(sk);
+	if (is_datagram(sk->sk_protocol))
+		sent(sk, result);
+	return touch(sk, result);
 }
 
 SEC("tp_btf/sock_recv_length")
-int BPF_PROG(recv_length, struct sock *sk)
+int BPF_PROG(recv_length, struct sock *sk, int result)
 {
-	return touch(sk);
+	return touch(sk, result);
 }
 
 /* Before Linux 6.3 these tracepoints are not there. */
-SEC("fentry/inet_send_prepare")
-int BPF_PROG(send_prepare, struct sock *sk)
+SEC("fexit/inet_sendmsg")
+int BPF_PROG(send4, struct socket *sock, void *msg, unsigned long size, int result)
 {
-	return touch(sk);
+	if (is_datagram(sock->sk->sk_protocol))
+		sent(sock->sk, result);
+	return touch(sock->sk, result);
 }
 
-SEC("fentry/inet_recvmsg")
-int BPF_PROG(receive4, struct socket *sock)
+SEC("fexit/inet6_sendmsg")
+int BPF_PROG(send6, struct socket *sock, void *msg, unsigned long size, int result)
 {
-	return touch(sock->sk);
+	if (is_datagram(sock->sk->sk_protocol))
+		sent(sock->sk, result);
+	return touch(sock->sk, result);
 }
 
-SEC("fentry/inet6_recvmsg")
-int BPF_PROG(receive6, struct socket *sock)
+SEC("fexit/inet_recvmsg")
+int BPF_PROG(receive4, struct socket *sock, void *msg, unsigned long size, int flags, int result)
 {
-	return touch(sock->sk);
+	return touch(sock->sk, result);
+}
+
+SEC("fexit/inet6_recvmsg")
+int BPF_PROG(receive6, struct socket *sock, void *msg, unsigned long size, int flags, int result)
+{
+	return touch(sock->sk, result);
 }
 
 /* Where neither is to be had: who accepted a connection. */
@@ -602,6 +955,7 @@ static __always_inline int accepted_by(__u64 sk)
 	if (!sk)
 		return 0;
 	st.tgid = BPF_CORE_READ(task, tgid);
+	st.exec = BPF_CORE_READ(task, self_exec_id);
 	st.task_start = BPF_CORE_READ(task, group_leader, start_boottime);
 	st.uid = BPF_CORE_READ(task, cred, euid.val);
 	st.gid = BPF_CORE_READ(task, cred, egid.val);
@@ -622,13 +976,107 @@ int accept_return_arm64(struct user_pt_regs *ctx)
 	return accepted_by(ctx->regs[0]);
 }
 
-/* A datagram socket is closed. In the context of the process that closes it: its owner if nobody has used it, who was only spoken to. */
+/* The process that calls, for programs which have no typed access to it. */
+static __always_inline void own_caller(struct sock_state *st)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	if (task->flags & PF_KTHREAD)
+		return;
+	st->tgid = task->tgid;
+	st->task_start = task->group_leader->start_boottime;
+	st->exec = task->self_exec_id;
+	st->uid = task->cred->euid.val;
+	st->gid = task->cred->egid.val;
+	st->pass = pass_number();
+}
+
+/* A TCP socket is bound, perhaps to listen. In the caller's context. */
+static __always_inline int bound(struct bpf_sock *sk, struct listener *key)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct sock_state st = {};
+
+	st.uid = -1;
+	st.gid = -1;
+	own_caller(&st);
+	if (st.tgid) {
+		key->netns = task->nsproxy->net_ns->ns.inum;
+		key->port = sk->src_port;
+		bpf_map_update_elem(&listeners, key, &st, BPF_ANY);
+	}
+	return 1;
+}
+
+SEC("cgroup/post_bind4")
+int bind4(struct bpf_sock *sk)
+{
+	struct listener key = {};
+
+	if (sk->protocol != IPPROTO_TCP)
+		return 1;
+	if (sk->src_ip4)
+		mapped(key.addr, sk->src_ip4);
+	return bound(sk, &key);
+}
+
+SEC("cgroup/post_bind6")
+int bind6(struct bpf_sock *sk)
+{
+	struct listener key = {};
+
+	if (sk->protocol != IPPROTO_TCP)
+		return 1;
+	*(__u32 *)key.addr = sk->src_ip6[0];
+	*(__u32 *)(key.addr + 4) = sk->src_ip6[1];
+	*(__u32 *)(key.addr + 8) = sk->src_ip6[2];
+	*(__u32 *)(key.addr + 12) = sk->src_ip6[3];
+	return bound(sk, &key);
+}
+
+/* A TCP socket is closed. A connection that no process has sent or received through (or only by splice(2), which no hook sees) belongs to the
+ * process that closes it, rather than to the one that listened. */
+static __always_inline void closing(struct bpf_sock *sk)
+{
+	__u64 cookie = bpf_get_socket_cookie(sk);
+	struct slot *slot = slot_of(cookie);
+	struct sock_state *st;
+
+	if (sk->state == TCP_LISTEN)
+		return;
+	if (slot && slot->cookie == cookie)
+		st = &slot->state;
+	else
+		st = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (!st) {
+		if (sk->state == TCP_CLOSE || !all_known())
+			return;
+		if (!slot || __sync_val_compare_and_swap(&slot->cookie, 0, cookie))
+			return;
+		st = &slot->state;
+		__builtin_memset(st, 0, sizeof(*st));
+		st->uid = -1;
+		st->gid = -1;
+		st->flags = SOCK_BORN;
+		st->role = ROLE_RESPONDER;
+	}
+	st->closed_in = sk->state;
+	if (!(st->flags & (SOCK_TOUCHED | SOCK_KERNEL)))
+		own_caller(st);
+}
+
+/* A socket is closed, in the context of the process that closes it. A datagram socket's owner if no process has used it: it was only
+ * spoken to. */
 SEC("cgroup/sock_release")
 int release(struct bpf_sock *sk)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
+	struct sock_state by = {};
 	struct datagram_event *e;
 
+	if (sk->protocol == IPPROTO_TCP) {
+		closing(sk);
+		return 1;
+	}
 	if (!is_datagram(sk->protocol))
 		return 1;
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
@@ -640,12 +1088,12 @@ int release(struct bpf_sock *sk)
 	e->kind = KIND_RELEASE;
 	e->time = bpf_ktime_get_ns();
 	e->cookie = bpf_get_socket_cookie(sk);
-	if (!(BPF_CORE_READ(task, flags) & PF_KTHREAD)) {
-		e->tgid = BPF_CORE_READ(task, tgid);
-		e->task_start = BPF_CORE_READ(task, group_leader, start_boottime);
-		e->uid = BPF_CORE_READ(task, cred, euid.val);
-		e->gid = BPF_CORE_READ(task, cred, egid.val);
-	}
+	own_caller(&by);
+	e->tgid = by.tgid;
+	e->task_start = by.task_start;
+	e->exec = by.exec;
+	e->uid = by.uid;
+	e->gid = by.gid;
 	bpf_ringbuf_submit(e, 0);
 	return 1;
 }
@@ -674,18 +1122,112 @@ struct ipv6_header {
 
 extern void *bpf_cast_to_kern_ctx(void *obj) __ksym __weak; /* Linux 6.2 */
 
+#define RTAX_MTU 2
+#define LEAST_MTU 68 /* RFC 791 */
+
 /* The hooks see a datagram before it is fragmented, and after it was put together again. Returns the largest IP packet that it
- * travels in, 0 if that is not known. */
+ * travels in, 0 if that is not known: on its way out the MTU of its route, or what path MTU discovery found, or else that of the interface. */
 static __always_inline __u32 packet_size(struct __sk_buff *skb, int in, bool v4)
 {
+	struct dst_entry *dst;
 	struct sk_buff *kskb;
+	__u32 mtu, other = 0;
 
 	if (!bpf_cast_to_kern_ctx)
 		return 0;
 	kskb = bpf_cast_to_kern_ctx(skb);
-	if (!in)
-		return kskb->dev ? kskb->dev->mtu : 0;
-	return *(__u16 *)(kskb->cb + (v4 ? bpf_core_field_offset(struct inet_skb_parm, frag_max_size) : bpf_core_field_offset(struct inet6_skb_parm, frag_max_size)));
+	if (in)
+		return *(__u16 *)(kskb->cb + (v4 ? bpf_core_field_offset(struct inet_skb_parm, frag_max_size) : bpf_core_field_offset(struct inet6_skb_parm, frag_max_size)));
+	mtu = kskb->dev ? kskb->dev->mtu : 0;
+	dst = (void *)(kskb->_skb_refdst & ~1UL);
+	if (!dst)
+		return mtu;
+	bpf_probe_read_kernel(&other, sizeof(other), (void *)((BPF_CORE_READ(dst, _metrics) & ~3UL) + (RTAX_MTU - 1) * sizeof(__u32)));
+	if (other >= LEAST_MTU && other < mtu)
+		mtu = other;
+	if (v4) {
+		other = BPF_CORE_READ_BITFIELD_PROBED((struct rtable *)dst, rt_pmtu);
+		if (other >= LEAST_MTU && other < mtu)
+			mtu = other;
+	}
+	return mtu;
+}
+
+#define NFCT_INFO 7UL   /* the lowest bits of sk_buff._nfct: enum ip_conntrack_info */
+#define IP_CT_IS_REPLY 3
+#define IP_CT_UNTRACKED 7
+#define IPS_NAT 0x30UL /* IPS_SRC_NAT, IPS_DST_NAT */
+
+struct tuple_end {
+	__u8 addr[16];
+	__be16 port;
+};
+
+static __always_inline void put_tuple_addr(__u8 *to, const union nf_inet_addr *addr, bool v4)
+{
+	if (v4)
+		mapped(to, addr->all[0]);
+	else
+		__builtin_memcpy(to, addr->all, 16);
+}
+
+/* What the two ends of a datagram see, where this host translates the addresses (NAT): connection tracking keeps the tuple of each direction
+ * as it comes from its sender. Programs on the way out run after the translation, so that the socket's view is in the tuple; on the way in
+ * the header has it. Returns false if nothing is translated. */
+static __always_inline bool translated(struct __sk_buff *skb, int in, bool v4, bool ports, struct datagram_key *k, struct datagram_value *v)
+{
+	struct nf_conntrack_tuple mine, other;
+	struct nf_conn *ct;
+	unsigned long nfct;
+	bool reply;
+
+	if (!bpf_cast_to_kern_ctx || !bpf_core_type_exists(struct nf_conn))
+		return false;
+	nfct = ((struct sk_buff *)bpf_cast_to_kern_ctx(skb))->_nfct;
+	ct = (void *)(nfct & ~NFCT_INFO);
+	if (!ct || (nfct & NFCT_INFO) == IP_CT_UNTRACKED || !(BPF_CORE_READ(ct, status) & IPS_NAT))
+		return false;
+	reply = (nfct & NFCT_INFO) >= IP_CT_IS_REPLY;
+	if (reply) {
+		BPF_CORE_READ_INTO(&mine.src.u3, ct, tuplehash[1].tuple.src.u3);
+		BPF_CORE_READ_INTO(&mine.src.u.all, ct, tuplehash[1].tuple.src.u.all);
+		BPF_CORE_READ_INTO(&mine.dst.u3, ct, tuplehash[1].tuple.dst.u3);
+		BPF_CORE_READ_INTO(&mine.dst.u.all, ct, tuplehash[1].tuple.dst.u.all);
+		BPF_CORE_READ_INTO(&other.src.u3, ct, tuplehash[0].tuple.src.u3);
+		BPF_CORE_READ_INTO(&other.src.u.all, ct, tuplehash[0].tuple.src.u.all);
+		BPF_CORE_READ_INTO(&other.dst.u3, ct, tuplehash[0].tuple.dst.u3);
+		BPF_CORE_READ_INTO(&other.dst.u.all, ct, tuplehash[0].tuple.dst.u.all);
+	} else {
+		BPF_CORE_READ_INTO(&mine.src.u3, ct, tuplehash[0].tuple.src.u3);
+		BPF_CORE_READ_INTO(&mine.src.u.all, ct, tuplehash[0].tuple.src.u.all);
+		BPF_CORE_READ_INTO(&mine.dst.u3, ct, tuplehash[0].tuple.dst.u3);
+		BPF_CORE_READ_INTO(&mine.dst.u.all, ct, tuplehash[0].tuple.dst.u.all);
+		BPF_CORE_READ_INTO(&other.src.u3, ct, tuplehash[1].tuple.src.u3);
+		BPF_CORE_READ_INTO(&other.src.u.all, ct, tuplehash[1].tuple.src.u.all);
+		BPF_CORE_READ_INTO(&other.dst.u3, ct, tuplehash[1].tuple.dst.u3);
+		BPF_CORE_READ_INTO(&other.dst.u.all, ct, tuplehash[1].tuple.dst.u.all);
+	}
+	/* mine is this packet as its sender sent it, other the answer as it comes from the receiver. */
+	if (in) {
+		put_tuple_addr(v->far_local, &mine.dst.u3, v4);
+		put_tuple_addr(v->far_remote, &mine.src.u3, v4);
+		v->far_local_port = ports ? bpf_ntohs(mine.dst.u.all) : k->local_port;
+		v->far_remote_port = ports ? bpf_ntohs(mine.src.u.all) : k->remote_port;
+	} else {
+		put_tuple_addr(k->local, &mine.src.u3, v4);
+		put_tuple_addr(k->remote, &mine.dst.u3, v4);
+		if (ports) {
+			k->local_port = bpf_ntohs(mine.src.u.all);
+			k->remote_port = bpf_ntohs(mine.dst.u.all);
+		}
+		put_tuple_addr(v->far_local, &other.dst.u3, v4);
+		put_tuple_addr(v->far_remote, &other.src.u3, v4);
+		v->far_local_port = ports ? bpf_ntohs(other.dst.u.all) : k->local_port;
+		v->far_remote_port = ports ? bpf_ntohs(other.src.u.all) : k->remote_port;
+	}
+	v->translated = 1;
+	v->role = !in == !reply ? ROLE_INITIATOR : ROLE_RESPONDER;
+	return true;
 }
 
 /* What the socket itself tells: its network namespace, and whether it is the kernel's. Before Linux 6.2 nothing. */
@@ -745,7 +1287,9 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	struct datagram_value *v, zero = {};
 	struct datagram_key k = {};
 	struct bpf_sock *sk = skb->sk;
-	__u32 segments, offset, octets, header, transport = 8, index = 0;
+	__u32 segments, offset, octets, payload, header, transport = 8, index = 0;
+	struct counted *last;
+	bool v4, ports = false;
 	__u64 now;
 	void *map;
 
@@ -755,7 +1299,8 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	if (!sk || !is_datagram(sk->protocol))
 		return 1;
 
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+	v4 = skb->protocol == bpf_htons(ETH_P_IP);
+	if (v4) {
 		struct ipv4_header h;
 
 		if (bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
@@ -794,12 +1339,13 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	case IPPROTO_UDPLITE:
 	case IPPROTO_SCTP:
 	case IPPROTO_DCCP: {
-		__be16 ports[2];
+		__be16 p[2];
 
-		if (bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
+		if (bpf_skb_load_bytes(skb, offset, p, sizeof(p)))
 			return 1;
-		k.local_port = bpf_ntohs(ports[in]);
-		k.remote_port = bpf_ntohs(ports[!in]);
+		k.local_port = bpf_ntohs(p[in]);
+		k.remote_port = bpf_ntohs(p[!in]);
+		ports = true;
 		if (k.proto == IPPROTO_SCTP || k.proto == IPPROTO_DCCP)
 			transport = 12;
 		break;
@@ -816,7 +1362,14 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	default:
 		transport = 0;
 	}
-	k.cookie = bpf_get_socket_cookie(skb);
+	zero.role = in ? ROLE_RESPONDER : ROLE_INITIATOR;
+	if (k.proto == IPPROTO_ICMP || k.proto == IPPROTO_ICMPV6)
+		zero.role = k.local_port ? ROLE_RESPONDER : ROLE_INITIATOR;
+	translated(skb, in, v4, ports, &k, &zero);
+	if (sk->type == SOCK_RAW)
+		put_socket(&zero, skb);
+	/* The kernel answers echoes by a socket of its own for each CPU: they are one. */
+	k.cookie = zero.kernel ? 0 : bpf_get_socket_cookie(skb);
 
 	octets = skb->len;
 	segments = skb->gso_segs;
@@ -824,10 +1377,10 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 		/* A super-packet of UDP GSO or GRO has one header here and one per segment on the wire. */
 		octets += (segments - 1) * (offset + transport);
 	} else {
-		__u32 size = packet_size(skb, in, skb->protocol == bpf_htons(ETH_P_IP));
+		__u32 size = skb->len > LEAST_MTU ? packet_size(skb, in, v4) : 0;
 
 		segments = 1;
-		header = skb->protocol == bpf_htons(ETH_P_IP) ? offset : offset + 8; /* IPv6: a fragment header each */
+		header = v4 ? offset : offset + 8; /* IPv6: a fragment header each */
 		if (size > header + 8 && (in || skb->len > size)) {
 			__u32 room = (size - header) & ~7u;
 
@@ -845,10 +1398,8 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	v = bpf_map_lookup_elem(map, &k);
 	if (!v) {
 		zero.first = bpf_ktime_get_ns();
-		zero.role = in ? ROLE_RESPONDER : ROLE_INITIATOR;
-		if (k.proto == IPPROTO_ICMP || k.proto == IPPROTO_ICMPV6)
-			zero.role = k.local_port ? ROLE_RESPONDER : ROLE_INITIATOR;
-		put_socket(&zero, skb);
+		if (!zero.netns)
+			put_socket(&zero, skb);
 		bpf_map_update_elem(map, &k, &zero, BPF_NOEXIST);
 		v = bpf_map_lookup_elem(map, &k);
 		if (!v) {
@@ -861,8 +1412,17 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 		v->last = now;
 	__sync_fetch_and_add(&v->packets[in], segments);
 	__sync_fetch_and_add(&v->octets[in], octets);
-	if (skb->len > offset + transport)
-		__sync_fetch_and_add(&v->payload[in], skb->len - offset - transport);
+	payload = skb->len > offset + transport ? skb->len - offset - transport : 0;
+	__sync_fetch_and_add(&v->payload[in], payload);
+	if (!in && !zero.kernel) {
+		last = bpf_map_lookup_elem(&last_sent, &index);
+		if (last) {
+			last->key = k;
+			last->packets = segments;
+			last->octets = octets;
+			last->payload = payload;
+		}
+	}
 	return 1;
 }
 
@@ -949,6 +1509,91 @@ static __always_inline void fetch_next(struct task_struct *task, struct file *so
 		fetch(CAST(struct tcp_sock, CAST(struct socket, file->private_data)->sk));
 }
 
+/* A pass sees a process hold a socket that is known: it is the owner's, or that of a child of a listener that was there before us, or the one
+ * that is left when the owner let go of it, a whole pass ago. */
+static __always_inline void held(struct sock_state *st, struct sock *sk, struct task_struct *task)
+{
+	__u32 pass = pass_number();
+
+	if (st->tgid == task->tgid)
+		st->pass = pass;
+	else if (!(st->flags & SOCK_KERNEL) && (!st->tgid || st->pass + 2 <= pass))
+		own(st, sk, task);
+}
+
+static __always_inline void put_socket_record(struct socket_record *r, struct sock *sk, __u8 state)
+{
+	__builtin_memset(r, 0, sizeof(*r));
+	r->kind = KIND_SOCKET;
+	r->state = state;
+	put_common(r, sk);
+	put_addresses(r, sk);
+}
+
+static __always_inline int visit_connection(struct seq_file *seq, struct tcp_sock *tp, struct task_struct *task)
+{
+	struct sock *sk = &tp->inet_conn.icsk_inet.sk;
+	__u8 state = sk->__sk_common.skc_state;
+	struct socket_record r;
+	struct sock_state *st;
+
+	/* The storage before the slot: most of what a pass costs is memory that is not in the cache. */
+	st = bpf_sk_storage_get(&sockets, sk, 0, 0) ?: find(sk);
+	if (state == TCP_LISTEN)
+		put_listener(sk, task);
+	if (st) {
+		held(st, sk, task);
+	} else {
+		if (state == TCP_CLOSE)
+			return 0; /* not connected: connect() makes its state */
+		st = storage(sk);
+		if (!st)
+			return 0;
+		own(st, sk, task);
+		if (state != TCP_LISTEN)
+			accepted(st, tp);
+	}
+	if (state != TCP_CLOSE) {
+		put_socket_record(&r, sk, state);
+		put_tcp(&r, tp, state, st->role);
+		put_state(&r, st);
+		bpf_seq_write(seq, &r, sizeof(r));
+		return 0;
+	}
+	/* It ended and its process holds the socket: shut down in both directions, say. */
+	if (st->flags & SOCK_ENDED || !sk->__sk_common.skc_dport || !tp->inet_conn.icsk_inet.inet_sport)
+		return 0;
+	put_socket_record(&r, sk, state);
+	r.old_state = last_state(tp, st->role, 0);
+	r.time = tp->tcp_mstamp * 1000;
+	put_tcp(&r, tp, r.old_state, st->role);
+	put_state(&r, st);
+	r.flags |= SOCK_FINAL;
+	if (!bpf_seq_write(seq, &r, sizeof(r))) /* else it comes again, when there is room */
+		st->flags |= SOCK_ENDED;
+	return 0;
+}
+
+static __always_inline int visit_datagrams(struct seq_file *seq, struct sock *sk, struct task_struct *task)
+{
+	struct socket_record r;
+	struct sock_state *st;
+
+	st = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (st) {
+		held(st, sk, task);
+	} else {
+		st = storage(sk);
+		if (!st)
+			return 0;
+		own(st, sk, task);
+	}
+	put_socket_record(&r, sk, sk->__sk_common.skc_state);
+	put_state(&r, st);
+	bpf_seq_write(seq, &r, sizeof(r));
+	return 0;
+}
+
 /* One read() walks the sockets of all processes in all network namespaces, and gives those that existed before the
  * start their owner. */
 SEC("iter/task_file")
@@ -956,9 +1601,7 @@ int walk(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
-	struct socket_record r;
 	struct socket *socket;
-	struct sock_state *st;
 	struct tcp_sock *tp;
 	struct sock *sk;
 	__u16 family, proto;
@@ -975,38 +1618,21 @@ int walk(struct bpf_iter__task_file *ctx)
 	if (family != AF_INET && family != AF_INET6)
 		return 0;
 	proto = sk->sk_protocol;
-	if (proto == IPPROTO_MPTCP)
+	if (proto == IPPROTO_MPTCP) {
+		if (sk->__sk_common.skc_state != TCP_LISTEN) /* many a server listens like that, and speaks with TCP clients alone */
+			mptcp_seen();
 		return 0; /* its subflows are TCP sockets, which no process holds: audits see them */
-	tp = proto == IPPROTO_TCP ? bpf_skc_to_tcp_sock(sk) : NULL;
-	if (tp)
-		fetch(tp);
+	}
+	if (proto != IPPROTO_TCP) {
+		fetch_next(task, file, ctx->fd);
+		return visit_datagrams(ctx->meta->seq, sk, task);
+	}
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	fetch(tp);
 	fetch_next(task, file, ctx->fd);
-
-	/* The storage before the slot: most of what a pass costs is memory that is not in the cache. */
-	st = bpf_sk_storage_get(&sockets, sk, 0, 0) ?: find(sk);
-	if (!st) {
-		st = storage(sk);
-		if (!st)
-			return 0;
-		own(st, sk, task);
-	} else if (!st->tgid && !(st->flags & SOCK_KERNEL)) {
-		own(st, sk, task); /* a child of a listener that was there before us */
-	}
-	__builtin_memset(&r, 0, sizeof(r));
-	r.kind = KIND_SOCKET;
-	r.state = sk->__sk_common.skc_state;
-	put_common(&r, sk);
-	put_addresses(&r, sk);
-	if (proto == IPPROTO_TCP && r.state == TCP_LISTEN)
-		put_listener(sk, task);
-	if (proto == IPPROTO_TCP) {
-		if (!tp || r.state == TCP_CLOSE)
-			return 0; /* not connected (any more) */
-		put_tcp(&r, tp, r.state, st->role);
-	}
-	put_state(&r, st);
-	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
-	return 0;
+	return visit_connection(ctx->meta->seq, tp, task);
 }
 
 /* Names from the leaf to the root of a path, as the process sees it; of one with more names than the loop takes, "..." is the last. Returns
@@ -1085,6 +1711,7 @@ static __always_inline void put_process(struct process_event *e, struct task_str
 	e->kind = kind;
 	e->time = bpf_ktime_get_ns();
 	e->tgid = task->tgid;
+	e->exec = task->self_exec_id;
 	e->start = task->group_leader->start_boottime;
 }
 
@@ -1094,6 +1721,7 @@ static __always_inline void put_relatives(struct process_event *e, struct task_s
 
 	e->parent_tgid = parent->tgid;
 	e->parent_start = parent->group_leader->start_boottime;
+	e->parent_exec = parent->self_exec_id;
 	e->uid = task->cred->euid.val;
 	e->gid = task->cred->egid.val;
 	e->cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);

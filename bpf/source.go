@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +33,10 @@ type Stats struct {
 	LostProcess    uint64 // ring buffer full: a step of a process
 	LostDatagrams  uint64 // datagrams not counted: map full
 	LostStorage    uint64 // sockets without storage: no owner
+	LostRecursion  uint64 // calls of tracing programs that the kernel skipped, for the program ran on that CPU already
+	UnseenEnds     uint64 // connections that an audit found gone, and whose end no program saw: no counters
+	Abandoned      uint64 // connects given up, or refused, before there was an answer: no record
+	Refused        uint64 // datagrams counted as sent that were refused, the count of which could not be taken back
 	Shared         uint64 // sockets that another process than the owner has used too
 	Snapshots      uint64
 	SnapshotErrors uint64
@@ -39,20 +44,26 @@ type Stats struct {
 
 // Source is the eBPF source.
 type Source struct {
-	cfg      Config
-	maps     *ebpf.Collection
-	links    []link.Link
-	programs map[string]*ebpf.Program
-	hooks    []Hook
-	walker   *link.Iter // nil without iter/task_file
-	reader   *ringbuf.Reader
-	record   ringbuf.Record // the last that was read
-	grams    *datagrams
-	clk      clock
-	out      chan<- *flowcache.Batch
-	batch    *flowcache.Batch
+	cfg       Config
+	maps      *ebpf.Collection
+	links     []link.Link
+	programs  map[string]*ebpf.Program
+	hooks     []Hook
+	late      atomic.Pointer[Hook] // the hook that is attached when there is use for it, since then
+	firstLink link.Link            // of the hook that goes after the first pass; nil after that
+	walker    *link.Iter           // nil without iter/task_file
+	reader    *ringbuf.Reader
+	record    ringbuf.Record // the last that was read
+	grams     *datagrams
+	clk       clock
+	began     uint64 // when the programs began to watch, CLOCK_MONOTONIC, ns
+	pass      uint32 // over all sockets
+	out       chan<- *flowcache.Batch
+	batch     *flowcache.Batch
 
-	events, malformed, snapshots, snapshotErrors atomic.Uint64
+	audits chan *audit
+
+	events, malformed, snapshots, snapshotErrors, unseen, freed atomic.Uint64
 }
 
 // ErrUnsupported is wrapped by the error of New where the kernel or the privileges do not allow the eBPF source at all.
@@ -82,11 +93,17 @@ func Probe(cfg Config) ([]Hook, error) {
 	return hooks, err
 }
 
-// Hooks returns what is attached and what is not.
-func (s *Source) Hooks() []Hook { return s.hooks }
+// Hooks returns what is attached and what is not. Safe for concurrent use.
+func (s *Source) Hooks() []Hook {
+	hooks := slices.Clone(s.hooks)
+	if late := s.late.Load(); late != nil {
+		hooks[slices.IndexFunc(hooks, func(h Hook) bool { return h.late })] = *late
+	}
+	return hooks
+}
 
 // Missing is the function Missing of this source's hooks.
-func (s *Source) Missing() (missing, instead []Hook) { return Missing(s.hooks) }
+func (s *Source) Missing() (missing, instead []Hook) { return Missing(s.Hooks()) }
 
 // CanWalk reports whether the source sees sockets that existed before it, and counts of live ones. Without it somebody
 // else must take snapshots.
@@ -109,7 +126,7 @@ func (s *Source) Known(o *flowcache.Observation) {
 }
 
 // Causes of losses, in the order of enum loss.
-var causes = [...]string{"ring_socket", "ring_process", "datagram_map", "storage"}
+var causes = [...]string{"ring_socket", "ring_process", "datagram_map", "storage", "abandoned_connect", "refused_datagram"}
 
 // Stats returns the counts so far. Safe for concurrent use.
 func (s *Source) Stats() Stats {
@@ -122,17 +139,52 @@ func (s *Source) Stats() Stats {
 	return Stats{
 		Events: s.events.Load(), Malformed: s.malformed.Load(),
 		Snapshots: s.snapshots.Load(), SnapshotErrors: s.snapshotErrors.Load(),
-		LostSocket: sum(0), LostProcess: sum(1), LostDatagrams: sum(2), LostStorage: sum(3), Shared: sum(len(causes)),
+		LostRecursion: s.recursion(nil),
+		LostSocket:    sum(0), LostProcess: sum(1), LostDatagrams: sum(2), LostStorage: sum(3), Abandoned: sum(4), Refused: sum(5), UnseenEnds: s.unseen.Load(), Shared: sum(len(causes)),
 	}
 }
 
-// Lost returns what the kernel side had to drop, by cause and CPU. Safe for concurrent use.
+// Lost returns what the kernel side had to drop, by cause and CPU; recursion, which the kernel counts for a program, has one count. Safe
+// for concurrent use.
 func (s *Source) Lost() map[string][]uint64 {
-	lost := map[string][]uint64{}
+	lost := map[string][]uint64{"unseen_end": {s.unseen.Load()}}
+	s.recursion(func(program string, n uint64) { lost["recursion_"+program] = []uint64{n} })
 	for i, cause := range causes {
 		lost[cause] = s.perCPU(i)
 	}
 	return lost
+}
+
+// RecursionMisses returns, for each tracing program, the calls that the kernel skipped because the program ran on that CPU already
+// (recursion_misses of struct bpf_prog_info). They are losses, but for those of twins.
+func (s *Source) RecursionMisses() map[string]uint64 {
+	misses := map[string]uint64{}
+	for name, p := range s.programs {
+		if p.Type() != ebpf.Tracing {
+			continue // no other kind is ever skipped
+		}
+		if st, err := p.Stats(); err == nil {
+			misses[name] = st.RecursionMisses
+		}
+	}
+	return misses
+}
+
+// recursion sums up the calls that no program saw, and hands over each program's. A call that interrupts one of two twins finds the other
+// free, for they run one after the other: none is missed by both.
+func (s *Source) recursion(each func(program string, n uint64)) (sum uint64) {
+	misses := s.RecursionMisses()
+	for i, h := range s.hooks {
+		n, tracing := misses[h.Name]
+		if !tracing || h.twin || i+1 < len(s.hooks) && s.hooks[i+1].twin && s.hooks[i+1].Err == nil {
+			continue
+		}
+		sum += n
+		if each != nil {
+			each(h.Name, n)
+		}
+	}
+	return sum
 }
 
 func (s *Source) perCPU(index int) []uint64 {
@@ -162,6 +214,7 @@ func (s *Source) RunTime() map[string]RunTime {
 
 // Close detaches everything. Run must have returned.
 func (s *Source) Close() error {
+	s.detachFirst()
 	for _, l := range s.links {
 		l.Close()
 	}
@@ -189,7 +242,7 @@ const (
 // Run observes until ctx ends, then takes a last pass over all sockets and returns. Batches go to out.
 func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
 	s.out, s.batch = out, s.cfg.Batches.Get()
-	s.snapshot(true)
+	s.snapshot()
 	unblock := context.AfterFunc(ctx, func() { s.reader.Flush() })
 	defer unblock()
 	var lastDrain time.Time
@@ -221,11 +274,18 @@ func (s *Source) Run(ctx context.Context, out chan<- *flowcache.Batch) error {
 		}
 		if stop || now.Sub(lastSnapshot) >= s.cfg.SnapshotInterval {
 			lastSnapshot = now
-			s.snapshot(false)
+			s.snapshot()
 		}
 		s.send()
 		if stop {
 			return nil
+		}
+		select {
+		case a := <-s.audits:
+			if err := s.reap(a); err != nil {
+				return err
+			}
+		default:
 		}
 	}
 }
@@ -276,6 +336,8 @@ func (s *Source) event(b []byte) {
 		} else {
 			s.grams.own(e.cookie, by)
 		}
+	case kindMPTCP:
+		s.attachLate()
 	default:
 		ev, err := decodeProcess(b, s.clk)
 		if err != nil {
@@ -290,6 +352,23 @@ func (s *Source) event(b []byte) {
 			s.send()
 		}
 	}
+}
+
+// attachLate attaches the program for MPTCP, which only hosts that use it pay for. It is loaded, which is what takes privileges.
+func (s *Source) attachLate() {
+	if s.late.Load() != nil {
+		return
+	}
+	i := slices.IndexFunc(s.hooks, func(h Hook) bool { return h.late })
+	h := s.hooks[i]
+	if h.Spare && h.Err == nil && s.programs[h.Name] != nil {
+		l, err := link.AttachTracing(link.TracingOptions{Program: s.programs[h.Name]})
+		if err == nil {
+			s.links = append(s.links, l)
+		}
+		h.Spare, h.Err = false, err
+	}
+	s.late.Store(&h)
 }
 
 // add puts an observation into the batch.
@@ -310,7 +389,7 @@ func (s *Source) send() {
 }
 
 // snapshot walks all sockets; the first time twice, for listeners come first then, so that the roles of the others are known.
-func (s *Source) snapshot(first bool) {
+func (s *Source) snapshot() {
 	if s.walker == nil {
 		return
 	}
@@ -322,7 +401,7 @@ func (s *Source) snapshot(first bool) {
 		}
 	}
 	var err error
-	if first {
+	if s.pass == 0 {
 		err = s.Walk(listeners)
 	}
 	if err == nil {
@@ -341,12 +420,34 @@ func (s *Source) snapshot(first bool) {
 		s.snapshotErrors.Add(1)
 		return // not a whole pass: nothing may be concluded from it
 	}
+	s.detachFirst() // from now on a socket that is not known was accepted since
+	s.grams.passed()
 	s.batch.SnapshotDone = true
 	s.send()
 }
 
-// Walk reads every socket that a process holds, in all network namespaces, in one pass. A socket that several hold comes several times.
+func (s *Source) detachFirst() {
+	if s.firstLink != nil {
+		s.firstLink.Close()
+		s.firstLink = nil
+	}
+}
+
+// control says to the programs that a pass begins.
+func (s *Source) control(pass uint32) error {
+	s.pass = pass
+	if err := s.maps.Maps["controls"].Put(uint32(0), programControl{Began: s.began, Pass: pass}); err != nil {
+		return fmt.Errorf("begin a pass: %w", err)
+	}
+	return nil
+}
+
+// Walk reads every socket that a process holds, in all network namespaces, in one pass. A socket that several hold comes several times. Of a
+// connection that has ended while a process holds its socket it reads the end, once.
 func (s *Source) Walk(emit func(*flowcache.Observation)) error {
+	if err := s.control(s.pass + 1); err != nil {
+		return err
+	}
 	r, err := s.walker.Open()
 	if err != nil {
 		return fmt.Errorf("open iterator: %w", err)
@@ -365,8 +466,11 @@ func (s *Source) Walk(emit func(*flowcache.Observation)) error {
 			if err := rec.decode(buf[i:]); err != nil {
 				return err
 			}
-			rec.time = now
-			rec.observe(&o, s.clk, true)
+			live := rec.state != flowcache.TCPClose || rec.proto != flowcache.ProtoTCP
+			if live {
+				rec.time = now
+			}
+			rec.observe(&o, s.clk, live)
 			if rec.proto != flowcache.ProtoTCP {
 				// Whoever holds a datagram socket owns it: it has no listener to inherit from.
 				o.Process = flowcache.ProcessID{PID: rec.tgid, Start: ticks(rec.taskStart)}

@@ -155,9 +155,12 @@ func TestUDPPeers(t *testing.T) {
 		type dir struct{ role flowcache.Role }
 		sums := map[dir]flowcache.Counters{}
 		closed := 0
+		owners, sockets := map[uint64]uint32{}, map[uint64]bool{} // an owner may come after the first counters
 		for _, o := range obs {
 			if o.Event == flowcache.EventClose {
 				closed++
+			} else if o.Process.PID != 0 {
+				owners[o.Cookie] = o.Process.PID
 			}
 			if o.Event != flowcache.EventUpdate || o.Key.Proto != flowcache.ProtoUDP || o.Key.SrcPort != port && o.Key.DstPort != port {
 				continue
@@ -167,8 +170,14 @@ func TestUDPPeers(t *testing.T) {
 			s.Packets += o.Out.Packets
 			s.Octets += o.Out.Octets
 			sums[dir{o.Role}] = s
-			if o.Process.PID != uint32(os.Getpid()) || o.Key.NetNS == 0 {
-				t.Errorf("owner: %+v", o)
+			sockets[o.Cookie] = true
+			if o.Key.NetNS == 0 {
+				t.Errorf("no network namespace: %+v", o)
+			}
+		}
+		for cookie := range sockets {
+			if owners[cookie] != uint32(os.Getpid()) {
+				t.Errorf("socket %d belongs to process %d", cookie, owners[cookie])
 			}
 		}
 		header := uint64(28)

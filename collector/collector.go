@@ -17,11 +17,13 @@ import (
 type Options struct {
 	Listen           []Listener
 	Registry         *Registry     // default: NewRegistry(0, 0)
-	TemplateLifetime time.Duration // over UDP and DTLS; default 30 minutes
-	Memory           int           // of templates and names of all sessions, octets; default 64 MiB
-	Senders          int           // over UDP at a time; default 4096, and then the one that was silent for longest is forgotten
-	Connections      int           // at a time; default 1024, and more are refused
-	// Notify, if set, is told in one line of sessions that fail or send what is malformed. It must not wait, nor call the Collector.
+	TemplateLifetime time.Duration // over UDP and DTLS, and of a connection that says nothing; default 30 minutes
+	// An address has an eighth of each of the following bounds, but no less than 4 MiB and 16 sessions.
+	Memory      int // of templates and names of all sessions, octets; default 64 MiB
+	Senders     int // over UDP at a time; default 4096, and then the one that was silent for longest is forgotten
+	Connections int // at a time; default 1024, and then one that is silent gives way, or the new one is refused
+	// Notify, if set, gets one line when sessions fail, are refused or send what is malformed; of each kind one a
+	// minute. It must not wait, nor call the Collector.
 	Notify func(line string)
 }
 
@@ -33,6 +35,7 @@ type Counts struct {
 	Forgotten   uint64 // senders over UDP that were silent for longest when there were too many
 	RefusedConn uint64 // connections that were too many
 	Failed      uint64 // connections that failed in their handshake or broke
+	Idle        uint64 // connections that were silent for too long, or when there were too many
 	KernelDrops uint64 // datagrams that came faster than they were read
 }
 
@@ -46,11 +49,16 @@ type Collector struct {
 	mu       sync.Mutex // guards what follows, and every session
 	handle   func([]Record) error
 	shared   shared
-	sessions map[*Session]*list.Element // its place in senders; nil of connections
-	senders  *list.List                 // *sender, the last one heard first
-	bySender map[senderKey]*list.Element
-	counts   Counts    // of sessions that are over
-	told     time.Time // that a message is malformed
+	sessions map[*Session]*sender // nil of connections and files
+	senders  [2]*list.List        // as those of a peer
+	bySender map[senderKey]*sender
+	peers    map[netip.Addr]*peer
+	conns    map[*connection]bool
+	counts   Counts // of sessions that are over, and of messages without one
+
+	handshakes *list.List // *connection, of TLS; the newest first
+	hellos     *list.List // likewise, of DTLS
+	notify     notifier
 }
 
 // end is an open socket.
@@ -63,12 +71,6 @@ type end struct {
 type senderKey struct {
 	end  int
 	addr netip.AddrPort
-}
-
-type sender struct {
-	key     senderKey
-	session *Session
-	heard   time.Time
 }
 
 // New opens the sockets.
@@ -96,7 +98,9 @@ func New(opt Options) (*Collector, error) {
 		opt.Notify = func(string) {}
 	}
 	c := &Collector{
-		opt: opt, shared: shared{memory: opt.Memory}, sessions: map[*Session]*list.Element{}, senders: list.New(), bySender: map[senderKey]*list.Element{},
+		opt: opt, shared: shared{memory: opt.Memory}, sessions: map[*Session]*sender{}, senders: [2]*list.List{list.New(), list.New()},
+		bySender: map[senderKey]*sender{}, peers: map[netip.Addr]*peer{}, conns: map[*connection]bool{}, handshakes: list.New(), hellos: list.New(),
+		notify: notifier{to: opt.Notify},
 	}
 	for i := range opt.Listen {
 		if err := c.open(&opt.Listen[i]); err != nil {
@@ -175,7 +179,7 @@ func (c *Collector) Addrs() []string {
 	return l
 }
 
-// Close closes the sockets, which ends Run.
+// Close closes the sockets, which ends Run. What Notify was not given yet it is given now.
 func (c *Collector) Close() {
 	for _, e := range c.ends {
 		if e.udp != nil {
@@ -184,6 +188,7 @@ func (c *Collector) Close() {
 			e.conn.Close()
 		}
 	}
+	c.notify.end()
 }
 
 // drainTime is for how long datagrams are read after the end: those that came before it wait in the socket.
@@ -245,9 +250,9 @@ func (c *Collector) Counts() Counts {
 }
 
 // newSession begins a session; c.mu is held.
-func (c *Collector) newSession(name string, datagrams bool) *Session {
+func (c *Collector) newSession(name string, datagrams bool, p *peer) *Session {
 	s, err := NewSession(Config{
-		Name: name, Registry: c.opt.Registry, Datagrams: datagrams, TemplateLifetime: c.opt.TemplateLifetime, Memory: min(c.opt.Memory, 4<<20), shared: &c.shared,
+		Name: name, Registry: c.opt.Registry, Datagrams: datagrams, TemplateLifetime: c.opt.TemplateLifetime, Memory: min(c.opt.Memory, 4<<20), shared: &c.shared, peer: p,
 	})
 	if err != nil {
 		return nil // the options were checked
@@ -259,21 +264,24 @@ func (c *Collector) newSession(name string, datagrams bool) *Session {
 
 // endSession ends one; c.mu is held.
 func (c *Collector) endSession(s *Session) {
-	if at := c.sessions[s]; at != nil {
-		delete(c.bySender, c.senders.Remove(at).(*sender).key)
-	}
+	x := c.sessions[s]
 	delete(c.sessions, s)
 	c.counts.Stats.Add(&s.stats)
 	s.close()
+	if x != nil {
+		c.remove(x)
+		delete(c.bySender, x.key)
+		c.leave(x.peer)
+	}
 }
 
-// decode decodes a message of s and hands on its records; c.mu is held. What is wrong is told once for each session, and at most once a second.
+// decode decodes a message of s and hands on its records; c.mu is held. What is wrong is noted once for each session.
 func (c *Collector) decode(s *Session, msg []byte, handle func([]Record) error) error {
 	err := s.decodeTo(msg, handle)
 	var m *MalformedError
-	if errors.As(err, &m) && !s.told && time.Since(c.told) > time.Second {
-		s.told, c.told = true, time.Now()
-		c.opt.Notify(fmt.Sprintf("%s: %v; more of its messages are but counted", s.cfg.Name, m))
+	if errors.As(err, &m) && !s.noted {
+		s.noted = true
+		c.notify.say(noticeMalformed, "%s: %v; more of its messages are but counted", s.cfg.Name, m)
 	}
 	return err
 }
@@ -297,21 +305,22 @@ func (s *Session) decodeTo(msg []byte, handle func([]Record) error) error {
 // sessions do not come at the same time.
 func (c *Collector) ReadStream(name string, r io.Reader, handle func([]Record) error) error {
 	c.mu.Lock()
-	s := c.newSession(name, false)
+	s := c.newSession(name, false, nil)
 	c.mu.Unlock()
 	defer func() {
 		c.mu.Lock()
 		c.endSession(s)
 		c.mu.Unlock()
 	}()
-	return c.stream(s, r, handle)
+	return c.stream(s, r, func() {}, func(msg []byte) error { return c.decode(s, msg, handle) })
 }
 
-func (c *Collector) stream(s *Session, r io.Reader, handle func([]Record) error) error {
-	return readMessages(r, func(msg []byte) error {
+// stream reads a stream. wait is called before each message that is not there yet; each holds c.mu.
+func (c *Collector) stream(s *Session, r io.Reader, wait func(), each func(msg []byte) error) error {
+	return readMessages(r, wait, func(msg []byte) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.decode(s, msg, handle)
+		return each(msg)
 	}, func(octets int, err *MalformedError) {
 		c.mu.Lock()
 		defer c.mu.Unlock()

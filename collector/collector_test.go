@@ -277,10 +277,11 @@ func TestBrokenStreams(t *testing.T) {
 	conn.Close()
 	c.wait("the end in a message", func(n Counts) bool { return n.Malformed[CauseLength] == 1 })
 
+	before := c.Counts().Templates
 	for range 2 {
 		write(t, dial(t, "tcp", c.addr(0)), message10(0, named))
 	}
-	c.wait("two connections", func(n Counts) bool { return n.Sessions == 2 })
+	c.wait("two connections", func(n Counts) bool { return n.Sessions == 2 && n.Templates == before+2 })
 	dial(t, "tcp", c.addr(0))
 	c.wait("a third one refused", func(n Counts) bool { return n.RefusedConn == 1 })
 }
@@ -309,8 +310,8 @@ func TestSenders(t *testing.T) {
 	for s := range c.sessions {
 		c.endSession(s)
 	}
-	if c.shared.memory != 64<<20 || c.senders.Len() != 0 || len(c.bySender) != 0 {
-		t.Errorf("%d octets, %d senders left", c.shared.memory, c.senders.Len())
+	if c.shared.memory != 64<<20 || c.senders[0].Len()+c.senders[1].Len() != 0 || len(c.bySender)+len(c.peers) != 0 {
+		t.Errorf("%d octets, %d senders, %d peers left", c.shared.memory, len(c.bySender), len(c.peers))
 	}
 }
 

@@ -72,7 +72,7 @@ func TestMalformed(t *testing.T) {
 	}{
 		"empty":                  {nil, CauseLength},
 		"one octet":              {[]byte{10}, CauseLength},
-		"version":                {octets(uint16(5), make([]byte, 22)), CauseVersion},
+		"version":                {octets(uint16(6), make([]byte, 22)), CauseVersion},
 		"header":                 {message10(0)[:15], CauseLength},
 		"header of v9":           {message9(0)[:19], CauseLength},
 		"too short":              {message10(0, good)[:20], CauseLength},
@@ -80,7 +80,7 @@ func TestMalformed(t *testing.T) {
 		"set without end":        {message10(0, octets(uint16(2), uint16(3))), CauseSet},
 		"set of no octets":       {message10(0, octets(uint16(256), uint16(0))), CauseSet},
 		"set beyond":             {message10(0, octets(uint16(2), uint16(5))), CauseSet},
-		"rest":                   {message10(0, good, []byte{0, 0}), CauseSet},
+		"rest":                   {message10(0, good, []byte{0, 1}), CauseSet},
 		"template id":            {message10(0, set(2, uint16(255), uint16(1), uint16(82), v)), CauseTemplate},
 		"template too long":      {message10(0, set(2, uint16(256), uint16(2), uint16(82), v)), CauseTemplate},
 		"enterprise cut":         {message10(0, set(2, uint16(256), uint16(1), uint16(0x8052), v)), CauseTemplate},
@@ -91,6 +91,10 @@ func TestMalformed(t *testing.T) {
 		"more scope than fields": {message10(0, set(3, uint16(256), uint16(1), uint16(2), uint16(82), v)), CauseTemplate},
 		"options header":         {message10(0, set(3, uint16(256), uint16(1))), CauseTemplate},
 		"value beyond":           {message10(0, good, set(256, uint8(3), "ab")), CauseRecord},
+		"header of v5":           {message5(0, 0, 0)[:23], CauseLength},
+		"fewer records of v5":    {message5(0, 0, 2)[:24+95], CauseLength},
+		"fewer records of v1":    {octets(uint16(1), uint16(1), make([]byte, 12+47)), CauseLength},
+		"header of v7":           {octets(uint16(7), uint16(0), make([]byte, 19)), CauseLength},
 		"length cut":             {message10(0, good, set(256, uint8(255), uint8(0))), CauseRecord},
 	} {
 		s := session(t, Config{})

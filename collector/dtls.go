@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/dtls/v3"
@@ -22,6 +23,9 @@ const maxDatagramDTLS = 8192
 const (
 	contentHandshake       = 22
 	contentApplicationData = 23
+
+	headerRecord = 13 // octets before a handshake message
+	serverHello  = 2  // its type (RFC 5246, section 7.4)
 )
 
 func listenDTLS(addr string, cert tls.Certificate, clients *x509.CertPool) (end, error) {
@@ -33,7 +37,7 @@ func listenDTLS(addr string, cert tls.Certificate, clients *x509.CertPool) (end,
 	if clients != nil {
 		opts = append(opts, dtls.WithClientAuth(dtls.RequireAndVerifyClientCert), dtls.WithClientCAs(clients))
 	}
-	lc := udp.ListenConfig{ReadBufferSize: receiveBuffer, AcceptFilter: func(b []byte) bool { return len(b) > 0 && b[0] == contentHandshake }}
+	lc := udp.ListenConfig{Backlog: 2 * maxHellos, ReadBufferSize: receiveBuffer, AcceptFilter: func(b []byte) bool { return len(b) > 0 && b[0] == contentHandshake }}
 	l, err := lc.Listen("udp", a)
 	return end{conn: &dtlsListener{l, opts}}, err
 }
@@ -54,14 +58,23 @@ func (l *dtlsListener) Accept() (net.Conn, error) {
 		c.Close()
 		return nil, err
 	}
-	return &dtlsConn{Conn: d, ready: sync.OnceFunc(func() { close(g.open) })}, nil
+	return &dtlsConn{Conn: d, gate: g, ready: sync.OnceFunc(func() { close(g.open) })}, nil
 }
 
 // gate holds back the messages of a client until the handshake is over at this end too: what comes a moment earlier, the templates that is,
 // the library throws away.
 type gate struct {
 	net.Conn
-	open chan struct{}
+	open     chan struct{}
+	verified atomic.Bool // the client has returned its cookie: it is where it says
+}
+
+// Write sees the server's first answer to a client that has shown that.
+func (g *gate) Write(b []byte) (int, error) {
+	if len(b) > headerRecord && b[0] == contentHandshake && b[headerRecord] == serverHello {
+		g.verified.Store(true)
+	}
+	return g.Conn.Write(b)
 }
 
 func (g *gate) Read(b []byte) (int, error) {
@@ -78,6 +91,7 @@ func (g *gate) Read(b []byte) (int, error) {
 // dtlsConn is a session.
 type dtlsConn struct {
 	*dtls.Conn
+	gate  *gate
 	ready func()
 }
 

@@ -30,34 +30,48 @@ const (
 	basicList            templates.Type = 20
 	subTemplateList      templates.Type = 21
 	subTemplateMultiList templates.Type = 22
+	unsigned256          templates.Type = 23 // RFC 9740: sets of bits, and shown as octets
 )
 
 var typeNames = [...]string{
 	"octetArray", "unsigned8", "unsigned16", "unsigned32", "unsigned64", "signed8", "signed16", "signed32", "signed64", "float32", "float64",
 	"boolean", "macAddress", "string", "dateTimeSeconds", "dateTimeMilliseconds", "dateTimeMicroseconds", "dateTimeNanoseconds",
-	"ipv4Address", "ipv6Address", "basicList", "subTemplateList", "subTemplateMultiList",
+	"ipv4Address", "ipv6Address", "basicList", "subTemplateList", "subTemplateMultiList", "unsigned256",
 }
 
 // Element is an Information Element as the collector knows it.
 type Element struct {
 	templates.Number
-	Name string
-	Type templates.Type
+	Name    string
+	Type    templates.Type
+	learned bool // by a type record
 }
 
-// Registry holds the elements that need no description on the wire: IANA's and their reverses (RFC 5103), and those of package
-// templates. It does not change, and sessions may share it.
+// Registry holds the elements that need no description on the wire: IANA's and their reverses (RFC 5103), those of
+// other vendors that are well known, and those of package templates. It does not change, and sessions may share it.
 type Registry struct {
 	elements map[templates.Number]*Element
 	v9Base   uint16
 	pen      uint32
+	fixed    map[uint16]*fixedFormat // of NetFlow v1, v5 and v7
 }
 
 // ntopV9 is where ntop's elements begin in NetFlow v9, which has no enterprise numbers.
 const ntopV9 = 57472
 
+// iana.txt is IANA's registry (www.iana.org/assignments/ipfix), number, type and name a line, after a line with its
+// date.
+//
 //go:embed iana.txt
 var iana string
+
+// vendors.txt has the elements of other enterprises, in the same form with PEN/number. Those of enterprise 0 are field
+// types of NetFlow v9 beyond the elements' numbers: Cisco's firewalls and Palo Alto's.
+//
+//go:embed vendors.txt
+var vendors string
+
+const datePrefix = "# updated "
 
 // NewRegistry returns the registry in which pen is the enterprise of the native elements, and v9Base their first field type in NetFlow
 // v9. Zero values stand for the defaults of package templates.
@@ -69,13 +83,23 @@ func NewRegistry(pen uint32, v9Base uint16) (*Registry, error) {
 		v9Base = 30000
 	}
 	r := &Registry{elements: map[templates.Number]*Element{}, v9Base: v9Base, pen: pen}
-	for line := range strings.Lines(iana) {
+	for line := range strings.Lines(vendors) {
 		e, err := parseElement(strings.TrimSpace(line))
 		if err != nil {
 			return nil, err
 		}
 		r.elements[e.Number] = e
-		back := &Element{templates.Number{PEN: templates.PENReverse, ID: e.ID}, "reverse" + strings.ToUpper(e.Name[:1]) + e.Name[1:], e.Type}
+	}
+	for line := range strings.Lines(iana) {
+		if strings.HasPrefix(line, datePrefix) {
+			continue
+		}
+		e, err := parseElement(strings.TrimSpace(line))
+		if err != nil {
+			return nil, err
+		}
+		r.elements[e.Number] = e
+		back := &Element{Number: templates.Number{PEN: templates.PENReverse, ID: e.ID}, Name: "reverse" + strings.ToUpper(e.Name[:1]) + e.Name[1:], Type: e.Type}
 		r.elements[back.Number] = back
 	}
 	elements, err := templates.Elements()
@@ -86,21 +110,32 @@ func NewRegistry(pen uint32, v9Base uint16) (*Registry, error) {
 		for _, e := range elements {
 			n, ok := e.Number(templates.Options{Dialect: dialect, PEN: pen})
 			if ok && n.PEN != templates.PENIANA && n.PEN != templates.PENReverse {
-				r.elements[n] = &Element{n, e.Name, e.Type}
+				r.elements[n] = &Element{Number: n, Name: e.Name, Type: e.Type}
 			}
 		}
+	}
+	r.fixed = map[uint16]*fixedFormat{}
+	for i := range fixedFormats {
+		r.fixed[fixedFormats[i].version] = r.fixedFormat(&fixedFormats[i])
 	}
 	return r, nil
 }
 
-// parseElement reads a line of iana.txt: number, type, name.
+// parseElement reads a line of iana.txt or vendors.txt: number or PEN/number, type, name.
 func parseElement(line string) (*Element, error) {
 	f := strings.Fields(line)
 	if len(f) == 3 {
-		if id, err := strconv.ParseUint(f[0], 10, 15); err == nil {
+		first, number, ofVendor := strings.Cut(f[0], "/")
+		bits, pen, err := 15, uint64(0), error(nil)
+		if !ofVendor {
+			number = first
+		} else if pen, err = strconv.ParseUint(first, 10, 32); pen == 0 {
+			bits = 16
+		}
+		if id, bad := strconv.ParseUint(number, 10, bits); bad == nil && err == nil {
 			for t, name := range typeNames {
 				if name == f[1] {
-					return &Element{templates.Number{ID: uint16(id)}, f[2], templates.Type(t)}, nil
+					return &Element{Number: templates.Number{PEN: uint32(pen), ID: uint16(id)}, Name: f[2], Type: templates.Type(t)}, nil
 				}
 			}
 		}
@@ -111,7 +146,8 @@ func parseElement(line string) (*Element, error) {
 // lookup returns the element of a number in an IPFIX message, nil if it is not known.
 func (r *Registry) lookup(n templates.Number) *Element { return r.elements[n] }
 
-// lookupV9 returns the element of a NetFlow v9 field type. Small ones are IANA's; ntop and we have ranges of our own.
+// lookupV9 returns the element of a NetFlow v9 field type. Small ones are IANA's; ntop, others and we have ranges of
+// our own.
 func (r *Registry) lookupV9(id uint16) *Element {
 	if e := r.elements[templates.Number{ID: id}]; e != nil {
 		return e

@@ -60,7 +60,7 @@ func (s *Session) learn(at *typeFields, values [][]byte) {
 	if typ >= uint64(len(typeNames)) {
 		typ = uint64(octetArray)
 	}
-	e := Element{n, name, templates.Type(typ)}
+	e := Element{n, name, templates.Type(typ), true}
 	old := s.learned[n]
 	if old != nil && *old == e {
 		return
@@ -75,9 +75,9 @@ func (s *Session) learn(at *typeFields, values [][]byte) {
 
 const elementCost = 128 + maxName
 
-// goodName says whether a name may stand in an output that people read.
+// goodName says whether a name may stand in an output that people read. Those with @ are of the message.
 func goodName(s string) bool {
-	if s == "" || len(s) > maxName || !utf8.ValidString(s) {
+	if s == "" || s[0] == '@' || len(s) > maxName || !utf8.ValidString(s) {
 		return false
 	}
 	for _, r := range s {

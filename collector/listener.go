@@ -24,8 +24,9 @@ type Listener struct {
 
 const schemes = "udp://, tcp://, tls://, dtls://, netflow9+udp://"
 
-// ParseListener reads a URL: scheme://[address][:port][?cert=FILE&key=FILE&ca=FILE]. The ports of RFC 7011, section 10.1, are the default, and
-// 2055 of netflow9+udp, which is but another name of udp: both take IPFIX and NetFlow v9. Without an address it is loopback.
+// ParseListener reads a URL: scheme://[address][:port][?cert=FILE&key=FILE&ca=FILE]. The ports of RFC 7011, section
+// 10.1, are the default, and 2055 of netflow9+udp, which is but another name of udp: both take IPFIX and every NetFlow.
+// Without an address it is loopback.
 func ParseListener(s string) (Listener, error) {
 	bad := func(format string, args ...any) (Listener, error) {
 		return Listener{}, fmt.Errorf("listen %q: %w", s, fmt.Errorf(format, args...))

@@ -3,6 +3,7 @@ package collector
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sockflow/sockflow/templates"
@@ -11,37 +12,72 @@ import (
 // Record is a Data Record.
 type Record struct {
 	From       string    // the session's name
-	V9         bool      // of NetFlow v9, else of IPFIX
-	Domain     uint32    // Observation Domain Id; NetFlow v9: Source ID
-	ExportTime time.Time // of the message, to the second
-	Boot       time.Time // NetFlow v9: when sysUptime was 0; else zero
+	Version    uint16    // 10 of IPFIX, 9, 7, 5 or 1 of NetFlow
+	V9         bool      // of NetFlow v9
+	Domain     uint32    // Observation Domain Id; NetFlow v9: Source ID; v5: engine type * 256 + engine id
+	ExportTime time.Time // of the message; to the second but of NetFlow v1, v5 and v7
+	Boot       time.Time // NetFlow: when sysUptime was 0; else zero
 	Template   *Template
 	Values     [][]byte // the octets of each field of Template, in network byte order
 
 	domain *domain // has the templates of lists
 	depth  int     // of the list that it is in
+	lists  []any   // of a copy: the values of its fields that are lists, which need templates of the domain as they were
 }
 
 // Clone returns a copy that stays valid.
 func (r *Record) Clone() Record {
-	c := *r
-	n := 0
+	var b Batch
+	b.Append(r)
+	return b.Records[0]
+}
+
+// Batch holds copies of records. They are valid until Reset, and any one goroutine may have them. Its zero value is
+// empty.
+type Batch struct {
+	Records []Record
+	values  [][]byte
+	octets  []byte
+}
+
+// Reset empties a Batch, and keeps what it has of memory.
+func (b *Batch) Reset() {
+	clear(b.Records)
+	b.Records, b.values, b.octets = b.Records[:0], b.values[:0], b.octets[:0]
+}
+
+// Append appends a copy. It is called where the record came from, before the next message is decoded.
+func (b *Batch) Append(r *Record) {
+	begin, n := len(b.values), 0
 	for _, v := range r.Values {
 		n += len(v)
 	}
-	octets := make([]byte, 0, n)
-	c.Values = make([][]byte, len(r.Values))
-	for i, v := range r.Values {
-		begin := len(octets)
-		octets = append(octets, v...)
-		c.Values[i] = octets[begin:len(octets):len(octets)]
+	b.octets = slices.Grow(b.octets, n) // the octets of earlier records stay where they are
+	for _, v := range r.Values {
+		at := len(b.octets)
+		b.octets = append(b.octets, v...)
+		b.values = append(b.values, b.octets[at:len(b.octets):len(b.octets)])
 	}
-	return c
+	c := *r
+	c.Values = b.values[begin:len(b.values):len(b.values)]
+	if r.Template.structured {
+		lists := make([]any, len(c.Values))
+		for i := range c.Values {
+			if t := c.Template.Fields[i].Type(); t >= basicList && t <= subTemplateMultiList {
+				lists[i] = c.typed(t, c.Values[i], c.depth)
+			}
+		}
+		c.lists = lists
+	}
+	b.Records = append(b.Records, c)
 }
 
 // Value returns the value of field i: uint64, int64, float64, bool, string, netip.Addr, net.HardwareAddr, time.Time, []byte, *List or
 // *Records, as its type is. Octets that cannot be of that type are []byte.
 func (r *Record) Value(i int) any {
+	if r.lists != nil && r.lists[i] != nil {
+		return r.lists[i]
+	}
 	return r.typed(r.Template.Fields[i].Type(), r.Values[i], r.depth)
 }
 
@@ -81,13 +117,13 @@ func (r *Record) Addr(name string) netip.Addr {
 	return a
 }
 
-// Time returns the time of a field, the zero time if there is none. NetFlow v9 has but times of its sysUptime clock: where
+// Time returns the time of a field, the zero time if there is none. NetFlow has but times of its sysUptime clock: where
 // flowStartMilliseconds or flowEndMilliseconds are asked for they are computed.
 func (r *Record) Time(name string) time.Time {
 	if t, ok := r.Get(name).(time.Time); ok {
 		return t
 	}
-	if r.V9 {
+	if !r.Boot.IsZero() {
 		for _, u := range uptimes {
 			if name == u.absolute {
 				if n, ok := r.Get(u.name).(uint64); ok {
@@ -99,7 +135,7 @@ func (r *Record) Time(name string) time.Time {
 	return time.Time{}
 }
 
-// uptimes are the times of NetFlow v9, and what they are called where they are absolute.
+// uptimes are the times of NetFlow, and what they are called where they are absolute.
 var uptimes = [...]struct {
 	id             uint16
 	name, absolute string

@@ -22,12 +22,14 @@ type Config struct {
 	Memory int
 
 	shared *shared // with other sessions of a Collector
+	peer   *peer   // likewise; nil of files
 }
 
 // shared is what the sessions of a Collector have in common. Only one of them decodes at a time.
 type shared struct {
-	memory int // octets left
-	arena  arena
+	memory   int // octets left
+	arena    arena
+	sampling [3]byte // values of records of NetFlow v5: algorithm and interval
 }
 
 // arena holds what a message decodes to.
@@ -50,15 +52,15 @@ type Session struct {
 	generation int // of learned
 	stats      Stats
 	shared     *shared
-	told       bool // that it sends what is malformed
+	noted      bool // that it sends what is malformed
 }
 
 type domainKey struct {
-	v9 bool
-	id uint32
+	version uint16
+	id      uint32
 }
 
-// domain is an Observation Domain (NetFlow v9: a Source ID).
+// domain is an Observation Domain (NetFlow v9: a Source ID; v5: an engine).
 type domain struct {
 	session   *Session
 	templates map[uint16]*held
@@ -98,22 +100,25 @@ func (s *Session) Stats() Stats { return s.stats }
 
 // take takes octets of the memory that is left, if there are.
 func (s *Session) take(octets int) bool {
-	if s.memory < octets || s.shared.memory < octets {
+	p := s.cfg.peer
+	if s.memory < octets || s.shared.memory < octets || p != nil && p.memory < octets {
 		return false
 	}
-	s.memory -= octets
-	s.shared.memory -= octets
+	s.give(-octets)
 	return true
 }
 
 func (s *Session) give(octets int) {
 	s.memory += octets
 	s.shared.memory += octets
+	if p := s.cfg.peer; p != nil {
+		p.memory += octets
+	}
 }
 
 // close gives back the memory of a session that is over.
 func (s *Session) close() {
-	s.shared.memory += s.cfg.Memory - s.memory
+	s.give(s.cfg.Memory - s.memory)
 	s.memory = 0
 	s.domains, s.learned = nil, nil
 }

@@ -74,7 +74,7 @@ func TestDatagramTemplates(t *testing.T) {
 	if count(0, name, data) != 1 || count(50*time.Second, name) != 0 || count(50*time.Second, data) != 1 {
 		t.Errorf("a refreshed template did not live on: %+v", s.stats)
 	}
-	if s.memory != s.cfg.Memory-domainCost-s.domains[domainKey{id: 7}].templates[256].cost() {
+	if s.memory != s.cfg.Memory-domainCost-s.domains[domainKey{versionIPFIX, 7}].templates[256].cost() {
 		t.Errorf("memory %d", s.memory)
 	}
 }
@@ -86,7 +86,7 @@ func TestMemory(t *testing.T) {
 	for id := range uint16(100) {
 		decode(t, s, message10(seq, set(2, 256+id, uint16(1), uint16(7), uint16(2))))
 	}
-	have := uint64(len(s.domains[domainKey{id: 7}].templates))
+	have := uint64(len(s.domains[domainKey{versionIPFIX, 7}].templates))
 	if have != (4096-domainCost)/(160+80) || s.stats.Refused != 100-have || s.memory < 0 {
 		t.Errorf("%d templates, %+v, %d left", have, s.stats, s.memory)
 	}
@@ -141,7 +141,7 @@ func TestSequence(t *testing.T) {
 	// What could not be counted is no gap.
 	s := session(t, Config{Datagrams: true})
 	decode(t, s, message10(0, three), message10(3, tpl, three), message10(6, three))
-	s.Messages([][]byte{message10(9, set(256, uint8(1)), []byte{0})})
+	s.Messages([][]byte{message10(9, set(256, uint8(1)), []byte{1})})
 	decode(t, s, message10(12, three), message10(15, three))
 	if s.stats.Gaps+s.stats.Late+s.stats.Restarts != 0 {
 		t.Errorf("%+v", s.stats)
@@ -158,7 +158,7 @@ func TestSequence(t *testing.T) {
 func TestNetFlow9(t *testing.T) {
 	s := session(t, Config{Datagrams: true})
 	got, err := s.Messages([][]byte{message9(0,
-		set(0, uint16(256), uint16(5), uint16(8), uint16(4), uint16(22), uint16(4), uint16(57472+169), uint16(8), uint16(30000+25), uint16(4), uint16(40000), uint16(2)),
+		set(0, uint16(256), uint16(5), uint16(8), uint16(4), uint16(22), uint16(4), uint16(57472+169), uint16(8), uint16(30000+25), uint16(4), uint16(41000), uint16(2)),
 		set(1, uint16(257), uint16(8), uint16(4), uint16(1), uint16(4), uint16(2), uint16(4), uint16(82), uint16(4), []byte{0, 0}),
 		set(256, []byte{192, 0, 2, 1}, uint32(60_000), "/bin/sh\x00", "web\x00", uint16(0xcafe)),
 		set(257, uint32(1), uint32(2), "lo\x00\x00"),
@@ -168,7 +168,7 @@ func TestNetFlow9(t *testing.T) {
 	}
 	check(t, got[0].Map(), map[string]any{
 		"sourceIPv4Address": netip.MustParseAddr("192.0.2.1"), "flowStartSysUpTime": uint64(60_000),
-		"sourceProcessPath": "/bin/sh", "sourceContainerName": "web", "0:40000": []byte{0xca, 0xfe},
+		"sourceProcessPath": "/bin/sh", "sourceContainerName": "web", "0:41000": []byte{0xca, 0xfe},
 	})
 	if at := got[0].Time("flowStartMilliseconds"); !at.Equal(time.Unix(1_700_000_000-3600+60, 0)) {
 		t.Error(at)

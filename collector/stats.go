@@ -9,7 +9,7 @@ type Cause uint8
 
 // Causes.
 const (
-	CauseVersion  Cause = iota // neither IPFIX nor NetFlow v9
+	CauseVersion  Cause = iota // neither IPFIX nor NetFlow v1, v5, v7 or v9
 	CauseLength                // shorter than its header, or not as long as its header says
 	CauseSet                   // a set shorter than its header or longer than its message
 	CauseTemplate              // a template that cannot be
@@ -54,7 +54,9 @@ type Stats struct {
 
 	UnknownSets   uint64 // sets of data whose template is not known
 	UnknownOctets uint64 // in them
-	Ignored       uint64 // sets of reserved numbers, withdrawals that do not count, type records that say nothing
+	ShortSets     uint64 // sets of data that are shorter than one record of their template
+	ShortOctets   uint64 // in them
+	Ignored       uint64 // sets of reserved numbers, withdrawals that do not count, type records that say nothing, octets after the last set
 	Refused       uint64 // templates, domains and names beyond the bound of memory
 
 	Gaps     uint64 // jumps of the sequence number
@@ -76,6 +78,8 @@ func (s *Stats) Add(o *Stats) {
 	s.Expired += o.Expired
 	s.UnknownSets += o.UnknownSets
 	s.UnknownOctets += o.UnknownOctets
+	s.ShortSets += o.ShortSets
+	s.ShortOctets += o.ShortOctets
 	s.Ignored += o.Ignored
 	s.Refused += o.Refused
 	s.Gaps += o.Gaps

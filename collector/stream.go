@@ -24,7 +24,7 @@ const maxMalformed = 16
 // is given the records of each message, returns an error. Malformed messages are counted and passed over, as long as one can tell where
 // the next begins; else the error is a *StreamError.
 func (s *Session) ReadStream(r io.Reader, handle func([]Record) error) error {
-	return readMessages(r, func(msg []byte) error { return s.decodeTo(msg, handle) }, s.discard)
+	return readMessages(r, func() {}, func(msg []byte) error { return s.decodeTo(msg, handle) }, s.discard)
 }
 
 // discard counts what came instead of a message.
@@ -34,11 +34,15 @@ func (s *Session) discard(octets int, err *MalformedError) {
 	s.stats.Malformed[err.Cause]++
 }
 
-// readMessages hands the messages of a stream to each. The octets are valid during the call. What is no message goes to discard.
-func readMessages(r io.Reader, each func(msg []byte) error, discard func(octets int, err *MalformedError)) error {
+// readMessages hands the messages of a stream to each. The octets are valid during the call. What is no message goes to
+// discard. wait is called before each message of which nothing has come yet.
+func readMessages(r io.Reader, wait func(), each func(msg []byte) error, discard func(octets int, err *MalformedError)) error {
 	b := bufio.NewReaderSize(r, 65536) // the longest message is one octet less
 	bad := 0
 	for at := int64(0); ; {
+		if b.Buffered() == 0 {
+			wait()
+		}
 		head, err := b.Peek(4)
 		n := 0
 		switch {

@@ -40,17 +40,26 @@ type Template struct {
 	MinSize int // of a record, octets; never 0
 	v9      bool
 	types   *typeFields // where a type record (RFC 5610) has its fields; nil if it is none
-	keys    []string    // see makeKeys
+	keys    []string    // see name
+	// absolute says for each of uptimes that no field has the name of the time that is reckoned from it.
+	absolute [len(uptimes)]bool
+	// structured says that a field is a list (RFC 6313).
+	structured bool
 }
 
-// Index returns the place of the first field of that name, -1 if there is none.
+// Index returns the place of the first field of that name, -1 if there is none. Those that the registry names come
+// first.
 func (t *Template) Index(name string) int {
+	learned := -1
 	for i := range t.Fields {
-		if f := &t.Fields[i]; f.Element != nil && f.Element.Name == name || f.Element == nil && f.Name() == name {
+		switch f := &t.Fields[i]; {
+		case f.Element == nil && f.Name() == name, f.Element != nil && f.Element.Name == name && !f.Element.learned:
 			return i
+		case f.Element != nil && f.Element.Name == name && learned < 0:
+			learned = i
 		}
 	}
-	return -1
+	return learned
 }
 
 // held is a template of a session.
@@ -111,7 +120,7 @@ func (s *Session) parseTemplate(b []byte, v9, options bool) (t *Template, id uin
 			at += 4
 		}
 		switch {
-		case f.Length == templates.Variable && !v9:
+		case f.Length == templates.Variable: // in NetFlow v9 too, where it has no meaning: H3C sends it so
 			t.MinSize++
 		case f.Length == 0:
 			empty++
@@ -146,7 +155,7 @@ func (s *Session) name(t *Template) {
 			f.Element = s.element(f.Number)
 		}
 	}
-	t.keys = t.makeKeys()
+	t.name()
 }
 
 // element returns what is known of an element: what its own exporter says comes first. It is nil if nothing is.

@@ -2,7 +2,6 @@ package collector
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -52,8 +51,7 @@ func (c *Collector) datagrams(i int) {
 			c.counts.KernelDrops += uint64(total - drops)
 			drops = total
 		}
-		s := c.sender(senderKey{i, netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())})
-		err = c.decode(s, buf[:n], c.handle)
+		err = c.datagram(senderKey{i, netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())}, buf[:n])
 		c.mu.Unlock()
 		if !passable(err) {
 			return
@@ -74,28 +72,29 @@ func overflow(oob []byte) (uint32, bool) {
 	return binary.NativeEndian.Uint32(oob[header:]), true
 }
 
-// sender returns the session of an address; c.mu is held.
-func (c *Collector) sender(k senderKey) *Session {
+// datagram decodes a datagram; c.mu is held. Octets that are no message make no session.
+func (c *Collector) datagram(k senderKey, msg []byte) error {
 	now := time.Now()
-	if at := c.bySender[k]; at != nil {
-		x := at.Value.(*sender)
+	x := c.bySender[k]
+	if x == nil {
+		if err := checkMessage(msg); err != nil {
+			c.counts.Messages++
+			c.counts.Octets += uint64(len(msg))
+			c.counts.Malformed[err.Cause]++
+			c.notify.say(noticeMalformed, "udp://%s: %v", k.addr, err)
+			return nil
+		}
+		x = c.newSender(k, now)
+	} else {
 		x.heard = now
-		c.senders.MoveToFront(at)
-		return x.session
+		c.senders[x.known].MoveToFront(x.all)
+		x.peer.senders[x.known].MoveToFront(x.own)
 	}
-	for oldest := c.senders.Back(); oldest != nil; oldest = c.senders.Back() {
-		x := oldest.Value.(*sender)
-		silent := now.Sub(x.heard) > c.opt.TemplateLifetime
-		if !silent && c.senders.Len() < c.opt.Senders {
-			break
-		}
-		if !silent {
-			c.counts.Forgotten++
-		}
-		c.endSession(x.session)
+	err := c.decode(x.session, msg, c.handle)
+	if x.known == 0 && x.session.stats.Templates > 0 && c.bySender[k] == x {
+		c.remove(x)
+		x.known = 1
+		c.place(x)
 	}
-	s := c.newSession(fmt.Sprintf("udp://%s", k.addr), true)
-	at := c.senders.PushFront(&sender{k, s, now})
-	c.sessions[s], c.bySender[k] = at, at
-	return s
+	return err
 }

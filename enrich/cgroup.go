@@ -1,10 +1,15 @@
 package enrich
 
 import (
+	"io/fs"
 	"os"
+	"path"
+	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
-	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sockflow/sockflow/flowcache"
 )
@@ -12,7 +17,8 @@ import (
 // CGroups knows what stands behind control groups: what their names say, and what runtimes say of the containers in them. It belongs
 // to one goroutine.
 type CGroups struct {
-	root  string // where cgroup2 is mounted; empty if it is not
+	root  string // where the root of the cgroup2 hierarchy is mounted; empty if it is not
+	own   string // root of this process's control group namespace, as a path from the hierarchy's root; empty if it is not known
 	paths map[uint64]string
 	ids   map[string]uint64
 	older *CGroups // what was learned before, when there was too much of it
@@ -23,19 +29,94 @@ type CGroups struct {
 // maxCGroups bounds the memory: beyond twice as many what was learned first is forgotten.
 const maxCGroups = 1 << 15
 
-// NewCGroups finds the cgroup2 mount in proc/self/mountinfo.
+// NewCGroups finds the root of the cgroup2 hierarchy in proc/self/mountinfo.
 func NewCGroups(proc string) *CGroups {
 	c := &CGroups{paths: make(map[uint64]string), ids: make(map[string]uint64)}
 	c.containers.init()
+	var depth int
+	if c.root, depth = cgroupMount(proc); c.root != "" {
+		c.own = ownNamespace(proc, c.root, depth)
+	}
+	return c
+}
+
+// cgroupMount returns where the root of the cgroup2 hierarchy is mounted, and how many levels this process's
+// control group namespace is below it, for that is how mountinfo shows the root: as "/", or "/..", or "/../.." and
+// so on. The root's directory has inode 1.
+func cgroupMount(proc string) (root string, depth int) {
 	b, _ := os.ReadFile(proc + "/self/mountinfo")
 	for line := range strings.Lines(string(b)) {
 		mount, fs, ok := strings.Cut(line, " - ")
-		if f := strings.Fields(mount); ok && strings.HasPrefix(fs, "cgroup2 ") && len(f) > 4 && f[3] == "/" {
-			c.root = f[4]
-			break
+		f := strings.Fields(mount)
+		if !ok || !strings.HasPrefix(fs, "cgroup2 ") || len(f) < 5 {
+			continue
+		}
+		at := mountEscapes.Replace(f[4])
+		var st unix.Statfs_t
+		if unix.Statfs(at, &st) != nil || st.Type != unix.CGROUP2_SUPER_MAGIC || inode(at) != 1 {
+			continue
+		}
+		root = at
+		// One mount may be on top of another, and then both lines are of one place: no group but the root is the
+		// most levels up.
+		if strings.Trim(f[3], "/.") == "" {
+			depth = max(depth, strings.Count(f[3], ".."))
 		}
 	}
-	return c
+	return root, depth
+}
+
+// mountEscapes undoes how mountinfo writes blanks and backslashes in paths (proc_pid_mountinfo(5)).
+var mountEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+// ownNamespace returns the path, from the hierarchy's root, of the root of this process's control group namespace
+// (cgroup_namespaces(7)), which is depth levels down. The kernel does not say it in the namespace, so the hierarchy
+// is searched for the group of this process. Empty if it is not found.
+func ownNamespace(proc, root string, depth int) string {
+	if depth == 0 {
+		return "/"
+	}
+	b, _ := os.ReadFile(proc + "/self/cgroup")
+	_, below := parseProcCGroup(string(b))
+	if below == "" || strings.HasPrefix(below, "/..") {
+		return "" // moved out of it
+	}
+	pid, own := strconv.Itoa(os.Getpid()), ""
+	filepath.WalkDir(root, func(dir string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil // gone meanwhile
+		}
+		group := strings.TrimPrefix(dir, root)
+		if strings.Count(group, "/") < depth {
+			return nil
+		}
+		procs, _ := os.ReadFile(dir + "/cgroup.procs")
+		for line := range strings.Lines(string(procs)) {
+			if strings.TrimSpace(line) == pid {
+				if up, ok := strings.CutSuffix(group, strings.TrimSuffix(below, "/")); ok {
+					own = up
+				}
+				return fs.SkipAll
+			}
+		}
+		return nil
+	})
+	return own
+}
+
+// absolute returns a path of /proc/PID/cgroup as one from the hierarchy's root: in a control group namespace it is
+// relative to that of the namespace, and begins with "/.." outside of it.
+func (c *CGroups) absolute(group string) string {
+	switch {
+	case group == "" || c.own == "/":
+		return group
+	case c.own == "":
+		for strings.HasPrefix(group, "/../") {
+			group = group[3:] // what is left names a container all the same
+		}
+		return group
+	}
+	return path.Join(c.own, group)
 }
 
 // learn remembers the path of a control group.
@@ -62,8 +143,8 @@ func (c *CGroups) path(id uint64) string {
 	return path
 }
 
-// id returns the cgroup2 id of a path: the inode of its directory. 0 if it is gone, or not below the root that is mounted here (a path
-// seen from within another control group namespace begins with "/..").
+// id returns the cgroup2 id of a path: the inode of its directory. 0 if it is gone, or the hierarchy is not mounted
+// here.
 func (c *CGroups) id(path string) uint64 {
 	if path == "" || c.root == "" || strings.HasPrefix(path, "/..") {
 		return 0
@@ -71,51 +152,65 @@ func (c *CGroups) id(path string) uint64 {
 	if id, ok := c.ids[path]; ok {
 		return id
 	}
-	st, err := os.Stat(c.root + path)
-	if err != nil {
-		return 0
-	}
-	sys, ok := st.Sys().(*syscall.Stat_t)
-	if !ok {
-		return 0
-	}
-	c.learn(sys.Ino, path)
-	return sys.Ino
+	id := inode(c.root + path)
+	c.learn(id, path)
+	return id
 }
 
-// parseProcCGroup returns the path of a process from /proc/PID/cgroup (cgroups(7)): the line of cgroup2, unless only a line
-// of cgroup v1 knows a container.
-func parseProcCGroup(lines string) string {
-	contained := func(path string) bool {
-		w, _ := parseCGroup(path)
-		return w.ContainerID != ""
+// inode returns the inode number of a file, 0 if it is not there.
+func inode(path string) uint64 {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return 0
 	}
-	var v2, v1 string
+	return st.Ino
+}
+
+// parseProcCGroup returns the path of a process from /proc/PID/cgroup (cgroups(7)), and that of cgroup2, empty
+// where it has none: the first is that of cgroup2 too, unless a hierarchy of cgroup v1 says more: of a container,
+// of a pod, of a unit, and of any group but the root, in this order. Of two of cgroup v1 the one that systemd keeps
+// is the first.
+func parseProcCGroup(lines string) (best, v2 string) {
+	most := -1
 	for line := range strings.Lines(lines) {
 		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		if len(f) != 3 || !strings.HasPrefix(f[2], "/") {
 			continue
 		}
-		path := strings.TrimSuffix(f[2], " (deleted)")
+		group := strings.TrimSuffix(f[2], " (deleted)")
+		says := 0
+		switch w, _ := parseCGroup(group); {
+		case w.ContainerID != "":
+			says = 12
+		case w.PodUID != "":
+			says = 9
+		case w.ServiceUnit != "":
+			says = 6
+		case group != "/":
+			says = 3 // an id that only a runtime knows, perhaps
+		}
 		switch {
 		case f[0] == "0" && f[1] == "":
-			v2 = path
-		case contained(path):
-			v1 = path
-		case v1 == "" || v1 == "/":
-			v1 = path // an id that only a runtime knows, perhaps
+			v2 = group
+			says += 2
+		case f[1] == "name=systemd":
+			says++
+		}
+		if says > most {
+			best, most = group, says
 		}
 	}
-	if !contained(v2) && (contained(v1) || v2 == "" || v2 == "/") {
-		return v1
-	}
-	return v2
+	return best, v2
 }
 
-// 64 hexadecimal digits are the id that Docker, CRI runtimes and podman give. Before it there may be a word of the runtime.
+// 64 hexadecimal digits are the id that Docker, CRI runtimes and podman give. Before it there may be a word of the
+// runtime: "docker-ID.scope" of a driver for systemd. "SLICE:docker:ID" is what was asked of such a driver and
+// given to one that makes directories of that name (cgroupfs, in containerd, CRI-O, Docker and podman, where the
+// kubelet is set up for systemd): it names the pod's slice too. A pod's slice begins with the slices that it is in:
+// of the kubelet's --cgroup-root, and kubepods.
 var (
-	scope  = regexp.MustCompile(`^(?:([a-z][a-z0-9_.-]*)-)?([0-9a-f]{64})(?:\.scope)?$`)
-	podUID = regexp.MustCompile(`^(?:kubepods.*-)?pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?$`)
+	scope  = regexp.MustCompile(`^(?:(?:[^:]*:)?([a-z][a-z0-9_.-]*)[-:])?([0-9a-f]{64})(?:\.scope)?$`)
+	podUID = regexp.MustCompile(`^(?:[^:]*-)?pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?(?:$|:)`)
 )
 
 var runtimes = map[string]string{
@@ -141,11 +236,12 @@ func parseCGroup(path string) (w flowcache.Workload, end int) {
 		if name == "" || name == "." || name == ".." {
 			continue
 		}
+		if pod := podUID.FindStringSubmatch(name); pod != nil {
+			w.PodUID = strings.ReplaceAll(pod[1], "_", "-")
+			w.ContainerID, w.ContainerRuntime, w.ServiceUnit, end = "", "", "", 0
+		}
 		m := scope.FindStringSubmatch(name)
 		switch {
-		case podUID.MatchString(name):
-			w.PodUID = strings.ReplaceAll(podUID.FindStringSubmatch(name)[1], "_", "-")
-			w.ContainerID, w.ContainerRuntime, end = "", "", 0
 		case m != nil && strings.HasSuffix(m[1], "conmon"): // the monitor, outside of the container
 		case m != nil:
 			runtime := runtimes[m[1]]

@@ -86,10 +86,10 @@ func (e *Enricher) end(end *flowcache.End) (r *resolved, open bool, first int64)
 	}
 	path, since := "", int64(0)
 	if p := e.Processes.Get(end.Process); p != nil {
-		end.Who = p
 		if end.UID == flowcache.NoID {
 			end.UID, end.GID = p.UID, p.GID
 		}
+		end.Who = e.Processes.As(end.Process, end.UID, end.GID)
 		path, since = p.CGroupPath, p.StartTime
 		if p.CGroup != 0 {
 			end.CGroup = p.CGroup

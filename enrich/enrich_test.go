@@ -49,6 +49,26 @@ func TestParseCGroup(t *testing.T) {
 		{"session", "/user.slice/user-0.slice/session-3.scope", "", "", "", "session-3.scope"},
 		{"outside our cgroup namespace", "/../../docker/" + id64, id64, "docker", "", ""},
 		{"63 digits", "/docker/" + id64[:63], "", "", "", ""},
+		// SLICE:PREFIX:ID, which drivers for systemd split, and cgroupfs drivers take for a name.
+		{"kubelet for systemd, containerd for cgroupfs", "/kubepods-burstable-pod" + under + ".slice:cri-containerd:" + id64, id64, "containerd", pod, ""},
+		{"the same, cri-o", "/kubepods-besteffort-pod" + under + ".slice:crio:" + id64, id64, "cri-o", pod, ""},
+		{"the same, guaranteed, in a group of the runtime", "/system.slice/containerd.service/kubepods-pod" + under + ".slice:cri-containerd:" + id64, id64, "containerd", pod, ""},
+		{"the same, static pod", "/kubepods-burstable-pod" + strings.Repeat("ab", 16) + ".slice:cri-containerd:" + id64, id64, "containerd", strings.Repeat("ab", 16), ""},
+		{"the same, cri-o's monitor", "/kubepods-burstable-pod" + under + ".slice:crio-conmon:" + id64, "", "", pod, ""},
+		{"docker", "/system.slice:docker:" + id64, id64, "docker", "", ""},
+		{"docker, below", "/system.slice/docker.service/system.slice:docker:" + id64 + "/init", id64, "docker", "", ""},
+		{"podman", "/machine.slice:libpod:" + id64, id64, "podman", "", ""},
+		{"nerdctl", "/user.slice:nerdctl:" + id64, id64, "containerd", "", ""},
+		{"no slice", "/:docker:" + id64, id64, "docker", "", ""},
+		{"a pod's slice before another name", "/kubepods-pod" + under + ".slice:cri-containerd:web", "", "", pod, ""},
+		// The kubelet's --cgroup-root: slices before kubepods.
+		{"kind, systemd", "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod" + under + ".slice/cri-containerd-" + id64 + ".scope", id64, "containerd", pod, ""},
+		{"kind, in docker", "/system.slice/docker-" + in64 + ".scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod" + under + ".slice/cri-containerd-" + id64 + ".scope", id64, "containerd", pod, ""},
+		{"kind, cgroupfs", "/docker/" + in64 + "/kubelet/kubepods/besteffort/pod" + pod + "/" + id64, id64, "", pod, ""},
+		{"two slices", "/a.slice/a-b.slice/a-b-kubepods.slice/a-b-kubepods-pod" + under + ".slice/crio-" + id64 + ".scope", id64, "cri-o", pod, ""},
+		{"and a driver for cgroupfs", "/kubelet-kubepods-burstable-pod" + under + ".slice:cri-containerd:" + id64, id64, "containerd", pod, ""},
+		{"the pod alone, of such a kubelet", "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod" + under + ".slice", "", "", pod, ""},
+		{"k3s: pods below its service", "/system.slice/k3s.service/kubepods/pod" + pod, "", "", pod, ""},
 	} {
 		w, _ := parseCGroup(tc.path)
 		got := []string{w.ContainerID, w.ContainerRuntime, w.PodUID, w.ServiceUnit}
@@ -59,18 +79,26 @@ func TestParseCGroup(t *testing.T) {
 }
 
 func TestParseProcCGroup(t *testing.T) {
-	for _, tc := range []struct{ name, in, want string }{
-		{"v2", "0::/system.slice/a.service\n", "/system.slice/a.service"},
-		{"hybrid, both know", "9:name=systemd:/docker/" + id64 + "\n0::/docker/" + id64 + "\n", "/docker/" + id64},
-		{"hybrid, v1 knows", "4:memory:/docker/" + id64 + "\n0::/\n", "/docker/" + id64},
-		{"v1 only", "4:memory:/docker/" + id64 + "\n1:cpu:/\n", "/docker/" + id64},
-		{"deleted", "0::/docker/" + id64 + " (deleted)\n", "/docker/" + id64},
-		{"colon in the name", "0::/a:b\n", "/a:b"},
-		{"empty", "", ""},
-		{"nonsense", "x\n::\n", ""},
+	docker := "/docker/" + id64
+	for _, tc := range []struct{ name, in, want, v2 string }{
+		{"v2", "0::/system.slice/a.service\n", "/system.slice/a.service", "/system.slice/a.service"},
+		{"hybrid, both know", "9:name=systemd:" + docker + "\n0::" + docker + "\n", docker, docker},
+		{"hybrid, v1 knows", "4:memory:" + docker + "\n0::/\n", docker, "/"},
+		{"hybrid, v1 knows, v2 has the runtime's unit", "4:memory:" + docker + "\n0::/system.slice/docker.service\n", docker, "/system.slice/docker.service"},
+		{"hybrid, v2 knows, v1 has the runtime's unit", "1:name=systemd:/system.slice/docker.service\n0::" + docker + "\n", docker, docker},
+		{"hybrid, one of v1 is elsewhere", "5:cpu:/\n4:memory:" + docker + "\n3:pids:/user.slice\n0::/\n", docker, "/"},
+		{"hybrid, neither knows", "5:cpu:/batch\n1:name=systemd:/system.slice/a.service\n0::/system.slice/a.service\n", "/system.slice/a.service", "/system.slice/a.service"},
+		{"hybrid, a group of v2 that only a runtime knows", "5:cpu:/\n0::/default/web1\n", "/default/web1", "/default/web1"},
+		{"v1 only", "4:memory:" + docker + "\n1:cpu:/\n", docker, ""},
+		{"v1 only, the unit is systemd's", "4:memory:/system.slice\n1:name=systemd:/system.slice/a.service\n", "/system.slice/a.service", ""},
+		{"v1 only, in the pod beside its containers", "4:memory:/kubepods/pod" + pod + "\n1:name=systemd:/system.slice/kubelet.service\n", "/kubepods/pod" + pod, ""},
+		{"deleted", "0::" + docker + " (deleted)\n", docker, docker},
+		{"colon in the name", "0::/a:b\n", "/a:b", "/a:b"},
+		{"empty", "", "", ""},
+		{"nonsense", "x\n::\n", "", ""},
 	} {
-		if got := parseProcCGroup(tc.in); got != tc.want {
-			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
+		if got, v2 := parseProcCGroup(tc.in); got != tc.want || v2 != tc.v2 {
+			t.Errorf("%s: %q and %q, want %q and %q", tc.name, got, v2, tc.want, tc.v2)
 		}
 	}
 }
@@ -80,7 +108,7 @@ func FuzzParseProcCGroup(f *testing.F) {
 	f.Add("4:memory:/kubepods/pod" + pod + "/" + id64 + "\n0::/\n")
 	f.Add(":::\n0::\x00")
 	f.Fuzz(func(t *testing.T, s string) {
-		path := parseProcCGroup(s)
+		path, _ := parseProcCGroup(s)
 		if path != "" && !strings.HasPrefix(path, "/") {
 			t.Fatalf("path %q", path)
 		}
@@ -121,7 +149,7 @@ func TestLivingProcess(t *testing.T) {
 	path, _ = filepath.EvalSymlinks(path)
 	for range 100 { // until it has run sleep
 		st, _ = procFS("/proc").stat(pid)
-		if procFS("/proc").commandLine(pid) == "sleep 60" { // the last thing exec does
+		if commandLine(procFS("/proc").dir(pid)) == "sleep 60" { // the last thing exec does
 			break
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -6,8 +6,10 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// OldestCGroups returns the control group of the oldest process of each network namespace, by which it is a container's or not: others, of the host
-// or of containers that share it, enter it later. members are process ids by namespace, proc is where proc is mounted. Safe for concurrent use.
+// OldestCGroups returns the control group of the oldest process of each network namespace, by which it is a
+// container's or not: others, of the host or of containers that share it, enter it later. members are process ids
+// by namespace, proc is where proc is mounted. The paths are as /proc/PID/cgroup shows them here. Safe for
+// concurrent use.
 func OldestCGroups(proc string, members map[uint32][]uint32) map[uint32]string {
 	paths := make(map[uint32]string, len(members))
 	for inode, pids := range members {
@@ -17,16 +19,18 @@ func OldestCGroups(proc string, members map[uint32][]uint32) map[uint32]string {
 				oldest, first = pid, st
 			}
 		}
-		if path := procFS(proc).cgroup(oldest); oldest != 0 && path != "" {
+		if path, _ := parseProcCGroup(cgroupLines(procFS(proc).dir(oldest))); oldest != 0 && path != "" {
 			paths[inode] = path
 		}
 	}
 	return paths
 }
 
-// Interface fills in the container of an interface: the one whose namespace it is in, or that at the other end of a veth. Of two, one inside the
-// other, it is the inner one. own and peer are the control groups of the two namespaces, empty if unknown.
+// Interface fills in the container of an interface: the one whose namespace it is in, or that at the other end of a
+// veth. Of two, one inside the other, it is the inner one. own and peer are the control groups of the two
+// namespaces, as OldestCGroups returns them, empty if unknown.
 func (e *Enricher) Interface(i *flowcache.Interface, own, peer string) {
+	own, peer = e.CGroups.absolute(own), e.CGroups.absolute(peer)
 	i.Container = e.container(own)
 	if i.Container == nil || strings.HasPrefix(peer, own+"/") {
 		if w := e.container(peer); w != nil {

@@ -2,9 +2,12 @@ package enrich
 
 import (
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sockflow/sockflow/flowcache"
 )
@@ -16,6 +19,15 @@ type Owners struct {
 	byNode map[uint32]flowcache.ProcessID
 	last   time.Time
 	cost   time.Duration // of the last scan
+}
+
+// Name fills in the processes of a batch's sockets that have none.
+func (o *Owners) Name(b *flowcache.Batch) {
+	for i := range b.Observations {
+		if s := &b.Observations[i]; s.Process.PID == 0 && s.Inode != 0 {
+			s.Process = o.Lookup(s.Inode)
+		}
+	}
 }
 
 // NewOwners returns an index that is filled by the first Lookup.
@@ -40,15 +52,34 @@ func (o *Owners) Lookup(inode uint32) flowcache.ProcessID {
 func (o *Owners) scan() {
 	o.byNode = make(map[uint32]flowcache.ProcessID, len(o.byNode))
 	for _, pid := range o.proc.pids() {
-		d, err := os.Open(o.proc.file(pid, "fd"))
+		var id flowcache.ProcessID
+		sockets(func(inode uint32) bool {
+			if id.PID == 0 {
+				st, ok := o.proc.stat(pid)
+				if !ok {
+					return false
+				}
+				id = flowcache.ProcessID{PID: pid, Start: st.start}
+			}
+			if other, held := o.byNode[inode]; !held || id.PID < other.PID {
+				o.byNode[inode] = id
+			}
+			return true
+		}, o.proc.tables(pid)...)
+	}
+}
+
+// sockets calls f with the inode of each socket among the descriptors of some threads, until it returns false.
+func sockets(f func(inode uint32) bool, tasks ...string) {
+	for _, task := range tasks {
+		d, err := os.Open(task + "/fd")
 		if err != nil {
 			continue // gone, or not ours to read
 		}
 		names, _ := d.Readdirnames(-1)
 		d.Close()
-		var id flowcache.ProcessID
 		for _, n := range names {
-			link, err := os.Readlink(o.proc.file(pid, "fd/"+n))
+			link, err := os.Readlink(task + "/fd/" + n)
 			if err != nil {
 				continue
 			}
@@ -57,19 +88,35 @@ func (o *Owners) scan() {
 				continue
 			}
 			inode, err := strconv.ParseUint(strings.TrimSuffix(rest, "]"), 10, 32)
-			if err != nil {
-				continue
-			}
-			if id.PID == 0 {
-				st, ok := o.proc.stat(pid)
-				if !ok {
-					break
-				}
-				id = flowcache.ProcessID{PID: pid, Start: st.start}
-			}
-			if other, held := o.byNode[uint32(inode)]; !held || id.PID < other.PID {
-				o.byNode[uint32(inode)] = id
+			if err == nil && !f(uint32(inode)) {
+				return
 			}
 		}
 	}
+}
+
+// tables returns the folders of threads of a process that have descriptor tables: one of each table. Threads share
+// the first's, unless one left it (unshare(2) with CLONE_FILES), or the first has ended. kcmp(2) tells tables
+// apart; where the kernel has none, or refuses it, those of such threads are not seen.
+func (p procFS) tables(pid uint32) []string {
+	tasks := []string{p.dir(pid)}
+	var st unix.Stat_t
+	if unix.Stat(tasks[0]+"/task", &st) != nil || st.Nlink <= 3 { // 2 and the threads
+		return tasks
+	}
+	seen := []uint32{pid}
+	for _, tid := range numbers(tasks[0] + "/task") {
+		if !slices.ContainsFunc(seen, func(other uint32) bool { return tid == other || sameFiles(other, tid) }) {
+			seen, tasks = append(seen, tid), append(tasks, p.task(pid, tid))
+		}
+	}
+	return tasks
+}
+
+const kcmpFiles = 2 // include/uapi/linux/kcmp.h
+
+// sameFiles reports whether two threads have one descriptor table, or it cannot be known.
+func sameFiles(a, b uint32) bool {
+	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(a), uintptr(b), kcmpFiles, 0, 0, 0)
+	return errno != 0 || order == 0
 }

@@ -1,6 +1,8 @@
 package enrich
 
 import (
+	"iter"
+	"maps"
 	"strings"
 	"time"
 
@@ -35,14 +37,21 @@ type Processes struct {
 	table   map[flowcache.ProcessID]*process
 	boot    int64 // when the machine was started, by the wall clock as it is now
 	stats   ProcStats
+
+	next    func() (flowcache.ProcessID, *process, bool) // goes on with the table where the last step of Sweep stopped; nil: at its begin
+	looking chan lookedUp                                // what was found beside it; nil: nothing is looked for
 }
 
 // process is an entry. Facts are replaced, never changed: records share them.
 type process struct {
 	facts  *flowcache.Process
+	as     []*flowcache.Process // with other users
 	flows  int
 	exited int64 // when; 0 lives
 }
+
+// maxUsers bounds the other users of a process whose facts are kept.
+const maxUsers = 8
 
 // NewProcesses returns an empty table. cgroups learns the paths of control groups from the processes in them.
 func NewProcesses(cfg ProcConfig, cgroups *CGroups) *Processes {
@@ -96,6 +105,13 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 			if f.CGroup != parent.CGroup {
 				f.CGroupPath = p.cgroups.path(f.CGroup)
 			}
+			if f.UID != parent.UID && f.UID != flowcache.NoID {
+				// It begins with its parent's user, who has changed (setuid(2)) since that ran its program.
+				now := *parent
+				now.UID, now.GID, now.UserName = f.UID, f.GID, p.users.name(f.UID)
+				p.put(&now)
+				f.ParentUID = f.UID
+			}
 		}
 		f.UserName = p.users.name(f.UID)
 		p.put(&f)
@@ -104,14 +120,15 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 		if e := p.table[ev.Process.ID]; e != nil {
 			f := *e.facts
 			f.CGroup, f.CGroupPath = ev.Process.CGroup, ev.Process.CGroupPath
+			p.settle(&f, flowcache.ProcessID{}) // the move may be in another hierarchy: then this one's path is as before
 			p.put(&f)
 		}
 	case flowcache.ProcessExec:
 		f := ev.Process
 		if rest, cut := strings.CutPrefix(f.Path, "/..."); cut {
 			// The kernel side does not follow so many names.
-			if exe := p.proc.exe(f.ID.PID); strings.HasSuffix(exe, rest) {
-				f.Path = exe
+			if path := exe(p.proc.dir(f.ID.PID)); strings.HasSuffix(path, rest) {
+				f.Path = path
 			}
 		}
 		// The parent that started it may be gone, and init in its place: what the fork told stays.
@@ -121,21 +138,46 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 			f.ParentPath, f.ParentUID = parent.Path, parent.UID
 		}
 		if p.cfg.CommandLine {
-			f.CommandLine = p.proc.commandLine(f.ID.PID)
+			f.CommandLine = commandLine(p.proc.dir(f.ID.PID))
 		}
 		f.UserName = p.users.name(f.UID)
 		p.cgroups.learn(f.CGroup, f.CGroupPath)
-		if p.v1 && f.CGroupPath == "/" {
-			f.CGroupPath = p.pathV1(&f, ev.Parent)
-		}
+		p.settle(&f, ev.Parent)
 		p.put(&f)
 	}
+}
+
+// As returns the facts of a process, shared and immutable, as it was with another user than it ran its program
+// with: with the name of that user. A process changes its user without running another (setuid(2)), and only its
+// sockets show when. Nil where Get is.
+func (p *Processes) As(id flowcache.ProcessID, uid, gid uint32) *flowcache.Process {
+	f := p.Get(id)
+	if f == nil || f.UID == uid {
+		return f
+	}
+	e := p.table[id]
+	for _, other := range e.as {
+		if other.UID == uid {
+			return other
+		}
+	}
+	other := *f
+	other.UID, other.GID, other.UserName = uid, gid, p.users.name(uid)
+	if len(e.as) == maxUsers {
+		e.as = append(e.as[:0], e.as[1:]...)
+	}
+	e.as = append(e.as, &other)
+	return &other
 }
 
 // Get returns the facts of a process, shared and immutable, or nil. A process that the kernel did not tell of is looked for
 // in /proc, where its start time must agree.
 func (p *Processes) Get(id flowcache.ProcessID) *flowcache.Process {
 	if e := p.table[id]; e != nil {
+		if e.facts.StartTime != p.started(id) {
+			f := *e.facts
+			p.put(&f)
+		}
 		return e.facts
 	}
 	if id.PID == 0 {
@@ -169,42 +211,94 @@ func (p *Processes) Release(id flowcache.ProcessID) {
 	}
 }
 
-// reset tells the starts of processes by the wall clock as it is now.
-func (p *Processes) reset() {
-	p.boot = bootTime()
-	for _, e := range p.table {
-		f := *e.facts
-		p.put(&f)
-	}
-}
+// reset makes the starts of processes be by the wall clock as it is now: of each when it is asked for.
+func (p *Processes) reset() { p.boot = bootTime() }
 
-// Sweep forgets processes that exited long before now and have no flows. Of those that exited unseen it finds out.
+// sweepStep is how many processes a call of Sweep looks at: about a microsecond each, where they are not in the
+// processor's cache.
+const sweepStep = 2048
+
+// Sweep takes a step through the table: it forgets processes that exited long before now and have no flows. Of
+// those that exited unseen, and of users that were renamed, it finds out beside the caller, for that takes as long
+// as proc takes. To be called about once a second.
 func (p *Processes) Sweep(now int64) {
-	for id, e := range p.table {
-		switch {
-		case e.exited == 0:
-			if e.flows == 0 && !p.proc.alive(id) {
-				e.exited = now
+	if p.looking != nil {
+		select {
+		case found := <-p.looking:
+			p.looking = nil
+			for _, id := range found.gone {
+				if e := p.table[id]; e != nil && e.exited == 0 && e.flows == 0 {
+					e.exited = now
+				}
 			}
-		case e.flows == 0 && now-e.exited > int64(p.cfg.Linger):
+			if found.users != nil {
+				p.users = found.users
+			}
+		default: // proc is slow
+		}
+	}
+	silent := make([]flowcache.ProcessID, 0, sweepStep) // that may have exited unseen
+	for range sweepStep {
+		if p.next == nil {
+			p.next, _ = iter.Pull2(maps.All(p.table))
+		}
+		id, e, more := p.next()
+		if !more {
+			p.next = nil
+			break
+		}
+		switch {
+		case e.flows != 0:
+		case e.exited == 0:
+			silent = append(silent, id)
+		case now-e.exited > int64(p.cfg.Linger):
 			delete(p.table, id)
 		}
 	}
-	p.users.refresh()
+	if p.looking != nil {
+		return // these are for the next time
+	}
+	looking, users := make(chan lookedUp, 1), p.users
+	p.looking = looking
+	go func() { // ends when it has looked for them
+		var found lookedUp
+		for _, id := range silent {
+			if !p.proc.alive(id) {
+				found.gone = append(found.gone, id)
+			}
+		}
+		found.users = users.changed()
+		looking <- found
+	}()
 }
 
-// pathV1 returns the path of a process that is in the root of cgroup2: where cgroup v1 is in use, a container may be known there only.
-// What a process was before it runs something else, or its parent, was in the same place unless proc says otherwise.
-func (p *Processes) pathV1(f *flowcache.Process, parent flowcache.ProcessID) string {
-	if path := p.proc.cgroup(f.ID.PID); path != "" {
-		return path
+// lookedUp is what a step of Sweep found in files.
+type lookedUp struct {
+	gone  []flowcache.ProcessID
+	users *users // nil: as before
+}
+
+// settle completes the place of a process where hierarchies of cgroup v1 are in use, of which the kernel's events
+// say nothing: they have the path of cgroup2, which may be the root's, or a service manager's, while the process is
+// in a container. The living are read from proc; of others what is known of them stays, or of the parent that they
+// began with, unless cgroup2 says that they are elsewhere.
+func (p *Processes) settle(f *flowcache.Process, parent flowcache.ProcessID) {
+	if !p.v1 {
+		return
+	}
+	if w, _ := parseCGroup(f.CGroupPath); w.ContainerID != "" {
+		return
+	}
+	if path, _ := parseProcCGroup(cgroupLines(p.proc.dir(f.ID.PID))); path != "" {
+		f.CGroupPath = p.cgroups.absolute(path)
+		return
 	}
 	for _, id := range [...]flowcache.ProcessID{f.ID, parent} {
 		if e := p.table[id]; e != nil && e.facts.CGroup == f.CGroup && e.facts.CGroupPath != "" {
-			return e.facts.CGroupPath
+			f.CGroupPath = e.facts.CGroupPath
+			return
 		}
 	}
-	return f.CGroupPath
 }
 
 // find returns the facts of a parent.
@@ -222,10 +316,15 @@ func (p *Processes) find(id flowcache.ProcessID) *flowcache.Process {
 	return nil
 }
 
+// started is when a process began, by the wall clock as it is now.
+func (p *Processes) started(id flowcache.ProcessID) int64 {
+	return p.boot + int64(id.Start)*int64(tick)
+}
+
 func (p *Processes) put(f *flowcache.Process) {
-	f.StartTime = p.boot + int64(f.ID.Start)*int64(tick)
+	f.StartTime = p.started(f.ID)
 	if e := p.table[f.ID]; e != nil {
-		e.facts = f
+		e.facts, e.as = f, nil
 		return
 	}
 	if len(p.table) >= p.cfg.Max {
@@ -261,24 +360,31 @@ func (p *Processes) read(pid uint32) (*flowcache.Process, bool) {
 	if !ok {
 		return nil, false
 	}
+	dir := p.proc.thread(pid, &st)
 	f := &flowcache.Process{
 		ID:        flowcache.ProcessID{PID: pid, Start: st.start},
 		Name:      st.comm,
-		Path:      p.proc.exe(pid),
+		Path:      exe(dir),
 		ParentPID: st.ppid,
 		ParentUID: flowcache.NoID,
 	}
-	f.UID, f.GID = p.proc.ids(pid)
+	f.UID, f.GID = ids(dir)
 	f.UserName = p.users.name(f.UID)
 	if p.cfg.CommandLine {
-		f.CommandLine = p.proc.commandLine(pid)
+		f.CommandLine = commandLine(dir)
 	}
 	if st.ppid != 0 {
-		f.ParentPath = p.proc.exe(st.ppid)
-		f.ParentUID, _ = p.proc.ids(st.ppid)
+		parent := p.proc.dir(st.ppid)
+		if f.ParentPath = exe(parent); f.ParentPath == "" {
+			if st, ok := p.proc.stat(st.ppid); ok {
+				parent = p.proc.thread(f.ParentPID, &st)
+				f.ParentPath = exe(parent)
+			}
+		}
+		f.ParentUID, _ = ids(parent)
 	}
-	f.CGroupPath = p.proc.cgroup(pid)
-	f.CGroup = p.cgroups.id(f.CGroupPath)
+	path, v2 := parseProcCGroup(cgroupLines(dir))
+	f.CGroupPath, f.CGroup = p.cgroups.absolute(path), p.cgroups.id(p.cgroups.absolute(v2))
 	// Still the same process? Then everything read in between was its own.
 	if again, ok := p.proc.stat(pid); !ok || again.start != st.start {
 		return nil, false

@@ -18,34 +18,63 @@ const tick = 10 * time.Millisecond
 // procFS reads proc(5) below its root. What cannot be read is empty: processes vanish, and hidepid and LSMs hide them.
 type procFS string
 
-func (p procFS) file(pid uint32, name string) string {
-	return string(p) + "/" + strconv.FormatUint(uint64(pid), 10) + "/" + name
+// dir is the folder of a process.
+func (p procFS) dir(pid uint32) string {
+	return string(p) + "/" + strconv.FormatUint(uint64(pid), 10)
 }
 
-func (p procFS) pids() []uint32 {
-	d, err := os.Open(string(p))
+// pids returns the processes.
+func (p procFS) pids() []uint32 { return numbers(string(p)) }
+
+// numbers returns the names in a folder that are numbers.
+func numbers(dir string) []uint32 {
+	d, err := os.Open(dir)
 	if err != nil {
 		return nil
 	}
 	defer d.Close()
 	names, _ := d.Readdirnames(-1)
-	var pids []uint32
-	for _, n := range names {
-		if pid, err := strconv.ParseUint(n, 10, 32); err == nil {
-			pids = append(pids, uint32(pid))
+	var list []uint32
+	for _, name := range names {
+		if n, err := strconv.ParseUint(name, 10, 32); err == nil {
+			list = append(list, uint32(n))
 		}
 	}
-	return pids
+	return list
+}
+
+// task is the folder of a thread of a process.
+func (p procFS) task(pid, tid uint32) string {
+	return p.dir(pid) + "/task/" + strconv.FormatUint(uint64(tid), 10)
+}
+
+// thread returns the folder that describes a process: its own or, where its first thread has ended while others go
+// on (pthread_exit(3) in main), that of another. Of a thread that has ended proc shows no executable, no
+// descriptors and, in cgroup v1, no group; its user is that of its end.
+func (p procFS) thread(pid uint32, st *procStat) string {
+	if st.state == 'Z' {
+		for _, tid := range numbers(p.dir(pid) + "/task") {
+			if tid == pid {
+				continue
+			}
+			b, _ := os.ReadFile(p.task(pid, tid) + "/stat")
+			if other, ok := parseStat(b); ok && other.state != 'Z' && other.state != 'X' {
+				return p.task(pid, tid)
+			}
+		}
+	}
+	return p.dir(pid)
 }
 
 type procStat struct {
 	comm  string
+	state byte // of its first thread: Z has ended
 	ppid  uint32
 	start uint64
 }
 
 func (p procFS) stat(pid uint32) (procStat, bool) {
-	b, err := os.ReadFile(p.file(pid, "stat"))
+	b, err := os.ReadFile(p.dir(pid) + "/stat")
 	if err != nil {
 		return procStat{}, false
 	}
@@ -64,7 +93,7 @@ func parseStat(b []byte) (procStat, bool) {
 	}
 	ppid, err1 := strconv.ParseUint(f[1], 10, 32)
 	start, err2 := strconv.ParseUint(f[19], 10, 64)
-	return procStat{string(b[open+1 : end]), uint32(ppid), start}, err1 == nil && err2 == nil
+	return procStat{string(b[open+1 : end]), f[0][0], uint32(ppid), start}, err1 == nil && err2 == nil
 }
 
 // alive reports whether the process still exists.
@@ -73,18 +102,27 @@ func (p procFS) alive(id flowcache.ProcessID) bool {
 	return ok && st.start == id.Start
 }
 
-// exe returns the path of the executable, without the mark of a deleted file.
-func (p procFS) exe(pid uint32) string {
-	path, err := os.Readlink(p.file(pid, "exe"))
+// The following take the folder of a process, or of one of its threads.
+
+// exe returns the path of the executable as the process sees it, without the mark of a deleted file. proc shows it
+// as this program would see it: of a process that has changed its root (chroot(2)) the way to that comes first.
+func exe(dir string) string {
+	path, err := os.Readlink(dir + "/exe")
 	if err != nil {
 		return ""
 	}
-	return strings.TrimSuffix(path, " (deleted)")
+	path = strings.TrimSuffix(path, " (deleted)")
+	if root, err := os.Readlink(dir + "/root"); err == nil && root != "/" {
+		if below, ok := strings.CutPrefix(path, root); ok && strings.HasPrefix(below, "/") {
+			return below
+		}
+	}
+	return path
 }
 
 // ids returns the effective user and group.
-func (p procFS) ids(pid uint32) (uid, gid uint32) {
-	b, err := os.ReadFile(p.file(pid, "status"))
+func ids(dir string) (uid, gid uint32) {
+	b, err := os.ReadFile(dir + "/status")
 	if err != nil {
 		return flowcache.NoID, flowcache.NoID
 	}
@@ -109,14 +147,15 @@ func effective(b []byte, field string) uint32 {
 	return uint32(n)
 }
 
-func (p procFS) commandLine(pid uint32) string {
-	b, _ := os.ReadFile(p.file(pid, "cmdline"))
+func commandLine(dir string) string {
+	b, _ := os.ReadFile(dir + "/cmdline")
 	return strings.TrimRight(strings.ReplaceAll(string(b), "\x00", " "), " ")
 }
 
-func (p procFS) cgroup(pid uint32) string {
-	b, _ := os.ReadFile(p.file(pid, "cgroup"))
-	return parseProcCGroup(string(b))
+// cgroupLines returns the lines of /proc/PID/cgroup, for parseProcCGroup.
+func cgroupLines(dir string) string {
+	b, _ := os.ReadFile(dir + "/cgroup")
+	return string(b)
 }
 
 // hasCGroupV1 reports whether this process is in a hierarchy of cgroup v1.

@@ -19,7 +19,9 @@ type users struct {
 
 func newUsers(path string) *users {
 	u := &users{path: path}
-	u.refresh()
+	if now := u.changed(); now != nil {
+		return now
+	}
 	return u
 }
 
@@ -30,25 +32,27 @@ func (u *users) name(uid uint32) string {
 	return u.names[uid]
 }
 
-func (u *users) refresh() {
+// changed returns the users that there are now, nil if the file has not changed or cannot be read. Safe for
+// concurrent use with name.
+func (u *users) changed() *users {
 	st, err := os.Stat(u.path)
 	if err != nil || st.ModTime().Equal(u.mtime) {
-		return
+		return nil
 	}
 	b, err := os.ReadFile(u.path)
 	if err != nil {
-		return
+		return nil
 	}
-	u.mtime = st.ModTime()
-	u.names = make(map[uint32]string)
+	now := &users{path: u.path, mtime: st.ModTime(), names: make(map[uint32]string)}
 	for line := range strings.Lines(string(b)) {
 		f := strings.Split(line, ":") // passwd(5)
 		if len(f) < 3 {
 			continue
 		}
 		uid, err := strconv.ParseUint(f[2], 10, 32)
-		if _, taken := u.names[uint32(uid)]; err == nil && !taken {
-			u.names[uint32(uid)] = f[0]
+		if _, taken := now.names[uint32(uid)]; err == nil && !taken {
+			now.names[uint32(uid)] = f[0]
 		}
 	}
+	return now
 }

@@ -85,7 +85,7 @@ func (c *Cache) Sweep(dst []Record, began int64) []Record {
 			conv = 0
 		}
 		e.other = PeerUnknown
-		c.end(&Observation{Cookie: e.id.cookie, Conversation: conv})
+		c.end(&Observation{Cookie: e.id.cookie, Conversation: conv, Time: began})
 		dst = c.finish(dst, i)
 	}
 	return dst

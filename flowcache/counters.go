@@ -29,6 +29,21 @@ func (c *Counters) raise(d *Counters) bool {
 	return *c != before
 }
 
+// reach lifts each counter to that of d, the count of the other end of a connection, but not above that of most, the own: of the packets one end
+// may have counted one that the other cannot see. Where the own count is behind in payload it is only late, and nothing is held back.
+func (c *Counters) reach(d, most *Counters) {
+	if most.Payload < d.Payload {
+		c.raise(d)
+		return
+	}
+	lift := func(to *uint64, d, most uint64) { *to = max(*to, min(d, most)) }
+	lift(&c.Payload, d.Payload, most.Payload)
+	lift(&c.Octets, d.Octets, most.Octets)
+	lift(&c.Packets, d.Packets, most.Packets)
+	lift(&c.RetransPackets, d.RetransPackets, most.RetransPackets)
+	lift(&c.RetransOctets, d.RetransOctets, most.RetransOctets)
+}
+
 // unwrap adds to c, whose packets have 32 bits, what was carried over, if it is later than before.
 func (c *Counters) unwrap(before *Counters, header uint16) {
 	for c.Packets+1<<31 < before.Packets {

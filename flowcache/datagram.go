@@ -80,8 +80,9 @@ func (c *Cache) closeSocket(dst []Record, o *Observation) []Record {
 
 // beyond reports whether datagram flow i was spoken to by more sockets than its peer p since the last record.
 func (c *Cache) beyond(i, p uint32) bool {
-	_, in := c.rest(c.at(i), c.at(p))
-	return in.Packets > 0
+	e := c.at(i)
+	out, in := c.rest(e, c.at(p))
+	return in.Packets > 0 || e.kernel && out.Packets > 0 // the kernel answers echoes without a socket that receives them
 }
 
 // rest is what e counted since the last record and p did not.

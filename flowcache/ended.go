@@ -11,6 +11,7 @@ type endedSocket struct {
 	cookie uint64
 	conv   uint32 // its conversation, shortened; 0 unknown
 	pass   uint32 // in which it ended
+	at     uint32 // when, in microseconds; wraps, and is compared only within endedPasses
 }
 
 const (
@@ -20,15 +21,22 @@ const (
 
 func newEnded() ended { return ended{make([]endedSocket, endedPlaces)} }
 
-// put remembers a socket.
-func (d *ended) put(cookie, conv uint64, pass uint32) {
-	d.places[cookie%endedPlaces] = endedSocket{cookie, shorten(conv), pass}
+// put remembers a socket that ended at the time at.
+func (d *ended) put(cookie, conv uint64, pass uint32, at int64) {
+	d.places[cookie%endedPlaces] = endedSocket{cookie, shorten(conv), pass, uint32(at / 1000)}
 }
 
-// has reports whether the conversation of a socket has ended. A socket may connect again: then it is another conversation.
-func (d *ended) has(cookie, conv uint64, pass uint32) bool {
+// has reports whether the connection of a socket that began at the time begin (0 if that is not known) has ended. A socket may connect again,
+// also one whose first attempt had no conversation: what began after the end is another connection.
+func (d *ended) has(cookie, conv uint64, pass uint32, begin int64) bool {
 	s := &d.places[cookie%endedPlaces]
-	return s.cookie == cookie && pass-s.pass < endedPasses && (s.conv == shorten(conv) || s.conv == 0 || conv == 0)
+	if s.cookie != cookie || pass-s.pass >= endedPasses {
+		return false
+	}
+	if begin != 0 {
+		return int32(uint32(begin/1000)-s.at) <= 0
+	}
+	return s.conv == shorten(conv) || s.conv == 0 || conv == 0
 }
 
 func shorten(conv uint64) uint32 {
@@ -43,7 +51,7 @@ func (c *Cache) end(o *Observation) {
 	if o.Cookie == 0 || o.Delta {
 		return
 	}
-	c.ended.put(o.Cookie, o.Conversation, c.pass)
+	c.ended.put(o.Cookie, o.Conversation, c.pass, o.Time)
 	delete(c.residue, o.Cookie)
 }
 
@@ -52,5 +60,5 @@ func (c *Cache) isStale(o *Observation) bool {
 	if o.Delta || o.Cookie == 0 || !o.Snapshot && o.Event != EventEnd {
 		return false
 	}
-	return c.ended.has(o.Cookie, o.Conversation, c.pass)
+	return c.ended.has(o.Cookie, o.Conversation, c.pass, o.First)
 }

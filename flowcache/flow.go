@@ -51,6 +51,7 @@ type Key struct {
 	Src, Dst         Addr
 	SrcPort, DstPort uint16
 	Proto            uint8
+	Mapped           bool // IPv6 packets between IPv4-mapped addresses; a socket's IPv4-mapped addresses are IPv4
 	NetNS            uint32
 }
 
@@ -62,7 +63,16 @@ func (k Key) Reverse() Key {
 }
 
 // Is4 reports whether the flow is an IPv4 flow.
-func (k Key) Is4() bool { return k.Src.Is4() && k.Dst.Is4() }
+func (k Key) Is4() bool { return k.Src.Is4() && k.Dst.Is4() && !k.Mapped }
+
+// Netip returns both addresses, IPv4-mapped ones unmapped if the flow is IPv4.
+func (k Key) Netip() (src, dst netip.Addr) {
+	src, dst = netip.AddrFrom16(k.Src), netip.AddrFrom16(k.Dst)
+	if k.Is4() {
+		src, dst = src.Unmap(), dst.Unmap()
+	}
+	return src, dst
+}
 
 // ProcessID names a process for good: the thread group id in the host's PID namespace and its start time, which
 // guards against PID reuse.

@@ -49,6 +49,9 @@ type Observation struct {
 	CGroup  uint64    // cgroup2 id; 0 unknown
 	Inode   uint32    // socket inode, by which /proc/PID/fd names the owner where Process does not; 0 unknown
 
+	// Path is how this host translates the addresses of the flow, where the source sees that; else zero. What else is on the way is not in it.
+	Path Path
+
 	Out, In Counters // from Src to Dst, and back
 	// Header is not 0 where packets are the kernel's count of TCP segments, which has 32 bits: octets of the headers of each.
 	Header uint16

@@ -1,6 +1,9 @@
 package flowcache
 
-import "hash/maphash"
+import (
+	"hash/maphash"
+	"time"
+)
 
 // Two sockets of this host that talk to each other are two flows and one conversation. They find each other by a number that
 // both have: for TCP its two initial sequence numbers, which no address translation on the way changes; where the
@@ -27,6 +30,20 @@ func (c *Cache) conversation(o *Observation) (conv uint64, path Path, asked bool
 	if oneToMany(k) {
 		return 0, path, false
 	}
+	if o.Path != (Path{}) {
+		path, asked = o.Path, true
+		if c.cfg.Translate != nil && samePath(k, path.Near) {
+			// Other namespaces may translate what this one has made of it.
+			beyond := path.Far
+			beyond.NetNS = o.Key.NetNS
+			if p, ok := c.cfg.Translate(beyond, o.Time); ok {
+				path.Far = p.Far
+			}
+		}
+		k = path.Far
+		k.NetNS = o.Key.NetNS
+		return c.byAddress(k), path, asked
+	}
 	if c.cfg.Translate != nil {
 		asked = true
 		begin := o.First
@@ -51,6 +68,12 @@ func (c *Cache) byAddress(k Key) uint64 {
 		k = k.Reverse()
 	}
 	return maphash.Comparable(c.seed, k)
+}
+
+// samePath reports whether k, in any namespace, is p.
+func samePath(k, p Key) bool {
+	k.NetNS = 0
+	return k == p
 }
 
 func oneToMany(k Key) bool {
@@ -84,9 +107,14 @@ func (c *Cache) meet(i uint32, conv uint64, sure bool) {
 	}
 	c.stats.Paired++
 	lead.peer, e.peer, e.follows = i, p, true
-	// What one end told of the direction in which the other sends is told.
-	e.outTold.raise(&lead.inTold)
-	lead.outTold.raise(&e.inTold)
+	// What one end's records carried of the direction in which the other sends is in them; the baseline of a connection that is older than
+	// the metering is in none.
+	if lead.exported {
+		e.outTold.reach(&lead.inTold, &e.out)
+	}
+	if e.exported {
+		lead.outTold.reach(&e.inTold, &lead.out)
+	}
 	if !lead.exported {
 		lead.begin = min(lead.begin, e.begin)
 	}
@@ -137,6 +165,9 @@ func (c *Cache) finish(dst []Record, i uint32) []Record {
 	return dst
 }
 
+// openPeerMemory is how long a connection is remembered whose other end is a socket of this host and has not closed: it may wait to be accepted.
+const openPeerMemory = 10 * time.Minute
+
 // lone is the turn of flow i, which has ended and met no peer in time. It reports whether there is a record.
 func (c *Cache) lone(dst []Record, i uint32, now int64) ([]Record, bool) {
 	e := c.at(i)
@@ -152,6 +183,10 @@ func (c *Cache) lone(dst []Record, i uint32, now int64) ([]Record, bool) {
 		memory /= 2
 	case PeerGone: // only whoever reads may be late
 		memory /= 8
+	case PeerOpen:
+		if dst := e.id.key.Dst; c.here[0].has(dst) || c.here[1].has(dst) {
+			memory = max(memory, openPeerMemory)
+		}
 	}
 	c.set(i, now+int64(memory))
 	return dst, true

@@ -13,9 +13,11 @@ type TCPTotals struct {
 	State         uint8  // Linux numbering; at the end the state before CLOSE
 	IPv4          bool
 	FINReceived   bool
-	Accepted      bool // the socket is the child of a listener
-	Ended         bool // these are the final counters
-	Error         bool // of an ended socket: it ended by an error (reset by the peer, timed out)
+	Accepted      bool   // the socket is the child of a listener
+	Ended         bool   // these are the final counters
+	Last          bool   // of an ended socket: the segments that it sent last, a reset say, are among them
+	SYNRetrans    uint64 // of Retrans, as far as that is known
+	Error         bool   // of an ended socket: it ended by an error (reset by the peer, timed out)
 }
 
 // finReceived tells whether the peer's FIN is in BytesReceived.
@@ -33,6 +35,14 @@ func (t *TCPTotals) Header() uint16 {
 		return header + 20
 	}
 	return header + 40
+}
+
+// bareHeader returns the octets of the headers of a segment without options.
+func (t *TCPTotals) bareHeader() uint64 {
+	if t.IPv4 {
+		return 20 + 20
+	}
+	return 40 + 20
 }
 
 // Counters returns the counters of both directions.
@@ -63,13 +73,19 @@ func (t *TCPTotals) Counters() (out, in Counters) {
 				in.Packets++
 			}
 		case TCPEstablished, TCPSynRecv, TCPCloseWait:
-			out.Packets++
+			if !t.Last {
+				out.Packets++
+			}
 		}
 	}
 	out.Octets = t.BytesSent + out.Packets*header
 	in.Octets = received + in.Packets*header
-	if out.Packets > 0 {
-		out.Octets += synOptions
+	switch {
+	case t.State == TCPSynSent:
+		out.Octets += out.Packets * synOptions
+		in.Octets -= in.Packets * (header - t.bareHeader()) // a reset has no options
+	case out.Packets > 0:
+		out.Octets += (1 + t.SYNRetrans) * synOptions
 	}
 	if in.Packets > 0 && t.State != TCPSynSent {
 		in.Octets += synOptions

@@ -95,11 +95,11 @@ func (a *AgentJSON) object(dst []byte, r *flowcache.Record, source bool) []byte 
 		LocalPort: key.SrcPort, Remote: key.DstPort,
 		Container: NewAgentContainer(end.Container),
 	}
-	local, remote := key.Src.Netip().String(), key.Dst.Netip().String()
+	local, remote := key.Netip()
 	if key.Is4() {
-		o.Local4, o.Remote4 = local, remote
+		o.Local4, o.Remote4 = local.String(), remote.String()
 	} else {
-		o.Version, o.Local6, o.Remote6 = 6, local, remote
+		o.Version, o.Local6, o.Remote6 = 6, local.String(), remote.String()
 	}
 	if a.Exporter.Is4() {
 		o.Exporter4 = a.Exporter.String()

@@ -2,6 +2,7 @@ package ipfix
 
 import (
 	"bytes"
+	"os"
 	"sync"
 	"time"
 )
@@ -18,8 +19,8 @@ type backlog struct {
 	octets int        // in memory: of mem, and of what is in flight and not acknowledged
 	old    int        // in memory: of what is acknowledged and perhaps not read
 
-	control [][]byte // messages that tell all templates and facts used so far
-	known   *session // what they tell
+	current *epoch   // of messages that are put now
+	known   *session // what it announces
 	away    bool     // there is no connection: what comes goes to disk
 	reading bool     // the last message that was sent came from disk
 	failed  error    // of the disk, while it does not work
@@ -29,19 +30,30 @@ type backlog struct {
 	more, room chan struct{} // told that there is a message; that there is room
 	report     func(ok bool, err error)
 
-	recovered, waiting, made, sent, dropped, resent uint64 // Data Records; waiting are not acknowledged, those on disk included
+	droppedSpool                                    uint64 // by a spool before this one
+	recovered, waiting, made, sent, dropped, resent uint64 // Data Records of flows; waiting are not acknowledged, those on disk included
 }
+
+// epoch is what was announced for messages that were encoded under one configuration: messages of templates and facts, in order. A message
+// is sent under the templates that it was encoded with, however late that is: it has its epoch, which is gone with the last of its messages.
+type epoch struct{ control [][]byte }
 
 type pending struct {
 	msg     []byte
-	records int // Data Records
+	records int    // Data Records
+	flows   int    // of these, flow records
+	epoch   *epoch // nil: of a message from disk, which comes with its own
+	after   int    // messages of epoch.control that come before it
 }
+
+// control is what must be announced before m; the lock is held.
+func (m *pending) control() [][]byte { return m.epoch.control[:m.after:m.after] }
 
 // inFlight is a message that was written to the connection.
 type inFlight struct {
 	pending          // msg is nil if it is on disk, or gone
 	gone    bool     // acknowledged, perhaps not read, and beyond what is kept
-	after   position // where it ends on disk
+	place   position // where it ends on disk
 	end     uint64   // octets of the connection up to its end
 }
 
@@ -54,9 +66,9 @@ const (
 
 // newBacklog returns an empty backlog, or one with what the spool holds. report is told when the disk fails and when it works again.
 func newBacklog(disk *spool, report func(ok bool, err error)) *backlog {
-	b := &backlog{disk: disk, known: newSession(), away: true, more: make(chan struct{}, 1), room: make(chan struct{}, 1), report: report}
+	b := &backlog{disk: disk, current: &epoch{}, known: newSession(), away: true, more: make(chan struct{}, 1), room: make(chan struct{}, 1), report: report}
 	if disk != nil {
-		b.waiting, b.recovered = disk.unread, disk.unread
+		b.waiting, b.recovered = disk.unread, disk.unread+disk.dropped
 	}
 	return b
 }
@@ -75,38 +87,46 @@ func (b *backlog) full() bool {
 	return b.octets >= memoryLimit
 }
 
-// put takes a message of the encoder. What tells templates and facts is kept apart: each connection and segment is told it before the
-// first message that comes after it.
-func (b *backlog) put(msg []byte, records int) error {
+// renew begins another epoch: what is put from now on was encoded under another configuration.
+func (b *backlog) renew() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.known.trust = true
-	news, _, err := b.known.admit(b.scratch[:0], msg, controlOnly)
-	if err != nil {
-		return err
-	}
-	b.scratch = news
-	if b.known.news {
-		b.control = append(b.control, bytes.Clone(news))
-	}
-	if !b.known.data {
-		return nil
-	}
-	if b.known.tell {
-		b.known.trust = false
+	b.current, b.known = &epoch{}, newSession()
+}
+
+// put takes a message of the encoder, of flow records alone or of templates and options data. What announces templates and facts is kept
+// apart: each connection and segment gets it before the first message that comes after it.
+func (b *backlog) put(msg []byte, flows int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	records := flows
+	if flows == 0 {
+		news, _, err := b.known.admit(b.scratch[:0], msg, controlOnly)
+		if err != nil {
+			return err
+		}
+		b.scratch = news
+		if b.known.news {
+			b.current.control = append(b.current.control, bytes.Clone(news))
+		}
+		if !b.known.data {
+			return nil
+		}
 		if msg, records, err = b.known.admit(nil, msg, dataOnly); err != nil {
 			return err
 		}
 	}
-	b.made += uint64(records)
-	b.waiting += uint64(records)
+	b.made += uint64(flows)
+	b.waiting += uint64(flows)
 	signal(b.more)
+	m := pending{msg, records, flows, b.current, len(b.current.control)}
 	if b.disk != nil && (b.away || b.octets+len(msg) > spillAt || !b.disk.drained()) && b.spill() {
-		if _, ok := b.toDisk(msg, records); ok {
+		if _, ok := b.toDisk(&m); ok {
 			return nil
 		}
 	}
-	b.mem = append(b.mem, pending{bytes.Clone(msg), records})
+	m.msg = bytes.Clone(msg)
+	b.mem = append(b.mem, m)
 	b.octets += len(msg)
 	return nil
 }
@@ -121,21 +141,21 @@ func (b *backlog) spill() bool {
 		if f.msg == nil {
 			continue
 		}
-		after, ok := b.toDisk(f.msg, f.records)
+		after, ok := b.toDisk(&f.pending)
 		if !ok {
 			return false
 		}
-		b.disk.skip(after, f.records)
+		b.disk.skip(after, f.flows)
 		if i < b.acked {
 			b.old -= len(f.msg)
 		} else {
 			b.octets -= len(f.msg)
 		}
-		f.msg, f.after = nil, after
+		f.msg, f.epoch, f.place = nil, nil, after
 	}
 	for i := range b.mem {
 		m := &b.mem[i]
-		if _, ok := b.toDisk(m.msg, m.records); !ok {
+		if _, ok := b.toDisk(m); !ok {
 			b.mem = append(b.mem[:0], b.mem[i:]...)
 			return false
 		}
@@ -147,9 +167,9 @@ func (b *backlog) spill() bool {
 	return true
 }
 
-func (b *backlog) toDisk(msg []byte, records int) (position, bool) {
+func (b *backlog) toDisk(m *pending) (position, bool) {
 	dropped := b.disk.dropped
-	after, err := b.disk.append(msg, records, b.control)
+	after, err := b.disk.append(m)
 	b.waiting -= b.disk.dropped - dropped
 	switch {
 	case err != nil:
@@ -172,31 +192,34 @@ func (b *backlog) wake() {
 	}
 }
 
-// begin says that there is a connection, and returns what it must be told before the first message: nothing yet if that is on disk.
-func (b *backlog) begin() (control [][]byte) {
+// begin says that there is a connection, and returns what is announced before the first message: nothing yet if that is on disk.
+func (b *backlog) begin() (*epoch, [][]byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.away, b.reading = false, false
-	if b.disk != nil && !b.disk.drained() {
-		return nil
+	switch {
+	case b.disk != nil && !b.disk.drained():
+		return nil, nil
+	case len(b.mem) > 0:
+		return b.mem[0].epoch, b.mem[0].control()
 	}
-	return b.told(0)
+	return b.current, b.current.control[:len(b.current.control):len(b.current.control)]
 }
 
-// told returns what tells templates and facts, from the n-th message on.
-func (b *backlog) told(n int) [][]byte { return b.control[n:len(b.control):len(b.control)] }
-
-// all returns all that tells templates and facts.
-func (b *backlog) all() [][]byte {
+// news returns what was announced since, where no message waits.
+func (b *backlog) news() (*epoch, [][]byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.told(0)
+	if len(b.mem) > 0 || b.disk != nil && !b.disk.drained() {
+		return nil, nil
+	}
+	return b.current, b.current.control[:len(b.current.control):len(b.current.control)]
 }
 
 // next appends the next message to dst; from here on it is in flight, and wrote must follow. Of a message from disk the records are
-// not known. Before it the connection must be told control: all that its segment told before, if the one before did not come from disk; of
-// one from memory what is told from the n-th message of control on. ok is false if there is none.
-func (b *backlog) next(dst []byte, n int) (m pending, control [][]byte, fromDisk, ok bool, err error) {
+// not known. Before it control must be sent: of one from memory what its epoch announces, of one from disk all that its segment announced
+// before, if the one before did not come from disk. ok is false if there is none.
+func (b *backlog) next(dst []byte) (m pending, control [][]byte, fromDisk, ok bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.disk != nil && !b.disk.drained() {
@@ -207,8 +230,11 @@ func (b *backlog) next(dst []byte, n int) (m pending, control [][]byte, fromDisk
 			}
 			b.reading = true
 		}
-		if m.msg, ok, err = b.disk.next(dst); ok {
-			b.flight = append(b.flight, inFlight{after: b.disk.read, end: unknownEnd})
+		dropped := b.disk.dropped
+		m.msg, ok, err = b.disk.next(dst)
+		b.waiting -= b.disk.dropped - dropped
+		if ok {
+			b.flight = append(b.flight, inFlight{place: b.disk.read, end: unknownEnd})
 		}
 		return m, control, true, ok, err
 	}
@@ -219,21 +245,23 @@ func (b *backlog) next(dst []byte, n int) (m pending, control [][]byte, fromDisk
 	b.flight = append(b.flight, inFlight{pending: b.mem[0], end: unknownEnd})
 	b.mem[0] = pending{}
 	b.mem = b.mem[1:]
-	f := &b.flight[len(b.flight)-1]
-	return pending{append(dst, f.msg...), f.records}, b.told(n), false, true, nil
+	m = b.flight[len(b.flight)-1].pending
+	control = m.control()
+	m.msg = append(dst, m.msg...)
+	return m, control, false, true, nil
 }
 
 const unknownEnd = ^uint64(0)
 
 // wrote says that the message that next returned was written, and how many octets the connection has taken since it began. The records
 // are those that session.admit saw.
-func (b *backlog) wrote(fromDisk bool, records int, end uint64) {
+func (b *backlog) wrote(fromDisk bool, flows int, end uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f := &b.flight[len(b.flight)-1]
 	f.end = end
 	if fromDisk {
-		f.records = b.disk.didRead(f.after, records)
+		f.flows = b.disk.didRead(f.place, flows)
 	}
 }
 
@@ -260,7 +288,7 @@ func (b *backlog) bound() {
 	for i := 0; b.old > historyLimit; i++ {
 		if f := &b.flight[i]; f.msg != nil {
 			b.old -= len(f.msg)
-			f.msg, f.gone = nil, true
+			f.msg, f.epoch, f.gone = nil, nil, true
 		}
 	}
 }
@@ -268,8 +296,8 @@ func (b *backlog) bound() {
 func (b *backlog) acknowledge(octets uint64) {
 	for b.acked < len(b.flight) && b.flight[b.acked].end <= octets {
 		f := &b.flight[b.acked]
-		b.sent += uint64(f.records)
-		b.waiting -= uint64(f.records)
+		b.sent += uint64(f.flows)
+		b.waiting -= uint64(f.flows)
 		b.octets -= len(f.msg)
 		b.old += len(f.msg)
 		b.acked++
@@ -281,7 +309,7 @@ func (b *backlog) forget(f *inFlight) {
 	switch {
 	case f.gone:
 	case f.msg == nil:
-		b.disk.release(f.after)
+		b.disk.release(f.place)
 	default:
 		b.old -= len(f.msg)
 	}
@@ -313,21 +341,21 @@ func (b *backlog) end(read bool) {
 	for i := range b.flight {
 		f := &b.flight[i]
 		if f.gone {
-			b.sent -= uint64(f.records)
-			b.dropped += uint64(f.records)
+			b.sent -= uint64(f.flows)
+			b.dropped += uint64(f.flows)
 			continue
 		}
 		if i < b.acked {
-			b.sent -= uint64(f.records)
-			b.waiting += uint64(f.records)
+			b.sent -= uint64(f.flows)
+			b.waiting += uint64(f.flows)
 			b.octets += len(f.msg)
 			b.old -= len(f.msg)
 		}
-		b.resent += uint64(f.records)
+		b.resent += uint64(f.flows)
 		if f.msg != nil {
 			again = append(again, f.pending)
-		} else if !b.disk.putBack(f.after.segment, f.records) {
-			b.waiting -= uint64(f.records) // dropped beyond the bound meanwhile
+		} else if !b.disk.putBack(f.place.segment, f.flows) {
+			b.waiting -= uint64(f.flows) // dropped beyond the bound meanwhile
 		}
 	}
 	b.mem = append(again, b.mem...)
@@ -338,7 +366,8 @@ func (b *backlog) end(read bool) {
 	}
 }
 
-// spoil drops the message that next returned, or tried to, because it cannot be read; of a segment the rest too.
+// spoil drops the message that next returned, or tried to, because it cannot be read; where the disk does not give it, the rest of its segment
+// too. What is not found of a segment is counted at its end.
 func (b *backlog) spoil(returned, fromDisk bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -346,9 +375,10 @@ func (b *backlog) spoil(returned, fromDisk bool) {
 		last := len(b.flight) - 1
 		f := b.flight[last]
 		b.flight = b.flight[:last]
-		b.dropped += uint64(f.records)
-		b.waiting -= uint64(f.records)
+		b.dropped += uint64(f.flows)
+		b.waiting -= uint64(f.flows)
 		b.octets -= len(f.msg)
+		return
 	}
 	if fromDisk {
 		dropped := b.disk.dropped
@@ -364,14 +394,60 @@ func (b *backlog) idle() bool {
 	return b.acked == len(b.flight) && len(b.mem) == 0 && (b.disk == nil || b.disk.drained())
 }
 
+// resize changes the bound of the spool, if there is one.
+func (b *backlog) resize(octets int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.disk != nil {
+		b.disk.max = octets
+	}
+}
+
+// drained reports whether nothing on disk waits to be sent, or to be acknowledged.
+func (b *backlog) drained() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := b.acked; i < len(b.flight); i++ {
+		if b.flight[i].msg == nil {
+			return false
+		}
+	}
+	return b.disk == nil || b.disk.drained()
+}
+
+// replace puts disk, or none, in the place of a spool that has nothing in it. It reports whether it could.
+func (b *backlog) replace(disk *spool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.disk != nil {
+		for i := range b.flight {
+			if f := &b.flight[i]; f.msg == nil && !f.gone {
+				return false
+			}
+		}
+		if !b.disk.drained() {
+			return false
+		}
+		b.disk.release(b.disk.read)
+		b.droppedSpool += b.disk.dropped
+		b.disk.close()
+	}
+	b.disk, b.failed, b.reading = disk, nil, false
+	if disk != nil {
+		b.waiting += disk.unread
+		b.recovered += disk.unread + disk.dropped
+	}
+	return true
+}
+
 // close ends the use of the backlog: what waits goes to disk, or is dropped.
 func (b *backlog) close() {
 	b.end(true)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, m := range b.mem {
-		b.dropped += uint64(m.records)
-		b.waiting -= uint64(m.records)
+		b.dropped += uint64(m.flows)
+		b.waiting -= uint64(m.flows)
 	}
 	b.mem = nil
 	if b.disk != nil {
@@ -382,10 +458,13 @@ func (b *backlog) close() {
 // sync writes what is on disk through to the device; the lock is not held meanwhile. What a full disk did not take is tried again.
 func (b *backlog) sync() {
 	b.mu.Lock()
-	if b.away && len(b.mem) > 0 {
-		b.spill()
+	var files []*os.File
+	if b.disk != nil {
+		if b.away && len(b.mem) > 0 {
+			b.spill()
+		}
+		files = b.disk.forSync()
 	}
-	files := b.disk.forSync()
 	b.mu.Unlock()
 	for _, f := range files {
 		f.Sync()

@@ -27,13 +27,13 @@ func TestHistoryIsBounded(t *testing.T) {
 		written := uint64(0)
 		for i := range 60_000 { // 11 MB
 			e.Record(record(i), now)
-			m, _, fromDisk, ok, err := b.next(nil, 0)
+			m, _, fromDisk, ok, err := b.next(nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if ok {
 				written += uint64(binary.BigEndian.Uint16(m.msg[2:]))
-				b.wrote(fromDisk, m.records, written)
+				b.wrote(fromDisk, m.flows, written)
 				b.confirm(written, 0)
 			}
 			if b.old > historyLimit {

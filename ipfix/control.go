@@ -3,6 +3,7 @@ package ipfix
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/sockflow/sockflow/templates"
@@ -15,7 +16,7 @@ const (
 	setOptionsV9       = 1 // RFC 3954, section 6.1
 )
 
-// announced is what the collector was told in this Transport Session.
+// announced is what was announced in this Transport Session, or, of datagrams, since the templates were last sent again.
 type announced struct {
 	templates map[uint16]bool // by id
 	options   [optionsKinds]bool
@@ -29,6 +30,7 @@ const maxPrograms = 1 << 16
 // announce sends the templates that the message under way uses and that were not sent in this session.
 func (e *Encoder) announce(now time.Time) error {
 	var c *control
+	var fresh []*templates.Template
 	for _, t := range e.using {
 		if e.announced.templates[t.ID] {
 			continue
@@ -37,6 +39,10 @@ func (e *Encoder) announce(now time.Time) error {
 			c = e.control(now)
 		}
 		c.template(t)
+		fresh = append(fresh, t)
+	}
+	for _, t := range fresh {
+		c.flowKeys(t)
 	}
 	for _, a := range e.programs {
 		if c == nil {
@@ -56,14 +62,20 @@ func (e *Encoder) announce(now time.Time) error {
 }
 
 // Templates sends all that a collector must know: the templates in use and the names of their enterprise elements (RFC 5610), and
-// the options data. Over UDP it is to be called from time to time, over streams once in a session.
+// the options data. Over UDP it is to be called from time to time, over streams once in a session. Templates come before options data.
 func (e *Encoder) Templates(now time.Time) error {
 	e.announced = announced{}
 	c := e.control(now)
+	for _, kind := range []int{optionsExporter, optionsSelection, optionsSampling, optionsStatistics, optionsMetering, optionsExporting, optionsKeys} {
+		c.announceOptions(kind)
+	}
+	for _, t := range e.set.Templates() {
+		c.template(t)
+	}
 	c.exporter()
 	c.statistics()
 	for _, t := range e.set.Templates() {
-		c.template(t)
+		c.flowKeys(t)
 	}
 	return c.end()
 }
@@ -75,30 +87,9 @@ func (e *Encoder) Statistics(now time.Time) error {
 	return c.end()
 }
 
-// SetOptions changes what records carry from now on. Records that wait are sent first; with withdraw, which is for streams, templates
-// that are no longer used are withdrawn (RFC 7011, section 8.1).
-func (e *Encoder) SetOptions(opt templates.Options, withdraw bool, now time.Time) error {
-	lost := e.Flush(now) // these records are lost; that is no reason to keep the fields
-	before, old := e.announced, e.set
-	if err := e.setOptions(opt); err != nil {
-		return errors.Join(lost, err)
-	}
-	if !withdraw || e.proto == NetFlowV9 {
-		return errors.Join(lost, e.Templates(now))
-	}
-	c := e.control(now)
-	for _, t := range old.Templates() {
-		if before.templates[t.ID] {
-			c.add(setTemplate, []byte{byte(t.ID >> 8), byte(t.ID), 0, 0}, 0)
-		}
-	}
-	for k, told := range before.options {
-		if id := optionsID(k); told {
-			c.add(setOptionsTemplate, []byte{byte(id >> 8), byte(id), 0, 0}, 0)
-		}
-	}
-	return errors.Join(lost, c.end(), e.Templates(now))
-}
+// SetOptions changes what records carry from now on. To be called after Flush; Templates must follow. After an error nothing has changed. Template ids
+// are others than those of the layout before, for what was sent under these may be on its way.
+func (e *Encoder) SetOptions(opt templates.Options) error { return e.setOptions(opt) }
 
 // control makes messages of templates and options records.
 type control struct {
@@ -110,6 +101,8 @@ type control struct {
 	begin   int // of the open set, -1 none
 	records int // of any kind
 	data    int
+	uses    []uint16 // templates of the Data Sets
+	brings  []uint16 // templates that the message announces
 	err     error
 }
 
@@ -122,9 +115,8 @@ func (c *control) add(set uint16, body []byte, data int) {
 	if len(c.msg)+setHeader+len(body)+c.e.padding() > c.e.max {
 		c.finish()
 	}
-	if c.begin >= 0 && c.set != set {
-		c.msg = c.e.closeSet(c.msg, c.begin)
-		c.begin = -1
+	if c.set != set {
+		c.closeSet()
 	}
 	if c.begin < 0 {
 		c.begin, c.set = len(c.msg), set
@@ -134,19 +126,33 @@ func (c *control) add(set uint16, body []byte, data int) {
 	c.msg = append(c.msg, body...)
 	c.records++
 	c.data += data
+	if data > 0 && c.e.lead > 0 && !slices.Contains(c.uses, set) {
+		c.uses = append(c.uses, set)
+	}
 }
 
-// finish sends the message.
-func (c *control) finish() {
+// bring says that the record that was just added is the template id.
+func (c *control) bring(id uint16) {
+	if c.e.lead > 0 {
+		c.brings = append(c.brings, id)
+	}
+}
+
+// closeSet ends the open set, if any.
+func (c *control) closeSet() {
 	if c.begin >= 0 {
 		c.msg = c.e.closeSet(c.msg, c.begin)
 		c.begin = -1
 	}
+}
+
+// finish sends the message.
+func (c *control) finish() {
+	c.closeSet()
 	if c.records > 0 {
-		c.e.told += uint64(c.data)
-		c.err = errors.Join(c.err, c.e.deliver(c.msg, c.records, c.data, c.now))
+		c.err = errors.Join(c.err, c.e.postControl(c))
 	}
-	c.msg, c.records, c.data = c.msg[:c.e.header()], 0, 0
+	c.msg, c.records, c.data, c.uses, c.brings = c.msg[:c.e.header()], 0, 0, c.uses[:0], c.brings[:0]
 }
 
 // end sends the last message. After an error nobody knows what the collector was told: all of it is told again when it is needed.
@@ -175,8 +181,8 @@ func (c *control) template(t *templates.Template) {
 		b = appendField(b, f.Number, f.Length)
 	}
 	c.add(set, b, 0)
+	c.bring(t.ID)
 	c.body = b
-	c.flowKeys(t)
 	if c.e.announced.templates == nil {
 		c.e.announced.templates = map[uint16]bool{}
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -154,46 +153,6 @@ func TestPathShrinks(t *testing.T) {
 	e.Flush(now)
 	if n := s.flows(); n != 9 {
 		t.Errorf("%d flows, want 9", n)
-	}
-}
-
-// TestWithdrawal: on a stream, templates that are used no more are withdrawn before others come (RFC 7011, section 8.1).
-func TestWithdrawal(t *testing.T) {
-	e, s := newSent(t, IPFIX, templates.Options{})
-	e.Templates(now)
-	e.Record(record(0), now)
-	e.Record(record(1), now)
-	if err := e.SetOptions(templates.Options{Fields: "-sourceProcessName"}, true, now); err != nil {
-		t.Fatal(err)
-	}
-	old := []uint16{}
-	for _, m := range s.msgs {
-		if isFlowData(m) {
-			for b := m[headerIPFIX:]; len(b) >= 4; b = b[binary.BigEndian.Uint16(b[2:]):] {
-				old = append(old, binary.BigEndian.Uint16(b))
-			}
-		}
-	}
-	var withdrawn []uint16
-	for _, m := range s.msgs {
-		for b := m[headerIPFIX:]; len(b) >= 4; b = b[binary.BigEndian.Uint16(b[2:]):] {
-			for r := b[4:binary.BigEndian.Uint16(b[2:])]; binary.BigEndian.Uint16(b) == setTemplate && len(r) >= 4 && binary.BigEndian.Uint16(r[2:]) == 0; r = r[4:] {
-				withdrawn = append(withdrawn, binary.BigEndian.Uint16(r))
-			}
-		}
-	}
-	if len(old) != 2 || !slices.Equal(old, withdrawn) {
-		t.Errorf("used %d, withdrawn %d", old, withdrawn)
-	}
-	e.Record(record(0), now)
-	e.Record(record(1), now)
-	e.Flush(now)
-	ipfixDump(t, bytes.Join(s.msgs, nil))
-	if err := e.SetOptions(templates.Options{Fields: "+nonsense"}, true, now); err == nil {
-		t.Error("no error")
-	}
-	if e.Record(record(0), now); e.Flush(now) != nil {
-		t.Error("not usable after a wrong change")
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 )
 
@@ -13,11 +14,13 @@ type direct interface {
 	open(ctx context.Context) error
 	// limit is the largest message, in octets. It may change with any call of send or flush.
 	limit() int
-	// send takes a message with its number of Data Records. It may keep it until flush.
+	// send takes a message with its number of flow records. It may keep it until flush.
 	send(msg []byte, records int) error
 	flush() error
 	// renew looks, from time to time, whether the session should be another one.
-	renew(ctx context.Context) (another bool)
+	renew() (another bool)
+	// address is the collector's; nil if it has none.
+	address() net.Addr
 	// dead is closed when the other side ends the session; nil if it cannot.
 	dead() <-chan struct{}
 	close() error
@@ -32,27 +35,53 @@ func (x *Exporter) runDirect(ctx context.Context) {
 		if !x.open && !x.connect(ctx) {
 			select {
 			case <-ctx.Done():
+			case c := <-x.changes:
+				x.changeDirect(c)
 			case <-time.After(time.Until(x.nextTry)):
 			}
 			continue
 		}
 		now := time.Now()
-		if now.Sub(x.looked) >= x.cfg.TemplateRefresh {
+		if !x.good && now.Sub(x.opened) >= steady {
+			x.proved()
+		}
+		if now.Sub(x.looked) >= x.conf().TemplateRefresh {
 			x.looked = now
-			if x.direct.renew(ctx) {
+			if x.direct.renew() {
 				x.reopen()
 				continue
+			}
+			if !x.looking && x.direct.address() != nil {
+				x.looking = true
+				go func(conf *Config, at net.Addr) { // ends with the answer, or dialTimeout
+					x.moved <- moved(ctx, conf, at)
+				}(x.conf(), x.direct.address())
 			}
 			x.failed(x.refresh(now))
 			x.failed(x.direct.flush())
 		}
 		if x.retell > 0 && now.Sub(x.retold) >= toldAgain {
+			if x.retell == retellTimes { // another program may listen now
+				x.enc.Forget()
+			}
 			x.retell--
 			x.retold = now
 			x.failed(x.refresh(now))
 			x.failed(x.direct.flush())
 		}
-		wake := x.looked.Add(x.cfg.TemplateRefresh)
+		due := x.enc.Due()
+		if !due.IsZero() && !due.After(now) {
+			x.failed(x.enc.Release(now))
+			x.failed(x.direct.flush())
+			continue
+		}
+		wake := x.looked.Add(x.conf().TemplateRefresh)
+		if !due.IsZero() && due.Before(wake) {
+			wake = due
+		}
+		if good := x.opened.Add(steady); !x.good && good.Before(wake) {
+			wake = good
+		}
 		if again := x.retold.Add(toldAgain); x.retell > 0 && again.Before(wake) {
 			wake = again
 		}
@@ -72,17 +101,25 @@ func (x *Exporter) runDirect(ctx context.Context) {
 			wake = flush
 		}
 		timer.Reset(time.Until(wake))
+		queue := x.queue
+		if x.enc.Held() >= heldLimit {
+			queue = nil
+		}
 		select {
 		case <-ctx.Done():
 		case <-x.direct.dead():
 			x.failed(ended{errClosed})
-		case r := <-x.queue:
+		case r := <-queue:
 			x.encode(r)
 			if len(x.queue) == 0 {
 				x.failed(x.direct.flush())
 			}
-		case opt := <-x.layouts:
-			x.failed(x.enc.SetOptions(opt, false, time.Now()))
+		case c := <-x.changes:
+			x.changeDirect(c)
+		case elsewhere := <-x.moved:
+			if x.looking = false; elsewhere {
+				x.reopen()
+			}
 		case <-timer.C:
 		}
 	}
@@ -111,6 +148,15 @@ func (x *Exporter) drainDirect() {
 		}
 	}
 	x.failed(x.enc.Flush(time.Now()))
+	for due := x.enc.Due(); x.open && !due.IsZero(); due = x.enc.Due() {
+		if due.After(deadline) {
+			break
+		}
+		x.failed(x.direct.flush())
+		time.Sleep(time.Until(due))
+		x.failed(x.enc.Release(time.Now()))
+	}
+	x.failed(x.enc.ReleaseAll(time.Now()))
 	if x.open {
 		x.failed(x.direct.flush())
 	}
@@ -131,19 +177,25 @@ func (x *Exporter) connect(ctx context.Context) bool {
 	}
 	x.open, x.looked = true, time.Now()
 	x.connects.Add(1)
-	if x.cfg.Network == "dtls" {
+	if x.conf().Network == "dtls" {
 		// What comes first in a session is easily lost, while the other side accepts it: tell templates twice.
-		x.looked = x.looked.Add(min(toldAgain-x.cfg.TemplateRefresh, 0))
+		x.looked = x.looked.Add(min(toldAgain-x.conf().TemplateRefresh, 0))
 	}
 	x.enc.Restart()
 	x.setLimit()
-	x.up("connected")
+	x.opened, x.good = time.Now(), false
+	if x.conf().Network != "dtls" { // there is no other side that could end it
+		x.proved()
+	}
 	x.failed(x.enc.Templates(time.Now()))
 	x.failed(x.direct.flush())
-	if x.open {
-		x.wait, x.nextTry = x.cfg.ReconnectMin, time.Time{}
-	}
 	return x.open
+}
+
+// proved notes that the session under way is a good one.
+func (x *Exporter) proved() {
+	x.good, x.nextTry = true, time.Time{}
+	x.up("connected")
 }
 
 // setLimit follows the largest message of the transport. It reports whether it changed.
@@ -182,6 +234,9 @@ func (x *Exporter) failed(err error) {
 	case errors.As(err, &end):
 		x.open = false
 		x.direct.close()
+		if x.good && time.Since(x.opened) > x.wait { // see stream.run
+			x.wait = x.conf().ReconnectMin
+		}
 		x.down(err)
 	default:
 		x.errs.Add(1)
@@ -194,7 +249,7 @@ func (x *Exporter) refuse(err error) {
 	x.refused = time.Now()
 	x.retell = untold
 	if !x.told.Swap(true) {
-		x.cfg.Notify(false, fmt.Sprintf("collector %s: %s; records go on being sent", x.Name(), reason(err)))
+		x.conf().Notify(false, fmt.Sprintf("collector %s: %s; records go on being sent", x.Name(), reason(err)))
 	}
 }
 
@@ -202,8 +257,14 @@ func (x *Exporter) refuse(err error) {
 // datagrams once a second (icmp_ratelimit), so that this may be too early: they are told twice.
 func (x *Exporter) accept() {
 	if x.retell == untold {
-		x.retell = 2
+		x.retell = retellTimes
 	}
 }
 
-const untold = -1 // retell: the last batch was refused
+const (
+	untold      = -1 // retell: the last batch was refused
+	retellTimes = 2
+
+	// Octets of messages that wait for their templates, beyond which records wait in the queue.
+	heldLimit = 1 << 20
+)

@@ -15,7 +15,6 @@ import (
 // know the session, and cannot say so; so there is a new one every Config.SessionTime.
 type secureUDP struct {
 	x     *Exporter
-	files *credentials
 	udp   *net.UDPConn
 	conn  *dtls.Conn
 	gone  chan struct{}
@@ -28,33 +27,33 @@ type secureUDP struct {
 const dtlsOverhead = 13 + 16 + 48 + 16
 
 func newDTLS(x *Exporter) (*secureUDP, error) {
-	files, err := newCredentials(&x.cfg)
-	if err != nil {
+	if _, err := newCredentials(x.conf()); err != nil {
 		return nil, err
 	}
-	return &secureUDP{x: x, files: files}, nil
+	return &secureUDP{x: x}, nil
 }
 
 func (d *secureUDP) open(ctx context.Context) error {
-	roots, err := d.files.roots()
+	files := d.x.conf().credentials()
+	roots, err := files.roots()
 	if err != nil {
 		return err
 	}
-	ours, err := d.files.certificate()
+	ours, err := files.certificate()
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	dialer := net.Dialer{Resolver: d.x.cfg.resolver}
-	c, err := dialer.DialContext(ctx, "udp", d.x.cfg.Address)
+	dialer := d.x.conf().dialer("udp")
+	c, err := dialer.DialContext(ctx, "udp", d.x.conf().Address)
 	if err != nil {
 		return err
 	}
 	d.udp = c.(*net.UDPConn)
 	v6 := c.RemoteAddr().(*net.UDPAddr).IP.To4() == nil
-	d.max = messageSize(d.udp, d.x.cfg.MTU, v6) - dtlsOverhead
-	options := []dtls.ClientOption{dtls.WithServerName(d.files.name), dtls.WithMTU(d.max + dtlsOverhead)}
+	d.max = messageSize(d.udp, d.x.conf().MTU, v6) - dtlsOverhead
+	options := []dtls.ClientOption{dtls.WithServerName(files.name), dtls.WithMTU(d.max + dtlsOverhead)}
 	if roots != nil {
 		options = append(options, dtls.WithRootCAs(roots))
 	}
@@ -73,7 +72,7 @@ func (d *secureUDP) open(ctx context.Context) error {
 		}
 		return err
 	}
-	d.begin, d.pace, d.gone = time.Now(), newPace(d.x.cfg.MaxRate), make(chan struct{})
+	d.begin, d.pace, d.gone = time.Now(), newPace(d.x.conf().MaxRate), make(chan struct{})
 	go func(conn *dtls.Conn, gone chan struct{}) { // ends with conn
 		io.Copy(io.Discard, conn) // a collector never sends anything, but for its end
 		close(gone)
@@ -89,16 +88,18 @@ func (c connected) WriteTo(b []byte, _ net.Addr) (int, error) { return c.Write(b
 func (d *secureUDP) limit() int            { return max(d.max, unknownPathMessage) }
 func (d *secureUDP) dead() <-chan struct{} { return d.gone }
 
-func (d *secureUDP) renew(ctx context.Context) bool {
-	return time.Since(d.begin) >= d.x.cfg.SessionTime || moved(ctx, &d.x.cfg, d.udp.RemoteAddr())
+func (d *secureUDP) renew() bool {
+	return time.Since(d.begin) >= d.x.conf().SessionTime
 }
 
+func (d *secureUDP) address() net.Addr { return d.udp.RemoteAddr() }
+
 func (d *secureUDP) send(msg []byte, records int) error {
-	d.pace.take(1, &d.x.stopBy)
+	d.pace.take(paced(len(msg)), &d.x.stopBy)
 	if _, err := d.conn.Write(msg); err != nil {
 		d.x.droppedSend.Add(uint64(records))
 		if errors.Is(err, syscall.EMSGSIZE) {
-			d.max = messageSize(d.udp, d.x.cfg.MTU, d.udp.RemoteAddr().(*net.UDPAddr).IP.To4() == nil) - dtlsOverhead
+			d.max = messageSize(d.udp, d.x.conf().MTU, d.udp.RemoteAddr().(*net.UDPAddr).IP.To4() == nil) - dtlsOverhead
 			return err
 		}
 		// A collector that refuses has lost the session.

@@ -27,7 +27,8 @@ type Encoder struct {
 	max    int // octets of a message
 	set    *templates.Set
 	boot   time.Time // when sysUptime was 0
-	zero   int64     // the same, in Unix nanoseconds, by the wall clock as it is now
+	zero   int64     // the same, in Unix nanoseconds, by the wall clock as it is now, and later by shift
+	shift  int64     // nanoseconds; see keepUptime
 	info   Info
 
 	recordTimes bool  // messages carry the time of the latest record, not the caller's
@@ -43,14 +44,14 @@ type Encoder struct {
 	announced                         // what the collector was told in this session
 	using     []*templates.Template   // by msg
 	programs  []templates.Application // of msg, and not told in this session
+	ahead                             // of datagrams: what waits until the collector has read the templates
 	options   [optionsKinds]optionsTemplate
 	ignored   lossTimes
 	notSent   lossTimes
 
 	buf  []byte // for messages of templates and options records
-	told uint64 // Options Data Records made
 	cut  uint64
-	send func(message []byte, records int) error
+	send func(message []byte, flows int) error
 }
 
 // dataSet is a Data Set of the message under way.
@@ -65,10 +66,10 @@ const (
 	setHeader   = 4
 )
 
-// NewEncoder returns an encoder that hands each message, with its number of Data Records, to send. The octets are valid during
+// NewEncoder returns an encoder that hands each message, with its number of flow records, to send. A message of flow records has nothing else. The octets are valid during
 // the call. boot is when the exporter started, which is when sysUptime was 0 (NetFlow v9). sysUptime does not follow a wall clock that is stepped
 // where this and later times have a monotonic reading: then boot itself moves.
-func NewEncoder(proto Protocol, opt templates.Options, domain uint32, maxMessage int, boot time.Time, send func(message []byte, records int) error) (*Encoder, error) {
+func NewEncoder(proto Protocol, opt templates.Options, domain uint32, maxMessage int, boot time.Time, send func(message []byte, flows int) error) (*Encoder, error) {
 	e := &Encoder{proto: proto, domain: domain, boot: boot, zero: boot.UnixNano(), max: maxMessage, send: send}
 	if err := e.setOptions(opt); err != nil {
 		return nil, err
@@ -85,6 +86,9 @@ func (e *Encoder) setOptions(opt templates.Options) error {
 	if err != nil {
 		return err
 	}
+	if e.set != nil {
+		set.Follow(e.set)
+	}
 	set.SetUptime(e.zero)
 	options, err := newOptions(set.Options())
 	if err != nil {
@@ -92,6 +96,9 @@ func (e *Encoder) setOptions(opt templates.Options) error {
 	}
 	e.set, e.options = set, options
 	e.announced = announced{}
+	if e.lead > 0 {
+		set.Common()
+	}
 	return nil
 }
 
@@ -117,6 +124,7 @@ func (e *Encoder) SetMaxMessage(octets int) error {
 func (e *Encoder) Restart() {
 	e.sequence = 0
 	e.announced = announced{}
+	e.Forget()
 }
 
 func (e *Encoder) header() int {
@@ -164,21 +172,21 @@ const leastStep = 100 * time.Millisecond
 
 // followClock moves the time of boot along with the wall clock, where that was stepped.
 func (e *Encoder) followClock(now time.Time) {
-	if zero := now.Add(-now.Sub(e.boot)).UnixNano(); time.Duration(zero-e.zero).Abs() > leastStep {
+	if zero := now.Add(-now.Sub(e.boot)).UnixNano() + e.shift; time.Duration(zero-e.zero).Abs() > leastStep {
 		e.zero = zero
 		e.set.SetUptime(zero)
 	}
 }
 
-// deliver sends a message. The sequence counts what was sent or lost alike, so that a loss shows (RFC 7011, section 10.2.2).
-func (e *Encoder) deliver(msg []byte, records, data int, now time.Time) error {
+// deliver sends a message of so many records, Data Records and, of these, flow records. The sequence counts what was sent or lost alike, so that a loss shows (RFC 7011, section 10.2.2).
+func (e *Encoder) deliver(msg []byte, records, data, flows int, now time.Time) error {
 	e.putHeader(msg, records, now)
 	if e.proto == NetFlowV9 {
 		e.sequence++
 	} else {
 		e.sequence += uint32(data)
 	}
-	return e.send(msg, data)
+	return e.send(msg, flows)
 }
 
 // closeSet fills in the length of the set at begin. NetFlow v9 pads to 32 bits (RFC 3954, section 5.3); here nothing is padded:
@@ -196,10 +204,12 @@ func (e *Encoder) closeSet(msg []byte, begin int) []byte {
 // Record adds a record, and the one of the opposite direction where records are uniflows. Full messages are sent, templates that
 // they need before them.
 func (e *Encoder) Record(r *flowcache.Record, now time.Time) error {
+	var err error
 	if e.proto == NetFlowV9 {
 		e.followClock(now)
+		err = e.keepUptime(r, now)
 	}
-	err := e.add(r, now)
+	err = errors.Join(err, e.add(r, now))
 	if o := e.set.Opposite(r); o != nil {
 		err = errors.Join(err, e.add(o, now))
 	}
@@ -318,7 +328,7 @@ func (e *Encoder) Flush(now time.Time) error {
 		e.msg = e.closeSet(e.msg, e.open.at)
 	}
 	err := e.announce(now)
-	err = errors.Join(err, e.deliver(e.msg, e.data, e.data, now))
+	err = errors.Join(err, e.postData(now))
 	e.msg, e.open, e.data, e.using = e.msg[:0], dataSet{}, 0, e.using[:0]
 	return err
 }

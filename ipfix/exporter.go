@@ -12,12 +12,11 @@ import (
 
 	"github.com/sockflow/sockflow/flowcache"
 	"github.com/sockflow/sockflow/selection"
-	"github.com/sockflow/sockflow/templates"
 )
 
 // Exporter sends records to one collector. The metering never waits for it.
 type Exporter struct {
-	cfg     Config
+	cfg     atomic.Pointer[Config] // see conf
 	enc     *Encoder
 	queue   chan *flowcache.Records
 	waiting atomic.Int64 // records in queue
@@ -30,8 +29,14 @@ type Exporter struct {
 	direct direct
 	stream *stream
 
-	open    bool // direct has a session
-	limit   int  // octets of a message
+	keepTimes bool // messages keep the Export Time that they were made with
+
+	open    bool      // direct has a session
+	opened  time.Time // since when
+	good    bool      // it is more than accepted
+	looking bool      // it is being looked whether the collector's name stands for another address
+	moved   chan bool
+	limit   int // octets of a message
 	told    atomic.Bool
 	looked  time.Time // when direct was last asked to renew, and templates were told
 	refused time.Time // when a datagram was refused last
@@ -43,9 +48,13 @@ type Exporter struct {
 
 	counters
 	metering func() Metering
-	fields   atomic.Pointer[templates.Options] // what records carry
-	layouts  chan templates.Options
+	changes  chan *change
+	encodes  encoding // of the configuration that the goroutine of Run has applied
+	session  Config   // likewise, its transport
 }
+
+// conf is the configuration by now; it is not changed, but replaced. Safe for concurrent use.
+func (x *Exporter) conf() *Config { return x.cfg.Load() }
 
 // ended is the error of a direct transport after which there must be another session. After any other, messages go on being sent.
 type ended struct{ error }
@@ -66,22 +75,13 @@ func New(cfg Config) (*Exporter, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	x := &Exporter{cfg: cfg, queue: make(chan *flowcache.Records, 4096), wait: cfg.ReconnectMin, limit: maxStream, layouts: make(chan templates.Options, 1)}
-	x.fields.Store(&cfg.Options)
+	x := &Exporter{queue: make(chan *flowcache.Records, 4096), wait: cfg.ReconnectMin, limit: maxStream, changes: make(chan *change, 1), moved: make(chan bool, 1)}
+	cfg.stopBy = &x.stopBy
+	x.cfg.Store(&cfg)
+	x.encodes, x.session = encoding{cfg.Options, cfg.Domain}, cfg.transport()
 	var err error
-	if cfg.Filter != "" {
-		if x.filter, err = selection.Parse(cfg.Filter); err != nil {
-			return nil, err
-		}
-	}
-	if cfg.Anonymize != "" {
-		key, err := selection.ReadKey(cfg.Anonymize)
-		if err != nil {
-			return nil, err
-		}
-		if x.anonymizer, err = selection.NewAnonymizer(key); err != nil {
-			return nil, err
-		}
+	if x.filter, x.anonymizer, err = cfg.selection(); err != nil {
+		return nil, err
 	}
 	switch cfg.Network {
 	case "udp":
@@ -93,21 +93,34 @@ func New(cfg Config) (*Exporter, error) {
 	case "file":
 		x.direct = &file{x: x}
 	default:
-		x.cfg.stopBy = &x.stopBy
 		x.stream, err = newStream(x)
 	}
 	if err != nil {
 		return nil, err
 	}
 	if x.enc, err = NewEncoder(cfg.Protocol, cfg.Options, cfg.Domain, x.limit, cfg.Boot, x.send); err != nil {
+		x.Close()
 		return nil, err
+	}
+	if cfg.Network == "udp" || cfg.Network == "dtls" {
+		x.enc.SendAhead(TemplateLead)
 	}
 	x.enc.Describe(Info{Version: cfg.Version, Kernel: cfg.Kernel, Facts: x.facts})
 	return x, nil
 }
 
+// Close lets go of what New opened, of an Exporter that is not run.
+func (x *Exporter) Close() {
+	if x.stream != nil {
+		x.stream.backlog.close()
+	}
+}
+
+// Config returns the configuration by now. Safe for concurrent use.
+func (x *Exporter) Config() Config { return *x.conf() }
+
 // Name is the collector as users write it.
-func (x *Exporter) Name() string { return x.cfg.Name() }
+func (x *Exporter) Name() string { return x.conf().Name() }
 
 // Healthy reports whether the collector takes messages, for all that is known. Safe for concurrent use.
 func (x *Exporter) Healthy() bool { return !x.told.Load() }
@@ -115,7 +128,7 @@ func (x *Exporter) Healthy() bool { return !x.told.Load() }
 // Offer gives records to the collector, which releases them. It never waits: when too many wait already they are dropped and counted.
 func (x *Exporter) Offer(r *flowcache.Records) bool {
 	n := int64(len(r.List))
-	if x.waiting.Add(n) <= int64(x.cfg.Queue) {
+	if x.waiting.Add(n) <= int64(x.conf().Queue) {
 		select {
 		case x.queue <- r:
 			return true
@@ -147,7 +160,7 @@ func (x *Exporter) runStream(ctx context.Context) {
 		s.run()
 	}()
 	x.enc.Templates(time.Now())
-	statistics := time.NewTicker(x.cfg.TemplateRefresh)
+	statistics := time.NewTicker(x.conf().TemplateRefresh)
 	defer statistics.Stop()
 	timer := time.NewTimer(flushInterval)
 	defer timer.Stop()
@@ -167,9 +180,12 @@ func (x *Exporter) runStream(ctx context.Context) {
 		case <-timer.C:
 			x.enc.Flush(time.Now())
 		case now := <-statistics.C:
+			x.enc.announced.programs = nil // sent again with their next use
 			x.enc.Statistics(now)
-		case opt := <-x.layouts:
-			x.enc.SetOptions(opt, true, time.Now())
+		case <-s.connected:
+			x.enc.announced.programs = nil
+		case c := <-x.changes:
+			x.changeStream(c, statistics)
 		}
 	}
 	x.ending()
@@ -234,7 +250,7 @@ func (x *Exporter) encode(r *flowcache.Records) {
 	r.Release()
 }
 
-// send takes a message of the encoder.
+// send takes a message of the encoder, with its number of flow records.
 func (x *Exporter) send(msg []byte, records int) error {
 	if x.stream != nil {
 		return x.stream.backlog.put(msg, records)
@@ -245,7 +261,7 @@ func (x *Exporter) send(msg []byte, records int) error {
 		return nil
 	}
 	err := x.direct.send(msg, records)
-	if err == nil && x.told.Load() && time.Since(x.refused) > 10*time.Second {
+	if err == nil && x.good && x.told.Load() && time.Since(x.refused) > 10*time.Second {
 		x.up("takes messages again")
 	}
 	return err
@@ -261,7 +277,7 @@ func (x *Exporter) sent(octets, records int) {
 // up notes that the collector takes messages.
 func (x *Exporter) up(how string) {
 	if x.told.Swap(false) {
-		x.cfg.Notify(true, fmt.Sprintf("collector %s: %s", x.Name(), how))
+		x.conf().Notify(true, fmt.Sprintf("collector %s: %s", x.Name(), how))
 	}
 }
 
@@ -270,9 +286,9 @@ func (x *Exporter) down(err error) {
 	x.errs.Add(1)
 	wait := x.wait/2 + rand.N(x.wait/2+1)
 	x.nextTry = time.Now().Add(wait)
-	x.wait = min(2*x.wait, x.cfg.ReconnectMax)
+	x.wait = min(2*x.wait, x.conf().ReconnectMax)
 	if !x.told.Swap(true) {
-		x.cfg.Notify(false, fmt.Sprintf("collector %s: %s; trying again", x.Name(), reason(err)))
+		x.conf().Notify(false, fmt.Sprintf("collector %s: %s; trying again", x.Name(), reason(err)))
 	}
 }
 

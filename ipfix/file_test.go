@@ -1,6 +1,7 @@
 package ipfix
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -148,5 +149,103 @@ func TestClockSteps(t *testing.T) {
 	lost.said("no such file")
 	if !strings.Contains(lost.text(), "trying again") {
 		t.Errorf("%q", lost.text())
+	}
+}
+
+// TestFileThroughLink: old data behind a symbolic link is put aside beside it, not overwritten; one that leads nowhere yet is written where it leads.
+func TestFileThroughLink(t *testing.T) {
+	for _, old := range []string{"of another program, and longer than a template", ""} {
+		dir, elsewhere := t.TempDir(), t.TempDir()
+		target, link := filepath.Join(elsewhere, "data.ipfix"), filepath.Join(dir, "flows.ipfix")
+		if old != "" {
+			if err := os.WriteFile(target, []byte(old), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Symlink(target, link); err != nil {
+			t.Fatal(err)
+		}
+		x := begin(t, "file:"+link, Config{})
+		x.give(100)
+		x.stop()
+		x.balance()
+		if st, err := os.Lstat(link); err != nil || st.Mode()&os.ModeSymlink == 0 {
+			t.Errorf("the link: %v", err)
+		}
+		b, err := os.ReadFile(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(numbers(t, b)); n != 100 {
+			t.Errorf("%d records", n)
+		}
+		aside := files(t, filepath.Join(elsewhere, "data-*.ipfix"))
+		if want := 1; old != "" && (len(aside) != want || string(aside[0]) != old) || old == "" && len(aside) > 0 {
+			t.Errorf("put aside: %q", aside)
+		}
+	}
+	loop := filepath.Join(t.TempDir(), "loop")
+	if err := os.Symlink(loop, loop); err != nil {
+		t.Fatal(err)
+	}
+	begin(t, "file:"+loop, Config{}).said("too many levels of symbolic links")
+}
+
+// TestFileOfManyTemplates: a file is not finished before it has records, though its templates alone are as long as it is to be.
+func TestFileOfManyTemplates(t *testing.T) {
+	dir := t.TempDir()
+	cfg, err := ParseURL("file:"+filepath.Join(dir, "f.ipfix")+"?rotate=64k", Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := x.direct.(*file)
+	if err := w.open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if err := w.send(make([]byte, 2000), 0); err != nil {
+			t.Fatalf("%d octets of templates: %v", w.size, err)
+		}
+	}
+	finished := false
+	for range 40 {
+		finished = errors.Is(w.send(make([]byte, 2000), 10), errRotated) || finished
+	}
+	if !finished {
+		t.Error("the file is not finished")
+	}
+	w.close()
+}
+
+// TestFileOptions: options of a file that is being written change, and no file gets the place of another.
+func TestFileOptions(t *testing.T) {
+	dir := t.TempDir()
+	url := "file:" + filepath.Join(dir, "f.ipfix")
+	x := begin(t, url+"?rotate=64k", Config{})
+	for _, query := range []string{"?rotate=100k", "?rotate=64k&keep=1000", "?rotate=1h", "?rotate=64k&domain=7", "?rotate=64k&fields=-sourceProcessName", "?rotate=64k&fsync=never"} {
+		x.give(500)
+		if err := x.option(url+query, Config{}); err != nil {
+			t.Errorf("%s: %v", query, err)
+		}
+		x.give(500)
+		eventually(t, "they are written", func() bool { return x.Stats().Encoded == uint64(x.next) })
+	}
+	x.stop()
+	x.balance()
+	var all []int
+	for _, b := range files(t, filepath.Join(dir, "*")) {
+		checkStream(t, b)
+		all = append(all, numbers(t, b)...)
+	}
+	slices.Sort(all)
+	if len(slices.Compact(all)) != x.next {
+		t.Errorf("%d records of %d", len(all), x.next)
+	}
+	if st := x.Stats(); st.DroppedSend+st.DroppedQueue > 0 || len(x.lines) > 0 {
+		t.Errorf("%+v, %q", st, x.lines)
 	}
 }

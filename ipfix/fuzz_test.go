@@ -108,7 +108,7 @@ func FuzzSpool(f *testing.F) {
 		if !s.drained() {
 			t.Fatal("there is more")
 		}
-		if _, err := s.append(bytes.Clone(msgs[0]), 0, nil); err != nil {
+		if _, err := s.append(&pending{msg: bytes.Clone(msgs[0]), epoch: &epoch{}}); err != nil {
 			t.Fatal(err)
 		}
 	})

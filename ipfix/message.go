@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"io"
+	"slices"
 )
 
 // Messages that were encoded once may be sent in another Transport Session: after a reconnect, or from the spool of an exporter that
@@ -24,6 +26,48 @@ func messageLength(b []byte) int {
 		return n
 	}
 	return 0
+}
+
+// nextMessage looks for the next message of r from octet at on, and reads it into b: one that is whole, of sets that fill it. It returns where
+// it begins and its length; 0 if there is none before size.
+func nextMessage(r io.ReaderAt, at, size int64, b []byte) (offset int64, n int, err error) {
+	const step = 1 << 15
+	for ; size-at >= headerIPFIX; at++ {
+		if _, err := r.ReadAt(b[:headerIPFIX], at); err != nil {
+			return at, 0, err
+		}
+		if n := messageLength(b[:headerIPFIX]); n > 0 && int64(n) <= size-at {
+			if _, err := r.ReadAt(b[:n], at); err != nil {
+				return at, 0, err
+			}
+			if wellFormed(b[:n]) {
+				return at, n, nil
+			}
+		}
+		// On to the next octets that a header can begin with.
+		for size-at > headerIPFIX {
+			part := b[:min(step, size-at-1)]
+			if _, err := r.ReadAt(part, at+1); err != nil {
+				return at, 0, err
+			}
+			if i := bytes.Index(part, []byte{0, 10}); i >= 0 {
+				at += int64(i)
+				break
+			}
+			at += int64(max(1, len(part)-1))
+		}
+	}
+	return at, 0, nil
+}
+
+// wellFormed reports whether the sets of a message fill it.
+func wellFormed(msg []byte) bool {
+	return eachSet(msg, func(id uint16, _ []byte) error {
+		if id != setTemplate && id != setOptionsTemplate && id < 256 {
+			return errMalformed
+		}
+		return nil
+	}) == nil
 }
 
 // eachSet calls f with the sets of a message, header and all.
@@ -47,9 +91,10 @@ func eachSet(msg []byte, f func(id uint16, set []byte) error) error {
 	return nil
 }
 
-// Elements that tell options records of counters from others.
+// Elements of options records that are no facts for a session: counters, and names of applications, which there may be any number of.
 const (
 	exportedMessageTotalCount   = 41
+	applicationID               = 95
 	observationTimeMilliseconds = 323
 )
 
@@ -85,7 +130,7 @@ func templateRecord(set uint16, b []byte) (id uint16, l layout, rest []byte, err
 		at += 4
 		if element&0x8000 != 0 {
 			at += 4
-		} else if element == exportedMessageTotalCount || element == observationTimeMilliseconds {
+		} else if element == exportedMessageTotalCount || element == applicationID || element == observationTimeMilliseconds {
 			l.facts = false
 		}
 		if len(b) < at {
@@ -140,21 +185,12 @@ type session struct {
 	trust   bool            // Data Records of messages to come need not be counted, but for facts
 
 	// Of the last message:
-	news bool // it told something new of these
-	seen int  // its Data Records, those that were told already included
-	data bool // it has other Data Records than facts
-	tell bool // it has templates or facts
+	news  bool // it announced something new
+	flows int  // its flow records
+	data  bool // it has other Data Records than facts
 }
 
 func newSession() *session { return &session{layouts: map[uint16]*layout{}, told: map[string]bool{}} }
-
-// counted are the Data Records that counts of a backlog are of: not those of messages that only tell templates and facts.
-func (s *session) counted() int {
-	if !s.data {
-		return 0
-	}
-	return s.seen
-}
 
 // which sets of a message to take
 type which uint8
@@ -169,13 +205,12 @@ const (
 // left. If no set is left dst comes back as it was. The sequence number is the caller's.
 func (s *session) admit(dst, msg []byte, what which) (out []byte, records int, err error) {
 	begin := len(dst)
-	s.news, s.seen, s.data, s.tell = false, 0, false, false
+	s.news, s.flows, s.data = false, 0, false
 	err = eachSet(msg, func(id uint16, set []byte) error {
 		if len(dst) == begin {
 			dst = append(dst, msg[:headerIPFIX]...)
 		}
 		if id == setTemplate || id == setOptionsTemplate {
-			s.tell = true
 			if what != dataOnly {
 				dst, err = s.admitTemplates(dst, id, set)
 			}
@@ -191,12 +226,10 @@ func (s *session) admit(dst, msg []byte, what which) (out []byte, records int, e
 				return err
 			}
 		}
-		s.seen += n
-		if l.facts {
-			s.tell = true
-		} else {
-			s.data = true
+		if l.set == setTemplate {
+			s.flows += n
 		}
+		s.data = s.data || !l.facts
 		switch {
 		case l.facts && (what == dataOnly || s.told[string(set)]), !l.facts && what == controlOnly:
 			return nil
@@ -251,4 +284,36 @@ func (s *session) admitTemplates(dst []byte, id uint16, set []byte) ([]byte, err
 	}
 	binary.BigEndian.PutUint16(dst[begin+2:], uint16(len(dst)-begin))
 	return dst, nil
+}
+
+// withdrawals appends a message that withdraws all templates of the session (RFC 7011, section 8.1), after which it has announced nothing; dst
+// as it was if there is none. head is the header of another message of the session.
+func (s *session) withdrawals(dst, head []byte) []byte {
+	begin := len(dst)
+	for _, set := range []uint16{setTemplate, setOptionsTemplate} {
+		var ids []uint16
+		for id, l := range s.layouts {
+			if l.set == set {
+				ids = append(ids, id)
+			}
+		}
+		if len(ids) == 0 {
+			continue
+		}
+		if len(dst) == begin {
+			dst = append(dst, head[:headerIPFIX]...)
+		}
+		slices.Sort(ids)
+		dst = binary.BigEndian.AppendUint16(dst, set)
+		dst = binary.BigEndian.AppendUint16(dst, uint16(setHeader+4*len(ids)))
+		for _, id := range ids {
+			dst = append(dst, byte(id>>8), byte(id), 0, 0)
+		}
+	}
+	if len(dst) > begin {
+		binary.BigEndian.PutUint16(dst[begin+2:], uint16(len(dst)-begin))
+	}
+	clear(s.layouts)
+	clear(s.told)
+	return dst
 }

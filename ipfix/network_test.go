@@ -129,7 +129,7 @@ func TestPathMTU(t *testing.T) {
 		}
 		send(100)
 		s.run("ip", "link", "set", "lo", "mtu", "1800")
-		u.renew(context.Background())
+		u.renew()
 		if u.max != 1800-headers {
 			t.Errorf("messages of %d octets after the path MTU has grown", u.max)
 		}

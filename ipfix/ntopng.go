@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -26,13 +27,16 @@ type NtopngConfig struct {
 	ReconnectMax               time.Duration // default 60 s
 	Queue                      int           // records that wait for a subscriber at most; default 65536
 	ActiveTimeout, IdleTimeout time.Duration // told to ntopng
+	Number                     int           // as in Config
+	Source                     netip.Addr    // likewise
+	Device                     string        // likewise
 
 	// Notify is as in Config.
 	Notify func(ok bool, line string)
 }
 
 // ParseNtopngURL overrides base by zmq://HOST:PORT (connect) or zmq://*:PORT (bind), with the options format, domain, queue,
-// reconnect-min and reconnect-max.
+// reconnect-min, reconnect-max, source and device.
 func ParseNtopngURL(s string, base NtopngConfig) (NtopngConfig, error) {
 	cfg := base
 	bad := func(format string, args ...any) (NtopngConfig, error) {
@@ -77,6 +81,10 @@ func ParseNtopngURL(s string, base NtopngConfig) (NtopngConfig, error) {
 				return bad("option bind: %q must be true", value)
 			}
 			cfg.Bind = true
+		case "source":
+			cfg.Source, err = parseSource(value)
+		case "device":
+			cfg.Device, err = parseDevice(value)
 		case "domain":
 			n, err = strconv.ParseUint(value, 10, 32)
 			cfg.SourceID = uint32(n)
@@ -90,7 +98,7 @@ func ParseNtopngURL(s string, base NtopngConfig) (NtopngConfig, error) {
 		case "reconnect-max":
 			cfg.ReconnectMax, err = time.ParseDuration(value)
 		default:
-			return bad("option %s: unknown; there are bind, domain, format, queue, reconnect-max, reconnect-min", name)
+			return bad("option %s: unknown; there are bind, device, domain, format, queue, reconnect-max, reconnect-min, source", name)
 		}
 		if err != nil {
 			return bad("option %s: %q: %w", name, value, err)
@@ -102,8 +110,11 @@ func ParseNtopngURL(s string, base NtopngConfig) (NtopngConfig, error) {
 // Ntopng tells flows to ntopng over ZeroMQ, as a probe of ntop does: topics flow, event, template and counter. Each message has a header
 // of 36 octets (version 4 of ntop's) and a payload.
 type Ntopng struct {
-	cfg     NtopngConfig
-	pub     publisher
+	cfg     NtopngConfig // the goroutine of Run's
+	name    string
+	most    atomic.Int64 // NtopngConfig.Queue
+	changes chan NtopngConfig
+	pub     atomic.Pointer[publisher] // see publisher
 	queue   chan *flowcache.Records
 	waiting atomic.Int64
 
@@ -133,46 +144,81 @@ const (
 	ntopngOneRecord = 8192 // most octets of a record
 )
 
-// NewNtopng checks cfg. Nothing is connected or bound yet.
-func NewNtopng(cfg NtopngConfig) (*Ntopng, error) {
-	if cfg.Address == "" {
-		return nil, errors.New("no address")
+// complete fills in defaults and checks.
+func (c *NtopngConfig) complete() error {
+	if c.Address == "" {
+		return errors.New("no address")
 	}
-	if cfg.ReconnectMin == 0 {
-		cfg.ReconnectMin = time.Second
+	if c.ReconnectMin == 0 {
+		c.ReconnectMin = time.Second
 	}
-	if cfg.ReconnectMax == 0 {
-		cfg.ReconnectMax = time.Minute
+	if c.ReconnectMax == 0 {
+		c.ReconnectMax = time.Minute
 	}
-	if cfg.ReconnectMin < 100*time.Millisecond || cfg.ReconnectMax < cfg.ReconnectMin {
-		return nil, fmt.Errorf("reconnect-min %s must be at least 100ms, and not more than reconnect-max %s", cfg.ReconnectMin, cfg.ReconnectMax)
+	if c.ReconnectMin < 100*time.Millisecond || c.ReconnectMax < c.ReconnectMin {
+		return fmt.Errorf("reconnect-min %s must be at least 100ms, and not more than reconnect-max %s", c.ReconnectMin, c.ReconnectMax)
 	}
-	if cfg.Queue == 0 {
-		cfg.Queue = 1 << 16
+	if c.Queue == 0 {
+		c.Queue = 1 << 16
 	}
-	if cfg.Notify == nil {
-		cfg.Notify = func(bool, string) {}
+	if c.Notify == nil {
+		c.Notify = func(bool, string) {}
 	}
-	x := &Ntopng{cfg: cfg, queue: make(chan *flowcache.Records, 4096), began: time.Now()}
-	x.pub = publisher{
-		address: cfg.Address, bind: cfg.Bind, min: cfg.ReconnectMin, max: cfg.ReconnectMax, notify: cfg.Notify,
-		changed: make(chan struct{}, 1), connects: func() { x.connects.Add(1) }, failed: func() { x.errs.Add(1) },
-	}
-	return x, nil
+	return nil
 }
 
 // Name is the collector as users write it.
-func (x *Ntopng) Name() string {
-	if x.cfg.Bind && x.cfg.Address[0] == ':' {
-		return "zmq://*" + x.cfg.Address
+func (c *NtopngConfig) Name() string {
+	if c.Bind && c.Address[0] == ':' {
+		return "zmq://*" + c.Address + ordinal(c.Number)
 	}
-	return "zmq://" + x.cfg.Address
+	return "zmq://" + c.Address + ordinal(c.Number)
 }
+
+// NewNtopng checks cfg. Nothing is connected or bound yet.
+func NewNtopng(cfg NtopngConfig) (*Ntopng, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	x := &Ntopng{cfg: cfg, name: cfg.Name(), queue: make(chan *flowcache.Records, 4096), changes: make(chan NtopngConfig, 1), began: time.Now()}
+	x.most.Store(int64(cfg.Queue))
+	x.publish()
+	return x, nil
+}
+
+// publish makes the publisher of the configuration.
+func (x *Ntopng) publish() {
+	x.pub.Store(&publisher{
+		address: x.cfg.Address, bind: x.cfg.Bind, source: x.cfg.Source, device: x.cfg.Device, min: x.cfg.ReconnectMin, max: x.cfg.ReconnectMax, notify: x.cfg.Notify,
+		changed: make(chan struct{}, 1), connects: func() { x.connects.Add(1) }, failed: func() { x.errs.Add(1) },
+	})
+}
+
+func (x *Ntopng) publisher() *publisher { return x.pub.Load() }
+
+// Reconfigure is as Exporter's: subscribers are connected anew, and what waits goes to them.
+func (x *Ntopng) Reconfigure(cfg NtopngConfig) error {
+	if err := cfg.complete(); err != nil {
+		return err
+	}
+	if cfg.Name() != x.name {
+		return fmt.Errorf("%s is another collector", cfg.Name())
+	}
+	select {
+	case <-x.changes: // one that was not taken yet
+	default:
+	}
+	x.changes <- cfg
+	return nil
+}
+
+// Name is the collector as users write it.
+func (x *Ntopng) Name() string { return x.name }
 
 // Offer is as Exporter's.
 func (x *Ntopng) Offer(r *flowcache.Records) bool {
 	n := int64(len(r.List))
-	if x.waiting.Add(n) <= int64(x.cfg.Queue) {
+	if x.waiting.Add(n) <= x.most.Load() {
 		select {
 		case x.queue <- r:
 			return true
@@ -195,31 +241,39 @@ func (x *Ntopng) Stats() Stats {
 }
 
 // Healthy reports whether somebody subscribes to flows. Safe for concurrent use.
-func (x *Ntopng) Healthy() bool { return x.pub.count("flow") > 0 }
+func (x *Ntopng) Healthy() bool { return x.publisher().count("flow") > 0 }
 
 // Run sends what is offered until ctx ends, then what waits, for at most 1.5 s, and returns. While nobody subscribes to flows, records
 // wait in the queue.
 func (x *Ntopng) Run(ctx context.Context) error {
-	pubCtx, stop := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { // ends with pubCtx
-		x.pub.run(pubCtx)
-		close(done)
-	}()
-	defer func() { stop(); <-done }()
+	serve := func() (end func()) {
+		pubCtx, stop := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		go func(p *publisher) { // ends with pubCtx
+			p.run(pubCtx)
+			close(done)
+		}(x.publisher())
+		return func() { stop(); <-done }
+	}
+	end := serve()
+	defer func() { end() }()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	pupils := 0 // who wants to know our names
 	for ctx.Err() == nil {
 		now := time.Now()
-		n := x.pub.count("template")
+		n := x.publisher().count("template")
 		if n > pupils || n > 0 && now.Sub(x.last) >= ntopngEvery {
 			x.tell(writeTimeout)
 		}
 		pupils = n
 		queue, wake := x.queue, now.Add(time.Second)
+		changes := x.changes
+		if x.in > 0 { // the message under way is of the configuration before
+			changes = nil
+		}
 		switch {
-		case x.pub.count("flow") == 0:
+		case x.publisher().count("flow") == 0:
 			queue = nil
 		case x.rest != nil: // a message found nobody, and now there is somebody
 			if x.flush(writeTimeout) {
@@ -235,9 +289,22 @@ func (x *Ntopng) Run(ctx context.Context) error {
 		timer.Reset(time.Until(wake))
 		select {
 		case <-ctx.Done():
-		case <-x.pub.changed:
+		case <-x.publisher().changed:
 		case x.rest = <-queue:
 			x.fill(writeTimeout)
+		case cfg := <-changes:
+			cfg.Notify, cfg.Version = x.cfg.Notify, x.cfg.Version
+			x.most.Store(int64(cfg.Queue))
+			same := x.cfg
+			same.Notify, same.Queue = nil, cfg.Queue
+			other := cfg
+			other.Notify = nil
+			if x.cfg = cfg; !reflect.DeepEqual(same, other) {
+				end()
+				x.publish()
+				end = serve()
+				pupils = 0
+			}
 		case <-timer.C:
 		}
 	}
@@ -256,7 +323,7 @@ func (x *Ntopng) drain() {
 			}
 		}
 		left := time.Until(deadline)
-		if left <= 0 || x.pub.count("flow") == 0 || x.rest == nil && x.in == 0 {
+		if left <= 0 || x.publisher().count("flow") == 0 || x.rest == nil && x.in == 0 {
 			break
 		}
 		if x.rest != nil && !x.pending {
@@ -281,7 +348,7 @@ func (x *Ntopng) drain() {
 
 // fill encodes x.rest and sends each message that is full. If one finds nobody, x.rest[x.at:] waits.
 func (x *Ntopng) fill(within time.Duration) {
-	exporter := x.pub.local()
+	exporter := x.publisher().local()
 	x.agent.Exporter, _ = netip.ParseAddr(exporter)
 	r := x.rest
 	for ; x.at < len(r.List); x.at++ {
@@ -343,7 +410,7 @@ func (x *Ntopng) send(topic string, flags byte, payload []byte, within time.Dura
 	h = binary.BigEndian.AppendUint32(h, x.id+1)
 	h = binary.LittleEndian.AppendUint32(h, x.cfg.SourceID)
 	x.header = h
-	if x.pub.publish(h, payload, within) == 0 {
+	if x.publisher().publish(h, payload, within) == 0 {
 		return false
 	}
 	x.id++

@@ -293,7 +293,7 @@ func TestNtopngConnects(t *testing.T) {
 	}
 	// The subscriber restarts; what comes meanwhile follows.
 	s.Close()
-	eventually(t, "the loss is noticed", func() bool { return x.pub.count("flow") == 0 })
+	eventually(t, "the loss is noticed", func() bool { return x.publisher().count("flow") == 0 })
 	const many = 500 // more than one message
 	for range many {
 		offer(x, ntopngRecord())
@@ -352,7 +352,7 @@ func TestNtopngBound(t *testing.T) {
 	a, b := dial(), dial()
 	a.hello("flow")
 	b.hello("") // everything
-	eventually(t, "both have subscribed", func() bool { return x.pub.count("flow") == 2 })
+	eventually(t, "both have subscribed", func() bool { return x.publisher().count("flow") == 2 })
 	offer(x, ntopngRecord())
 	for _, s := range []subscriber{a, b} {
 		for {
@@ -368,7 +368,7 @@ func TestNtopngBound(t *testing.T) {
 		}
 	}
 	a.Write([]byte("\x00\x05\x00flow")) // no more
-	eventually(t, "one has gone", func() bool { return x.pub.count("flow") == 1 })
+	eventually(t, "one has gone", func() bool { return x.publisher().count("flow") == 1 })
 }
 
 // TestNtopngHungSubscriber: one that does not read is let go, and does not hold up the end.
@@ -383,7 +383,7 @@ func TestNtopngHungSubscriber(t *testing.T) {
 	})
 	defer c.Close()
 	subscriber{t, c}.hello("flow")
-	eventually(t, "the subscription", func() bool { return x.pub.count("flow") == 1 })
+	eventually(t, "the subscription", func() bool { return x.publisher().count("flow") == 1 })
 	const n = 1000
 	for range n {
 		r := flowcache.RecordPool(nil).Get()
@@ -392,7 +392,7 @@ func TestNtopngHungSubscriber(t *testing.T) {
 		}
 		x.Offer(r)
 	}
-	eventually(t, "it is let go", func() bool { return x.pub.count("flow") == 0 })
+	eventually(t, "it is let go", func() bool { return x.publisher().count("flow") == 0 })
 	st := x.Stats()
 	if st.Encoded+st.Waiting+st.DroppedQueue != n*50 || st.Errors == 0 {
 		t.Errorf("%+v", st)

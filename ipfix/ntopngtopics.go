@@ -103,7 +103,7 @@ func (x *Ntopng) event() []byte {
 	octets, packets := x.volume[0], x.volume[1]
 	bps, pps := float64(octets-x.octets0)*8/seconds, float64(packets-x.packets0)/seconds
 	x.last, x.octets0, x.packets0 = now, octets, packets
-	address := x.pub.local()
+	address := x.publisher().local()
 	st := x.Stats()
 	dropped := st.DroppedQueue + st.DroppedSend
 	b, err := json.Marshal(map[string]any{

@@ -35,7 +35,7 @@ type Metering struct {
 // Describe tells the encoder of the exporter.
 func (e *Encoder) Describe(i Info) { e.info = i }
 
-// Kinds of options templates. Their ids are optionsBase and up.
+// Kinds of options templates.
 const (
 	optionsTypes = iota
 	optionsExporter
@@ -50,9 +50,12 @@ const (
 	optionsKinds
 )
 
-const optionsBase = 400
-
-func optionsID(kind int) uint16 { return uint16(optionsBase + kind) }
+// optionsID is the id of an options template. As those of flow records, which are templates.FirstID and up, ids change with the layout of all:
+// elements have other numbers, or none, in another dialect.
+func (e *Encoder) optionsID(kind int) uint16 {
+	const first, most = 256, 12 // 63 pages of 12 are below templates.FirstID
+	return uint16(first + most*e.set.Page() + kind)
+}
 
 // Scope types of NetFlow v9 (RFC 3954, section 6.1).
 const (
@@ -89,8 +92,9 @@ var optionsSpecs = []optionsSpec{
 	// Names of applications (RFC 6759, section 6.6).
 	{optionsApplications, 1, scopeSystem, false, []string{"applicationId", "applicationName", "applicationDescription"}},
 	// Counters of interfaces: as options records they are no flows, which some collectors would take them for.
-	{optionsInterfaces, 1, scopeInterface, false, []string{
-		"ingressInterface", "interfaceName", "ingressInterfaceType", "observationTimeMilliseconds",
+	// An index is of a network namespace, whose inode stands for the VRF.
+	{optionsInterfaces, 2, scopeInterface, false, []string{
+		"ingressInterface", "ingressVRFID", "interfaceName", "ingressInterfaceType", "observationTimeMilliseconds",
 		"octetTotalCount", "packetTotalCount", "interfaceInputErrorPackets", "droppedPacketTotalCount",
 		"postOctetTotalCount", "postPacketTotalCount", "interfaceOutputErrorPackets", "interfaceOutputDropPackets",
 		"interfaceMtu", "interfaceOperational", "interfaceKind", "sourceNetworkNamespace",
@@ -139,7 +143,7 @@ func newOptions(opt templates.Options) (l [optionsKinds]optionsTemplate, err err
 					t.fields = append(t.fields, optionsField{number: f.number, length: 4, value: -1})
 					f.number = n
 				}
-			case opt.V9 && i < spec.scopes:
+			case opt.V9 && i < spec.scopes && spec.kind != optionsInterfaces:
 				continue
 			case !ok:
 				continue // not in this dialect
@@ -171,16 +175,8 @@ func (c *control) option(kind int, values ...value) {
 	if len(t.fields) == 0 {
 		return
 	}
-	id := optionsID(kind)
-	if !c.e.announced.options[kind] {
-		c.e.announced.options[kind] = true
-		for _, f := range t.fields {
-			if f.element != nil {
-				c.describe(f.number, f.element)
-			}
-		}
-		c.optionsTemplate(id, t)
-	}
+	id := c.e.optionsID(kind)
+	c.announceOptions(kind)
 	b := c.body[:0]
 	for _, f := range t.fields {
 		var v value
@@ -204,6 +200,21 @@ func (c *control) option(kind int, values ...value) {
 	c.add(id, b, 1)
 }
 
+// announceOptions adds the Options Template of a kind, unless it was sent in this session or the protocol has none.
+func (c *control) announceOptions(kind int) {
+	t := &c.e.options[kind]
+	if len(t.fields) == 0 || c.e.announced.options[kind] {
+		return
+	}
+	c.e.announced.options[kind] = true
+	for _, f := range t.fields {
+		if f.element != nil {
+			c.describe(f.number, f.element)
+		}
+	}
+	c.optionsTemplate(c.e.optionsID(kind), t)
+}
+
 // optionsTemplate adds an Options Template Record (RFC 7011, section 3.4.2.2; RFC 3954, section 6.1).
 func (c *control) optionsTemplate(id uint16, t *optionsTemplate) {
 	v9 := c.e.proto == NetFlowV9
@@ -223,7 +234,9 @@ func (c *control) optionsTemplate(id uint16, t *optionsTemplate) {
 	if v9 {
 		set = setOptionsV9
 	}
+	c.closeSet() // nfacctd reads one in a set
 	c.add(set, b, 0)
+	c.bring(id)
 }
 
 func (c *control) pid() value { return number(uint64(os.Getpid())) }
@@ -236,21 +249,23 @@ func (c *control) exporter() {
 	c.option(optionsExporter, c.pid(), text(node), number(uint64(e.zero/1e6)), text(e.info.Version), text(e.info.Kernel))
 	c.option(optionsSelection, number(1), number(1), number(1), number(0))
 	c.option(optionsSampling, c.pid(), number(1), number(1))
-	if e.set.Has("applicationId") {
-		for _, s := range templates.Services() {
-			c.option(optionsApplications, number(uint64(templates.ApplicationID(s.Port))), text(s.Name), text(fmt.Sprintf("IANA port %d", s.Port)))
-		}
-	}
 }
 
 func (c *control) flowKeys(t *templates.Template) {
 	c.option(optionsKeys, number(uint64(t.ID)), number(t.Keys))
 }
 
-// lossTimes are when a count of loss was first and last seen to grow, to the time of a report.
+// lossTimes are when a count of loss was first and last seen to grow, to the time of a report; before any loss, from when to when it was 0.
 type lossTimes struct {
 	count       uint64
 	first, last int64 // Unix milliseconds; 0 never
+}
+
+func (l *lossTimes) values(boot int64, now time.Time) (first, last value) {
+	if l.first == 0 {
+		return number(uint64(boot / 1e6)), number(uint64(now.UnixMilli()))
+	}
+	return number(uint64(l.first)), number(uint64(l.last))
 }
 
 func (l *lossTimes) see(count uint64, now time.Time) {
@@ -272,9 +287,12 @@ func (c *control) statistics() {
 	domain := number(uint64(e.domain))
 	e.ignored.see(f.Metering.IgnoredPackets, c.now)
 	e.notSent.see(f.NotSentFlows, c.now)
+	c.e.followClock(c.now)
+	ignoredFirst, ignoredLast := e.ignored.values(e.zero, c.now)
+	notSentFirst, notSentLast := e.notSent.values(e.zero, c.now)
 	c.option(optionsStatistics, domain, c.pid(), number(f.Messages), number(f.Flows), number(f.Octets), number(f.Metering.Flows))
-	c.option(optionsMetering, domain, c.pid(), number(f.Metering.IgnoredPackets), number(f.Metering.IgnoredOctets), number(uint64(e.ignored.first)), number(uint64(e.ignored.last)))
-	c.option(optionsExporting, c.pid(), number(f.NotSentFlows), number(f.NotSentPackets), number(f.NotSentOctets), number(uint64(e.notSent.first)), number(uint64(e.notSent.last)))
+	c.option(optionsMetering, domain, c.pid(), number(f.Metering.IgnoredPackets), number(f.Metering.IgnoredOctets), ignoredFirst, ignoredLast)
+	c.option(optionsExporting, c.pid(), number(f.NotSentFlows), number(f.NotSentPackets), number(f.NotSentOctets), notSentFirst, notSentLast)
 }
 
 // Interfaces sends the counters of interfaces.
@@ -293,7 +311,7 @@ func (e *Encoder) Interfaces(l []flowcache.Interface, now time.Time) error {
 		if f.Up {
 			up = 1
 		}
-		c.option(optionsInterfaces, number(uint64(f.Index)), text(f.Name), number(interfaceType(f.Type)), number(uint64(f.Time/1e6)),
+		c.option(optionsInterfaces, number(uint64(f.Index)), number(uint64(f.NetNS)), text(f.Name), number(interfaceType(f.Type)), number(uint64(f.Time/1e6)),
 			number(f.In.Octets), number(f.In.Packets), number(f.In.Errors), number(f.In.Drops),
 			number(f.Out.Octets), number(f.Out.Packets), number(f.Out.Errors), number(f.Out.Drops),
 			number(uint64(f.MTU)), number(up), text(f.Kind), number(uint64(f.NetNS)),

@@ -13,12 +13,19 @@ type pace struct {
 	next  time.Time
 }
 
-// A receive buffer of the default size, 208 KiB, has room for 90 messages of 1472 octets, and a collector may be busy.
-const paceBurst = 32
+const (
+	// A receive buffer of the default size, 208 KiB, has room for 90 messages of 1472 octets, and a collector may be busy.
+	paceBurst = 32
+	// Octets that count as a message: a longer one, as over loopback, takes the room of several.
+	paceOctets = 1472
+)
+
+// paced is how many messages one of this length counts as.
+func paced(octets int) int { return max(1, (octets+paceOctets-1)/paceOctets) }
 
 func newPace(rate int) pace {
 	if rate == 0 {
-		return pace{burst: batchLen}
+		return pace{burst: 1 << 30}
 	}
 	return pace{rate: rate, burst: min(paceBurst, rate)}
 }

@@ -164,7 +164,7 @@ func decode(t *testing.T, session []byte, lossy bool) []int {
 			break
 		}
 		var x netflow.IPFIXPacket
-		if err := netflow.DecodeMessageVersion(bytes.NewBuffer(session[:n]), dec, nil, &x); err != nil && !lossy {
+		if err := netflow.DecodeMessageVersion(bytes.NewBuffer(withoutWithdrawals(session[:n])), dec, nil, &x); err != nil && !lossy {
 			t.Fatal(err)
 		}
 		if x.SequenceNumber != next && !lossy {
@@ -188,6 +188,23 @@ func decode(t *testing.T, session []byte, lossy bool) []int {
 		session = session[n:]
 	}
 	return l
+}
+
+// withoutWithdrawals returns msg less sets that withdraw options templates, which goflow2 cannot read.
+func withoutWithdrawals(msg []byte) []byte {
+	out := bytes.Clone(msg[:headerIPFIX])
+	for b := msg[headerIPFIX:]; len(b) >= setHeader; {
+		n := int(binary.BigEndian.Uint16(b[2:]))
+		if n < setHeader || n > len(b) {
+			return msg
+		}
+		if n < 8 || binary.BigEndian.Uint16(b) != setOptionsTemplate || binary.BigEndian.Uint16(b[6:]) != 0 {
+			out = append(out, b[:n]...)
+		}
+		b = b[n:]
+	}
+	binary.BigEndian.PutUint16(out[2:], uint16(len(out)))
+	return out
 }
 
 // inOrder checks that the sessions brought the records from first to last, in order, each once but for repeats: how often a later session

@@ -42,15 +42,15 @@ func (c *Config) dialSCTP(ctx context.Context) (*link, error) {
 	}
 	for _, a := range addrs {
 		var conn sctpConn
-		if conn, err = connectSCTP(ctx, &net.TCPAddr{IP: a.IP, Port: int(n), Zone: a.Zone}); err == nil {
+		if conn, err = c.connectSCTP(ctx, &net.TCPAddr{IP: a.IP, Port: int(n), Zone: a.Zone}); err == nil {
 			return c.newLink(conn, unackedSCTP), nil
 		}
 	}
 	return nil, err
 }
 
-func connectSCTP(ctx context.Context, to *net.TCPAddr) (sctpConn, error) {
-	var addr unix.Sockaddr
+func (c *Config) connectSCTP(ctx context.Context, to *net.TCPAddr) (sctpConn, error) {
+	var addr, from unix.Sockaddr
 	family := unix.AF_INET
 	if ip := to.IP.To4(); ip != nil {
 		addr = &unix.SockaddrInet4{Port: to.Port, Addr: [4]byte(ip)}
@@ -66,7 +66,21 @@ func connectSCTP(ctx context.Context, to *net.TCPAddr) (sctpConn, error) {
 		return sctpConn{}, os.NewSyscallError("socket", err)
 	}
 	f := os.NewFile(uintptr(fd), "sctp") // knows by O_NONBLOCK that it can be polled
-	err = unix.Connect(fd, addr)
+	switch {
+	case c.Source.Is4():
+		from = &unix.SockaddrInet4{Addr: c.Source.As4()}
+	case c.Source.Is6():
+		from = &unix.SockaddrInet6{Addr: c.Source.As16()}
+	}
+	if c.Device != "" {
+		err = unix.BindToDevice(fd, c.Device)
+	}
+	if err == nil && from != nil {
+		err = unix.Bind(fd, from)
+	}
+	if err == nil {
+		err = unix.Connect(fd, addr)
+	}
 	if errors.Is(err, unix.EINPROGRESS) {
 		err = established(ctx, f)
 	}

@@ -2,9 +2,12 @@ package ipfix
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,9 +27,12 @@ type spool struct {
 	segments []*segment // oldest first
 	size     int64
 	writer   *os.File   // of the last segment; nil before the first append of this run
+	sums     *os.File   // beside writer, or nil
+	entries  int64      // of sums
 	full     []*os.File // of segments before, not yet synced
 	writes   *session   // of the segment being written: what it tells
-	told     int        // of the messages of writes
+	epoch    *epoch     // of its messages: a segment has those of one configuration
+	told     int        // of epoch.control, what it tells
 	sequence uint32
 	scratch  []byte
 	appended uint64 // messages
@@ -38,15 +44,22 @@ type spool struct {
 	bufAt  int64  // offset of buf in its segment
 	taken  position
 
-	dropped uint64 // Data Records
-	unread  uint64 // Data Records from read on
+	dropped uint64 // flow records
+	unread  uint64 // flow records from read on
+	damage  damage // found when it was opened
 }
 
 type segment struct {
 	id      uint64
 	size    int64
-	records uint64 // Data Records, but for messages that only tell templates and facts
+	records uint64 // flow records
 	read    uint64 // of these
+}
+
+// damage is what a spool has lost to octets that are no message.
+type damage struct {
+	places  int
+	records uint64 // as far as they are known
 }
 
 // position is a place in the spool: before the message at offset in the segment.
@@ -67,21 +80,22 @@ const (
 	readAhead      = 1 << 18
 )
 
-// openSpool opens or makes the spool in dir, and mends what a sudden end has left: a message that was not written whole is cut off.
+// openSpool opens or makes the spool in dir, and mends what a sudden end has left: a message that was not written whole is cut off. Octets that
+// are no message are passed over, and what was in them is counted as dropped.
 func openSpool(dir string, size int64) (*spool, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	s := &spool{dir: dir, max: size, segmentMax: min(max(size/16, leastSegment), largestSegment)}
 	var err error
-	if s.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+	if s.lock, err = openPlain(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR); err != nil {
 		return nil, err
 	}
 	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		s.lock.Close()
 		return nil, fmt.Errorf("spool %s is in use by another exporter", dir)
 	}
-	if s.mark, err = os.OpenFile(filepath.Join(dir, "taken"), os.O_CREATE|os.O_RDWR, 0o600); err == nil {
+	if s.mark, err = openPlain(filepath.Join(dir, "taken"), os.O_CREATE|os.O_RDWR); err == nil {
 		err = s.recover()
 	}
 	if err != nil {
@@ -91,28 +105,52 @@ func openSpool(dir string, size int64) (*spool, error) {
 	return s, nil
 }
 
+// report says once what the spool has lost.
+func (s *spool) report(c *Config) {
+	if s.damage.places > 0 {
+		c.Notify(false, fmt.Sprintf("collector %s: spool %s is damaged; %d records are dropped (places: %d)", c.Name(), s.dir, s.damage.records, s.damage.places))
+	}
+}
+
+// openPlain opens a regular file: no symbolic link, which may lead anywhere, and no pipe or device.
+func openPlain(path string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("%s is a symbolic link", path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		f.Close()
+		return nil, fmt.Errorf("%s is no regular file", path)
+	}
+	return f, nil
+}
+
 func (s *spool) path(id uint64) string {
 	return filepath.Join(s.dir, fmt.Sprintf("%016d%s", id, segmentSuffix))
 }
 
 func (s *spool) recover() error {
-	var b [16]byte
-	if n, _ := s.mark.ReadAt(b[:], 0); n == len(b) {
-		s.taken = position{binary.BigEndian.Uint64(b[:]), int64(binary.BigEndian.Uint64(b[8:]))}
-	}
 	entries, err := os.ReadDir(s.dir) // sorted by name
 	if err != nil {
 		return err
 	}
+	var ids []uint64
 	for _, e := range entries {
 		id, err := strconv.ParseUint(strings.TrimSuffix(e.Name(), segmentSuffix), 10, 64)
-		if err != nil || !strings.HasSuffix(e.Name(), segmentSuffix) {
-			continue
+		if err == nil && strings.HasSuffix(e.Name(), segmentSuffix) && s.path(id) == filepath.Join(s.dir, e.Name()) {
+			ids = append(ids, id)
 		}
+	}
+	s.taken = s.readMark(ids)
+	for _, id := range ids {
 		if id < s.taken.segment {
 			if err := os.Remove(s.path(id)); err != nil {
 				return err
 			}
+			os.Remove(s.sumsPath(id))
 			continue
 		}
 		seg := &segment{id: id}
@@ -126,65 +164,47 @@ func (s *spool) recover() error {
 	if len(s.segments) > 0 && s.taken.segment != s.segments[0].id {
 		s.taken = position{s.segments[0].id, 0}
 	}
-	if len(s.segments) > 0 {
-		s.taken.offset = min(s.taken.offset, s.segments[0].size)
-	}
 	s.read = s.taken
+	s.dropped = s.damage.records
 	return nil
 }
 
-// scan counts the records of a segment, and cuts off what is no message at its end.
-func (s *spool) scan(seg *segment) error {
-	f, err := os.OpenFile(s.path(seg.id), os.O_RDWR, 0)
-	if err != nil {
-		return err
+const markOctets = 20
+
+// readMark reads what was taken. Of a mark that is damaged nothing is believed: rather records come twice than not at all.
+func (s *spool) readMark(ids []uint64) position {
+	var b [markOctets]byte
+	n, _ := s.mark.ReadAt(b[:], 0)
+	p := position{binary.BigEndian.Uint64(b[:]), int64(binary.BigEndian.Uint64(b[8:]))}
+	switch {
+	case n == markOctets && crc32.ChecksumIEEE(b[:16]) == binary.BigEndian.Uint32(b[16:]):
+	case n == 16 && slices.Contains(ids, p.segment): // as it was written without a checksum
+	default:
+		return position{}
 	}
-	defer f.Close()
-	known, head, scratch := newSession(), make([]byte, 65536), []byte(nil)
-	for {
-		n := 0
-		if _, err := f.ReadAt(head[:headerIPFIX], seg.size); err == nil {
-			n = messageLength(head[:headerIPFIX])
-		}
-		if n == 0 {
-			break
-		}
-		if _, err := f.ReadAt(head[:n], seg.size); err != nil {
-			break
-		}
-		out, _, err := known.admit(scratch[:0], head[:n], everything)
-		if err != nil {
-			break
-		}
-		scratch = out
-		seg.records += uint64(known.counted())
-		if seg.id == s.taken.segment && seg.size < s.taken.offset {
-			seg.read += uint64(known.counted())
-		}
-		seg.size += int64(n)
-	}
-	return f.Truncate(seg.size)
+	return p
 }
 
-// append writes a message, after what is new of control, the messages that tell templates and facts; a segment begins with them all. It
-// returns the place after it. After an error nothing of the message is there.
-func (s *spool) append(msg []byte, records int, control [][]byte) (position, error) {
-	if s.writer == nil || s.segments[len(s.segments)-1].size+int64(len(msg)) > s.segmentMax {
+// append writes a message, after what its epoch announces and the segment does not have yet; a segment begins with it all, and has messages
+// of one epoch. It returns the place after it. After an error nothing of the message is there.
+func (s *spool) append(m *pending) (position, error) {
+	if s.writer == nil || s.epoch != m.epoch || s.segments[len(s.segments)-1].size+int64(len(m.msg)) > s.segmentMax {
 		if err := s.begin(); err != nil {
 			return position{}, err
 		}
+		s.epoch = m.epoch
 	}
 	seg := s.segments[len(s.segments)-1]
-	for ; s.told < len(control); s.told++ {
-		if err := s.write(seg, control[s.told]); err != nil {
+	for ; s.told < m.after; s.told++ {
+		if err := s.write(seg, m.epoch.control[s.told]); err != nil {
 			return position{}, err
 		}
 	}
-	if err := s.write(seg, msg); err != nil {
+	if err := s.write(seg, m.msg); err != nil {
 		return position{}, err
 	}
-	s.unread += uint64(records)
-	seg.records += uint64(records)
+	s.unread += uint64(m.flows)
+	seg.records += uint64(m.flows)
 	for s.size > s.max && len(s.segments) > 1 {
 		s.dropOldest()
 	}
@@ -203,6 +223,10 @@ func (s *spool) write(seg *segment, msg []byte) error {
 		s.writer.Truncate(seg.size)
 		return err
 	}
+	if s.sums != nil { // without it the message is believed
+		s.sums.WriteAt(appendSum(nil, sum{uint32(seg.size), uint32(len(out)), uint32(s.writes.flows), crc32.ChecksumIEEE(out)}), s.entries*sumOctets)
+		s.entries++
+	}
 	s.appended++
 	s.sequence += uint32(records)
 	seg.size += int64(len(out))
@@ -216,14 +240,16 @@ func (s *spool) begin() error {
 	if n := len(s.segments); n > 0 {
 		id = max(id, s.segments[n-1].id+1)
 	}
-	f, err := os.OpenFile(s.path(id), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	f, err := openPlain(s.path(id), os.O_CREATE|os.O_EXCL|os.O_RDWR)
 	if err != nil {
 		return err
 	}
 	if s.writer != nil {
 		s.full = append(s.full, s.writer) // to be synced: that may take seconds
 	}
-	s.writer, s.writes, s.sequence, s.told = f, newSession(), 0, 0
+	s.writer, s.writes, s.sequence, s.told, s.epoch = f, newSession(), 0, 0, nil
+	s.closeSums()
+	s.sums, _ = openPlain(s.sumsPath(id), os.O_CREATE|os.O_TRUNC|os.O_WRONLY)
 	s.segments = append(s.segments, &segment{id: id})
 	if len(s.segments) == 1 {
 		s.taken = position{id, 0}
@@ -254,20 +280,23 @@ func (s *spool) remove() {
 		s.reader = nil
 	}
 	os.Remove(s.path(seg.id))
+	os.Remove(s.sumsPath(seg.id))
 	s.size -= seg.size
 	s.segments = s.segments[1:]
 	if len(s.segments) == 0 && s.writer != nil {
 		s.writer.Close()
 		s.writer = nil
+		s.closeSums()
 	}
 }
 
 // note records that everything before p was taken.
 func (s *spool) note(p position) {
 	s.taken = p
-	var b [16]byte
+	var b [markOctets]byte
 	binary.BigEndian.PutUint64(b[:], p.segment)
 	binary.BigEndian.PutUint64(b[8:], uint64(p.offset))
+	binary.BigEndian.PutUint32(b[16:], crc32.ChecksumIEEE(b[:16]))
 	s.mark.WriteAt(b[:], 0)
 }
 
@@ -305,4 +334,12 @@ func (s *spool) close() {
 		}
 	}
 	s.full, s.writer, s.reader = nil, nil, nil
+	s.closeSums()
+}
+
+func (s *spool) closeSums() {
+	if s.sums != nil {
+		s.sums.Close()
+	}
+	s.sums, s.entries = nil, 0
 }

@@ -30,13 +30,11 @@ func (s *spool) skip(after position, records int) {
 	s.didRead(after, records)
 }
 
-// spoil drops what is left of the segment that is being read.
+// spoil drops what is left of the segment that is being read, because the disk does not give it.
 func (s *spool) spoil() {
 	for _, seg := range s.segments {
 		if seg.id == s.read.segment {
-			s.dropped += seg.records - seg.read
-			s.unread -= seg.records - seg.read
-			seg.read = seg.records
+			s.settle(seg)
 			s.seek(position{seg.id, seg.size})
 			return
 		}
@@ -49,6 +47,13 @@ func (s *spool) spoil() {
 	}
 }
 
+// settle counts as dropped the records of a segment that is read to its end and were not found: it was damaged since they were counted.
+func (s *spool) settle(seg *segment) {
+	s.dropped += seg.records - seg.read
+	s.unread -= seg.records - seg.read
+	seg.read = seg.records
+}
+
 func (s *spool) seek(p position) {
 	if s.reader != nil && p.segment != s.read.segment {
 		s.reader.Close()
@@ -57,7 +62,7 @@ func (s *spool) seek(p position) {
 	s.read, s.buf = p, s.buf[:0]
 }
 
-// next appends the next message to dst, and goes to the one after it. ok is false if there is none.
+// next appends the next message to dst, and goes to the one after it; it passes over what is none. ok is false if there is no message.
 func (s *spool) next(dst []byte) (msg []byte, ok bool, err error) {
 	for _, seg := range s.segments {
 		if seg.id < s.read.segment || seg.id == s.read.segment && s.read.offset >= seg.size {
@@ -67,18 +72,30 @@ func (s *spool) next(dst []byte) (msg []byte, ok bool, err error) {
 			s.seek(position{seg.id, 0})
 		}
 		b, err := s.peek(seg, headerIPFIX)
+		n := 0
+		if err == nil {
+			if n = messageLength(b); n > 0 {
+				b, err = s.peek(seg, n)
+			}
+		}
+		if err != nil && !errors.Is(err, errMalformed) {
+			return dst, false, err
+		}
+		if err == nil && n > 0 && wellFormed(b[:n]) {
+			s.read.offset += int64(n)
+			return append(dst, b[:n]...), true, nil
+		}
+		whole := make([]byte, maxStream)
+		offset, n, err := nextMessage(s.reader, s.read.offset, seg.size, whole)
 		if err != nil {
 			return dst, false, err
 		}
-		n := messageLength(b)
-		if n == 0 {
-			return dst, false, errMalformed
+		if n > 0 {
+			s.read.offset = offset + int64(n)
+			return append(dst, whole[:n]...), true, nil
 		}
-		if b, err = s.peek(seg, n); err != nil {
-			return dst, false, err
-		}
-		s.read.offset += int64(n)
-		return append(dst, b[:n]...), true, nil
+		s.read.offset = seg.size
+		s.settle(seg)
 	}
 	return dst, false, nil
 }
@@ -102,7 +119,7 @@ func (s *spool) peek(seg *segment, n int) ([]byte, error) {
 		return s.buf[at-s.bufAt:], nil
 	}
 	if s.reader == nil {
-		f, err := os.Open(s.path(seg.id))
+		f, err := openPlain(s.path(seg.id), os.O_RDONLY)
 		if err != nil {
 			return nil, err
 		}
@@ -140,30 +157,23 @@ func (s *spool) before() ([][]byte, error) {
 	if i < 0 || p.offset >= s.segments[i].size { // a segment follows, which tells all
 		return nil, nil
 	}
-	f, err := os.Open(s.path(p.segment))
+	f, err := openPlain(s.path(p.segment), os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	known, b := newSession(), make([]byte, 65536)
+	known, b := newSession(), make([]byte, maxStream)
 	var control [][]byte
 	for at := int64(0); at < p.offset; {
-		if _, err := f.ReadAt(b[:headerIPFIX], at); err != nil {
-			return nil, err
-		}
-		n := messageLength(b[:headerIPFIX])
-		if n == 0 {
-			return nil, errMalformed
-		}
-		if _, err := f.ReadAt(b[:n], at); err != nil {
-			return nil, err
-		}
-		at += int64(n)
-		out, _, err := known.admit(nil, b[:n], controlOnly)
+		offset, n, err := nextMessage(f, at, p.offset, b)
 		if err != nil {
 			return nil, err
 		}
-		if known.news {
+		if n == 0 {
+			break
+		}
+		at = offset + int64(n)
+		if out, _, err := known.admit(nil, b[:n], controlOnly); err == nil && known.news {
 			control = append(control, out)
 		}
 	}

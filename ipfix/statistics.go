@@ -12,7 +12,7 @@ func (x *Exporter) SetMetering(f func() Metering) { x.metering = f }
 // refresh sends again, over UDP and DTLS, what a collector must know and may have lost. A file is told it once. The counts of a file
 // are told when it begins, and its clock is another one (Config.complete).
 func (x *Exporter) refresh(now time.Time) error {
-	if x.cfg.Network == "file" {
+	if x.conf().Network == "file" {
 		return nil
 	}
 	return x.enc.Templates(now)
@@ -22,7 +22,7 @@ func (x *Exporter) refresh(now time.Time) error {
 func (x *Exporter) facts() Facts {
 	st := x.Stats()
 	f := Facts{
-		Messages: st.Messages, Octets: st.Octets, Flows: st.Records - min(st.Records, x.enc.told),
+		Messages: st.Messages, Octets: st.Octets, Flows: st.Records,
 		NotSentFlows:   st.DroppedQueue + st.DroppedSend + st.DroppedSpool + st.DroppedBig,
 		NotSentPackets: x.lostPackets.Load(), NotSentOctets: x.lostOctets.Load(),
 	}

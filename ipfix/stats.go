@@ -15,7 +15,7 @@ type Stats struct {
 	DroppedBig   uint64 // fit into no message
 	Cut          uint64 // strings were cut to fit
 
-	// Data Records: type records and both directions of a uniflow included.
+	// Data Records of flows: both directions of a uniflow, and no options data.
 	Made         uint64 // put into messages
 	Recovered    uint64 // found in the spool at the start
 	Records      uint64 // sent: handed to the kernel, or, over streams, acknowledged by the collector's
@@ -63,7 +63,8 @@ func (b *backlog) stats(st *Stats) {
 	st.DroppedSend += b.dropped
 	st.Backlog = b.waiting
 	st.SpoolFailed = b.failed != nil
+	st.DroppedSpool = b.droppedSpool
 	if b.disk != nil {
-		st.DroppedSpool, st.Spooled, st.SpoolOctets = b.disk.dropped, b.disk.unread, uint64(b.disk.size)
+		st.DroppedSpool, st.Spooled, st.SpoolOctets = b.droppedSpool+b.disk.dropped, b.disk.unread, uint64(b.disk.size)
 	}
 }

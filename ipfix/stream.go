@@ -1,6 +1,7 @@
 package ipfix
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -8,8 +9,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -20,40 +19,43 @@ type stream struct {
 	dial    func(ctx context.Context) (*link, error)
 	backlog *backlog
 	stop    chan struct{} // closed when nothing will be put any more
+	// Signalled when a connection begins and ends.
+	connected chan struct{}
+	proved    bool          // the collector takes messages, in the session under way or the last
+	renew     chan struct{} // signalled when there is to be another connection, by another configuration
 }
 
 const (
 	ackInterval = 20 * time.Millisecond // between two looks at what was acknowledged
-	steady      = time.Second           // a session that lasts so long was a good one
+	steady      = time.Second           // a session that lasts so long, and in which something was acknowledged, is a good one
 )
 
 func newStream(x *Exporter) (*stream, error) {
-	s := &stream{x: x, stop: make(chan struct{})}
-	switch x.cfg.Network {
+	s := &stream{x: x, stop: make(chan struct{}), connected: make(chan struct{}, 1), renew: make(chan struct{}, 1)}
+	switch x.conf().Network {
 	case "tcp":
-		s.dial = x.cfg.dialTCP
+		s.dial = func(ctx context.Context) (*link, error) { return x.conf().dialTCP(ctx) }
 	case "tls":
-		c, err := newCredentials(&x.cfg)
-		if err != nil {
+		if _, err := newCredentials(x.conf()); err != nil {
 			return nil, err
 		}
-		s.dial = func(ctx context.Context) (*link, error) { return x.cfg.dialTLS(ctx, c) }
+		s.dial = func(ctx context.Context) (*link, error) { return x.conf().dialTLS(ctx) }
 	case "sctp":
-		s.dial = x.cfg.dialSCTP
+		s.dial = func(ctx context.Context) (*link, error) { return x.conf().dialSCTP(ctx) }
 	}
 	var disk *spool
-	if x.cfg.Spool != "" {
+	if x.conf().Spool != "" {
 		var err error
-		dir := filepath.Join(x.cfg.Spool, strings.NewReplacer("/", "_", ":", "_").Replace(x.Name()))
-		if disk, err = openSpool(dir, x.cfg.SpoolSize); err != nil {
+		if disk, err = openSpool(x.conf().spoolDir(), x.conf().SpoolSize); err != nil {
 			return nil, err
 		}
+		disk.report(x.conf())
 	}
 	s.backlog = newBacklog(disk, func(ok bool, err error) {
 		if ok {
-			x.cfg.Notify(true, fmt.Sprintf("collector %s: the spool works again", x.Name()))
+			x.conf().Notify(true, fmt.Sprintf("collector %s: the spool works again", x.Name()))
 		} else {
-			x.cfg.Notify(false, fmt.Sprintf("collector %s: cannot write the spool: %s; records are kept in memory only", x.Name(), reason(err)))
+			x.conf().Notify(false, fmt.Sprintf("collector %s: cannot write the spool: %s; records are kept in memory only", x.Name(), reason(err)))
 		}
 	})
 	return s, nil
@@ -72,9 +74,7 @@ func (s *stream) run() {
 		case <-life.Done():
 		}
 	}()
-	if s.backlog.disk != nil {
-		go s.sync(life) // ends with life
-	}
+	go s.sync(life) // ends with life
 	x := s.x
 	for last := false; !last; {
 		select {
@@ -82,6 +82,7 @@ func (s *stream) run() {
 			if last = true; s.backlog.idle() {
 				return
 			}
+		case <-s.renew:
 		case <-time.After(time.Until(x.nextTry)):
 		}
 		l, err := s.dial(life)
@@ -90,15 +91,18 @@ func (s *stream) run() {
 			continue
 		}
 		x.connects.Add(1)
+		signal(s.connected)
 		begin := time.Now()
+		s.proved = false
 		err = s.session(life, l)
-		if time.Since(begin) > steady {
-			x.wait = x.cfg.ReconnectMin
+		signal(s.connected)                         // what is encoded from here on is for the next
+		if s.proved && time.Since(begin) > x.wait { // or one that ends each session soon after it would be tried without a pause
+			x.wait = x.conf().ReconnectMin
 		}
 		switch {
 		case err == nil:
 			return
-		case errors.Is(err, errSettled): // not the collector's fault
+		case errors.Is(err, errSettled), errors.Is(err, errRenewed): // not the collector's fault
 			x.nextTry = time.Time{}
 		default:
 			x.down(err)
@@ -139,33 +143,43 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 	}()
 	awake := context.AfterFunc(life, func() { l.socket.SetWriteDeadline(time.Now()) })
 	defer awake()
-	control := b.begin()
-	if err := w.writeAll(control); err != nil {
+	if err := w.turn(b.begin()); err != nil {
 		return closed(l, dead, &readError, err)
 	}
-	told := len(control) // of the backlog's
-	x.up("connected")
+	// A connection that was accepted is no collector yet: it may be closed at once, as for a certificate that TLS 1.3 refuses after the handshake.
+	proof := time.NewTimer(steady)
+	defer proof.Stop()
+	prove := func() {
+		if b.confirm(l.progress()); l.acked == 0 {
+			proof.Reset(steady)
+			return
+		}
+		s.proved = true
+		x.up("connected")
+	}
 	tick := time.NewTicker(ackInterval)
 	defer tick.Stop()
 	var refresh <-chan time.Time
-	if x.cfg.StreamRefresh {
-		t := time.NewTicker(x.cfg.TemplateRefresh)
+	if x.conf().StreamRefresh {
+		t := time.NewTicker(x.conf().TemplateRefresh)
 		defer t.Stop()
 		refresh = t.C
 	}
 	var buf []byte
 	stop := s.stop
 	for {
-		m, control, fromDisk, ok, err := b.next(buf[:0], told)
+		m, control, fromDisk, ok, err := b.next(buf[:0])
 		buf = m.msg
 		if err != nil {
 			b.spoil(false, fromDisk)
 			continue
 		}
 		if ok {
-			err := w.writeAll(control)
-			if !fromDisk {
-				told += len(control)
+			var err error
+			if fromDisk {
+				err = w.writeAll(control)
+			} else {
+				err = w.turn(m.epoch, control)
 			}
 			if err == nil {
 				w.session.trust = !fromDisk
@@ -182,11 +196,15 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 			if err != nil {
 				return closed(l, dead, &readError, err)
 			}
-			b.wrote(fromDisk, w.session.counted(), l.written)
+			b.wrote(fromDisk, w.session.flows, l.written)
 			b.confirm(l.progress())
 			select {
 			case <-dead:
 				return closed(l, dead, &readError, nil)
+			case <-s.renew:
+				return s.settle(life, l, dead, errRenewed)
+			case <-proof.C:
+				prove()
 			default:
 			}
 			continue
@@ -197,15 +215,23 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 				return nil
 			}
 		}
+		if err := w.turn(b.news()); errors.Is(err, errOtherLayout) {
+			return s.settle(life, l, dead, err)
+		} else if err != nil {
+			return closed(l, dead, &readError, err)
+		}
 		select {
 		case <-b.more:
 		case <-dead:
 			return closed(l, dead, &readError, nil)
 		case <-acks:
 			b.confirm(l.progress())
+		case <-s.renew:
+			return s.settle(life, l, dead, errRenewed)
+		case <-proof.C:
+			prove()
 		case <-refresh:
-			w.session = newSession()
-			if err := w.writeAll(b.all()); err != nil {
+			if err := w.again(); err != nil {
 				return closed(l, dead, &readError, err)
 			}
 		case <-stop:
@@ -216,11 +242,14 @@ func (s *stream) session(life context.Context, l *link) (err error) {
 	}
 }
 
-var errSettled = errors.New("all is acknowledged")
+var (
+	errSettled = errors.New("all is acknowledged")
+	errRenewed = errors.New("another configuration wants another connection")
+)
 
 // settle waits until all that was sent is acknowledged, so that it is not sent twice.
 func (s *stream) settle(life context.Context, l *link, dead chan struct{}, err error) error {
-	deadline := time.After(s.x.cfg.SendTimeout)
+	deadline := time.After(s.x.conf().SendTimeout)
 	for {
 		acked, read := l.progress()
 		s.backlog.confirm(acked, read)
@@ -262,31 +291,85 @@ type sessionWriter struct {
 	x        *Exporter
 	l        *link
 	session  *session
+	epoch    *epoch // of the latest message from memory
+	control  [][]byte
+	told     int    // of control
+	domain   []byte // Observation Domain Id; nil before the first message
 	sequence uint32
 	buf      []byte
 }
 
-// writeAll writes what tells templates and facts; its Data Records are made and sent here.
+// turn announces what messages of an epoch need. Templates of the epoch before are withdrawn first. Without effect if e is nil.
+func (w *sessionWriter) turn(e *epoch, control [][]byte) error {
+	if e == nil {
+		return nil
+	}
+	if e != w.epoch {
+		if w.epoch != nil {
+			if err := w.withdraw(); err != nil {
+				return err
+			}
+		}
+		w.epoch, w.told = e, 0
+	}
+	for w.control = control; w.told < len(control); w.told++ {
+		if err := w.write(pending{msg: control[w.told]}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// again announces once more what the messages in use need.
+func (w *sessionWriter) again() error {
+	if w.epoch == nil {
+		return nil // those from disk come with theirs
+	}
+	w.session, w.told = newSession(), 0
+	return w.turn(w.epoch, w.control)
+}
+
+func (w *sessionWriter) withdraw() error {
+	if len(w.control) == 0 {
+		return nil
+	}
+	if w.buf = w.session.withdrawals(w.buf[:0], w.control[0]); len(w.buf) == 0 {
+		return nil
+	}
+	return w.send(w.buf, 0)
+}
+
+// writeAll writes what announces templates and facts.
 func (w *sessionWriter) writeAll(control [][]byte) error {
 	for _, msg := range control {
 		if err := w.write(pending{msg: msg}); err != nil {
 			return err
 		}
-		w.x.made.Add(uint64(w.session.seen))
-		w.x.records.Add(uint64(w.session.seen))
 	}
 	return nil
 }
 
 // write writes a message. If the session trusts it, its records are known.
 func (w *sessionWriter) write(m pending) error {
+	if w.domain != nil && !bytes.Equal(w.domain, m.msg[12:16]) {
+		return errOtherLayout // ids and sequence are a domain's
+	}
 	out, records, err := w.session.admit(w.buf[:0], m.msg, everything)
 	w.buf = out
 	if err != nil || len(out) == 0 {
 		return err
 	}
+	w.domain = append(w.domain[:0], out[12:16]...)
 	if w.session.trust {
 		records = m.records
+	}
+	return w.send(out, records)
+}
+
+// send fills in what depends on the session, and writes a message.
+func (w *sessionWriter) send(out []byte, records int) error {
+	if !w.x.keepTimes {
+		binary.BigEndian.PutUint32(out[4:], uint32(time.Now().Unix())) // Export Time is when it leaves (RFC 7011, section 3.1)
 	}
 	binary.BigEndian.PutUint32(out[8:], w.sequence)
 	w.sequence += uint32(records) // lost or not, it counts (RFC 7011, section 10.2.2)

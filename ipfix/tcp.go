@@ -114,16 +114,15 @@ const (
 
 // connectTCP resolves the name anew and connects.
 func (c *Config) connectTCP(ctx context.Context) (*net.TCPConn, error) {
-	d := net.Dialer{
-		Timeout: dialTimeout, Resolver: c.resolver,
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: 5 * time.Second, Count: 3},
-		Control: func(_, _ string, raw syscall.RawConn) error {
-			return raw.Control(func(fd uintptr) {
-				// Of both, what an old kernel does not know is no reason not to connect.
-				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent)
-				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(c.SendTimeout.Milliseconds()))
-			})
-		},
+	d := c.dialer("tcp")
+	d.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: 5 * time.Second, Count: 3}
+	d.Control = func(_, _ string, raw syscall.RawConn) error {
+		err := raw.Control(func(fd uintptr) {
+			// Of both, what an old kernel does not know is no reason not to connect.
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent)
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(c.SendTimeout.Milliseconds()))
+		})
+		return errors.Join(err, bindToDevice(raw, c.Device))
 	}
 	conn, err := d.DialContext(ctx, "tcp", c.Address)
 	if err != nil {

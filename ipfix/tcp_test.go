@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"maps"
 	"net"
 	"testing"
 	"time"
 
 	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/templates"
 )
 
 // TestReconnect: each connection begins with templates and sequence 0; what was offered meanwhile follows.
@@ -36,6 +38,7 @@ func TestReconnect(t *testing.T) {
 	eventually(t, "the second record", got(0, "/marker-b"))
 	offer(2)
 	eventually(t, "the third record", got(0, "/marker-c"))
+	x.said("connected")
 	x.stop()
 	for _, stream := range append(first, s.streams()...) {
 		if binary.BigEndian.Uint32(stream[8:]) != 0 || binary.BigEndian.Uint16(stream[16:]) != setOptionsTemplate {
@@ -94,9 +97,8 @@ func TestHungCollector(t *testing.T) {
 		t.Fatal("still running 3 s after the end")
 	}
 	st := x.Stats()
-	types := x.enc.told // options records
-	if got := st.Records + st.DroppedQueue + st.DroppedSend; got != n*100+types {
-		t.Errorf("%d of %d records are accounted for: %+v", got, n*100+types, st)
+	if got := st.Records + st.DroppedQueue + st.DroppedSend; got != n*100 {
+		t.Errorf("%d of %d records are accounted for: %+v", got, n*100, st)
 	}
 }
 
@@ -140,7 +142,8 @@ func TestRefusedNoMore(t *testing.T) {
 			time.Sleep(20 * time.Millisecond)
 		}
 	}()
-	var told []time.Duration
+	var tellings []map[uint16]bool // ids of templates of flow records
+	var first, last, data time.Duration
 	buf := make([]byte, 65536)
 	c.SetReadDeadline(back.Add(2 * time.Second))
 	for {
@@ -148,13 +151,34 @@ func TestRefusedNoMore(t *testing.T) {
 		if err != nil {
 			break
 		}
-		tells := false
-		eachSet(buf[:n], func(id uint16, set []byte) error { tells = tells || id == setTemplate; return nil })
-		if tells {
-			told = append(told, time.Since(back))
-		}
+		now := time.Since(back)
+		eachSet(buf[:n], func(id uint16, set []byte) error {
+			if id >= templates.FirstID && data == 0 && first > 0 {
+				data = now
+			}
+			if id != setTemplate {
+				return nil
+			}
+			if len(tellings) == 0 || now-last > toldAgain/2 {
+				tellings = append(tellings, map[uint16]bool{})
+			}
+			if last = now; first == 0 {
+				first = now
+			}
+			for b := set[setHeader:]; len(b) > 0; {
+				id, _, rest, err := templateRecord(setTemplate, b)
+				if err != nil {
+					return err
+				}
+				tellings[len(tellings)-1][id], b = true, rest
+			}
+			return nil
+		})
 	}
-	if len(told) != 2 || told[0] > 500*time.Millisecond || told[1]-told[0] < toldAgain/2 {
-		t.Errorf("templates of flow records are told after %v", told)
+	if len(tellings) != 2 || first > 500*time.Millisecond || !maps.Equal(tellings[0], tellings[1]) {
+		t.Errorf("templates of flow records are told %d times, first after %s: %v", len(tellings), first, tellings)
+	}
+	if data < first+TemplateLead/2 {
+		t.Errorf("data after %s, templates after %s", data, first)
 	}
 }

@@ -18,23 +18,25 @@ type credentials struct {
 	name          string // that the collector's certificate must be for
 }
 
-// newCredentials checks that the files can be used.
-func newCredentials(c *Config) (*credentials, error) {
-	host, _, err := net.SplitHostPort(c.Address)
-	if err != nil {
-		return nil, err
-	}
+// credentials are the files of a collector.
+func (c *Config) credentials() *credentials {
 	f := &credentials{ca: c.CA, cert: c.Cert, key: c.Key, name: c.ServerName}
 	if f.name == "" {
-		f.name = host
+		f.name, _, _ = net.SplitHostPort(c.Address) // it was checked
 	}
+	return f
+}
+
+// newCredentials checks that the files can be used.
+func newCredentials(c *Config) (*credentials, error) {
+	f := c.credentials()
 	if (f.cert == "") != (f.key == "") {
 		return nil, errors.New("options cert and key go together")
 	}
 	if _, err := f.roots(); err != nil {
 		return nil, err
 	}
-	_, err = f.certificate()
+	_, err := f.certificate()
 	return f, err
 }
 
@@ -67,7 +69,8 @@ func (f *credentials) certificate() (tls.Certificate, error) {
 }
 
 // dialTLS connects by TLS 1.2 or 1.3 (RFC 9325). The collector's certificate must be for its name (DNS-ID, RFC 7011, section 11.3).
-func (c *Config) dialTLS(ctx context.Context, f *credentials) (*link, error) {
+func (c *Config) dialTLS(ctx context.Context) (*link, error) {
+	f := c.credentials()
 	roots, err := f.roots()
 	if err != nil {
 		return nil, err

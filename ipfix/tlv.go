@@ -3,6 +3,7 @@ package ipfix
 import (
 	"encoding/binary"
 	"math"
+	"net/netip"
 	"strings"
 	"unicode/utf8"
 
@@ -156,9 +157,9 @@ func (b *tlv) named(key, s string) {
 	}
 }
 
-func (b *tlv) address(key uint16, a flowcache.Addr) {
+func (b *tlv) address(key uint16, a netip.Addr) {
 	var buf [48]byte
-	s := a.Netip().AppendTo(buf[:0])
+	s := a.AppendTo(buf[:0])
 	b.key(tlvString, key)
 	*b = binary.BigEndian.AppendUint16(*b, uint16(len(s)))
 	*b = append(*b, s...)
@@ -170,14 +171,15 @@ func appendTLVStart(dst []byte) []byte { return append(dst, 1, 1) }
 // appendTLV appends a record. exporter is this host's address, or empty.
 func appendTLV(dst []byte, r *flowcache.Record, exporter string) []byte {
 	b := tlv(dst)
+	source, dest := r.Key.Netip()
 	if r.Key.Is4() {
 		b.number(keyVersion, 4)
-		b.address(keySrcIPv4, r.Key.Src)
-		b.address(keyDstIPv4, r.Key.Dst)
+		b.address(keySrcIPv4, source)
+		b.address(keyDstIPv4, dest)
 	} else {
 		b.number(keyVersion, 6)
-		b.address(keySrcIPv6, r.Key.Src)
-		b.address(keyDstIPv6, r.Key.Dst)
+		b.address(keySrcIPv6, source)
+		b.address(keyDstIPv6, dest)
 	}
 	b.number(keySrcPort, uint64(r.Key.SrcPort))
 	b.number(keyDstPort, uint64(r.Key.DstPort))

@@ -27,6 +27,7 @@ type udp struct {
 	arena   []byte // the messages that wait, one after the other
 	lengths []int
 	records []int
+	weight  int  // of the messages that wait, as pace counts them
 	whole   bool // UDP_SEGMENT does not work here
 
 	// Arguments of sendmmsg, made once.
@@ -62,8 +63,8 @@ const (
 
 // open resolves the name anew.
 func (u *udp) open(ctx context.Context) error {
-	d := net.Dialer{Timeout: dialTimeout, Resolver: u.x.cfg.resolver}
-	conn, err := d.DialContext(ctx, "udp", u.x.cfg.Address)
+	d := u.x.conf().dialer("udp")
+	conn, err := d.DialContext(ctx, "udp", u.x.conf().Address)
 	if err != nil {
 		return err
 	}
@@ -82,11 +83,11 @@ func (u *udp) open(ctx context.Context) error {
 		timeout := unix.NsecToTimeval(int64(sendTimeout))
 		unix.SetsockoptTimeval(int(fd), unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)
 	})
-	if u.x.cfg.MTU == 0 {
+	if u.x.conf().MTU == 0 {
 		u.fragment(false)
 	}
-	u.max = messageSize(u.socket, u.x.cfg.MTU, u.v6)
-	u.pace = newPace(u.x.cfg.MaxRate)
+	u.max = messageSize(u.socket, u.x.conf().MTU, u.v6)
+	u.pace = newPace(u.x.conf().MaxRate)
 	u.call = u.sendmmsg
 	return nil
 }
@@ -167,11 +168,13 @@ func (u *udp) dead() <-chan struct{} { return nil }
 
 func (u *udp) close() error { return u.socket.Close() }
 
-// renew learns a path MTU that has grown, and whether the collector's name stands for another address now.
-func (u *udp) renew(ctx context.Context) bool {
-	u.max = messageSize(u.socket, u.x.cfg.MTU, u.v6)
-	return moved(ctx, &u.x.cfg, u.remote)
+// renew learns a path MTU that has grown.
+func (u *udp) renew() bool {
+	u.max = messageSize(u.socket, u.x.conf().MTU, u.v6)
+	return false
 }
+
+func (u *udp) address() net.Addr { return u.remote }
 
 // moved reports whether the collector's name no longer stands for the address. A name server that does not answer changes nothing.
 func moved(ctx context.Context, c *Config, now net.Addr) bool {
@@ -200,7 +203,8 @@ func moved(ctx context.Context, c *Config, now net.Addr) bool {
 func (u *udp) send(msg []byte, records int) error {
 	u.arena = append(u.arena, msg...)
 	u.lengths, u.records = append(u.lengths, len(msg)), append(u.records, records)
-	if len(u.lengths) == min(batchLen, u.pace.burst) {
+	u.weight += paced(len(msg))
+	if len(u.lengths) == batchLen || u.weight >= u.pace.burst {
 		return u.flush()
 	}
 	return nil
@@ -211,7 +215,8 @@ func (u *udp) flush() error {
 	if len(u.lengths) == 0 {
 		return nil
 	}
-	u.pace.take(len(u.lengths), &u.x.stopBy)
+	u.pace.take(u.weight, &u.x.stopBy)
+	u.weight = 0
 	var errs error
 	n := u.group()
 	refused := false
@@ -244,7 +249,7 @@ func (u *udp) flush() error {
 		case errors.Is(err, syscall.EMSGSIZE), msgs > 1 && errors.Is(err, syscall.EINVAL):
 			// The path MTU is smaller than it was, and the kernel knows it now.
 			err = u.each(first, msgs, true)
-			u.max = messageSize(u.socket, u.x.cfg.MTU, u.v6)
+			u.max = messageSize(u.socket, u.x.conf().MTU, u.v6)
 		default:
 			for i := first; i < first+msgs; i++ {
 				u.x.droppedSend.Add(uint64(u.records[i]))
@@ -312,7 +317,7 @@ func (u *udp) sendmmsg(fd uintptr) {
 func (u *udp) each(first, n int, fragments bool) error {
 	if fragments {
 		u.fragment(true)
-		if u.x.cfg.MTU == 0 {
+		if u.x.conf().MTU == 0 {
 			defer u.fragment(false)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +22,7 @@ type Config struct {
 	Protocol Protocol
 	Network  string // udp, dtls, tcp, tls, sctp or file
 	Address  string // host:port; a path
+	Number   int    // of several collectors at one address, which this is; 0 and 1: the first
 
 	Options         templates.Options
 	Domain          uint32        // Observation Domain Id; v9: Source ID
@@ -44,6 +46,9 @@ type Config struct {
 	Cert, Key  string // PEM; default: no client certificate
 	ServerName string // that the collector's certificate must be for; default: the host of Address
 
+	Source netip.Addr // that messages are sent from; the zero value: what the route says
+	Device string     // network interface, or VRF, that messages leave by; empty: what the route says
+
 	Spool     string // folder in which a stream collector has its spool; none if empty
 	SpoolSize int64  // octets on disk at most, of each collector; default 256 MiB
 
@@ -61,6 +66,11 @@ type Config struct {
 
 	resolver *net.Resolver
 	stopBy   *atomic.Int64
+}
+
+// spoolDir is the folder of this collector's spool.
+func (c *Config) spoolDir() string {
+	return filepath.Join(c.Spool, strings.NewReplacer("/", "_", ":", "_").Replace(c.Name()))
 }
 
 // DefaultMaxRate is a number of messages a second that nfcapd stores without loss, with a receive buffer of 2 MB, on a busy host.
@@ -203,6 +213,7 @@ func (c *Config) options(s, rawQuery string) error {
 // optionNames lists the options, and of which networks they are.
 var optionNames = map[string][]string{
 	"application": nil, "dialect": nil, "direction": nil, "domain": nil, "fields": nil, "filter": nil, "anonymize": nil, "pen": nil, "queue": nil, "string-length": nil,
+	"source": {"udp", "dtls", "tcp", "tls", "sctp"}, "device": {"udp", "dtls", "tcp", "tls", "sctp"},
 	"mtu": {"udp", "dtls"}, "max-rate": {"udp", "dtls"}, "v9-base": {"udp"},
 	"template-refresh": {"udp", "dtls", "tcp", "tls", "sctp"}, "session-time": {"dtls"},
 	"reconnect-min": {"udp", "dtls", "tcp", "tls", "sctp"}, "reconnect-max": {"udp", "dtls", "tcp", "tls", "sctp"},
@@ -319,6 +330,10 @@ func (c *Config) option(name, value string) error {
 		err = text(&c.Key)
 	case "server-name":
 		err = text(&c.ServerName)
+	case "source":
+		c.Source, err = parseSource(value)
+	case "device":
+		c.Device, err = parseDevice(value)
 	case "spool":
 		c.Spool = value // empty: without, whatever --spool says
 	case "spool-size":

@@ -9,7 +9,10 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -19,6 +22,8 @@ import (
 type publisher struct {
 	address      string
 	bind         bool
+	source       netip.Addr    // as in Config
+	device       string        // likewise
 	min, max     time.Duration // between attempts
 	notify       func(ok bool, line string)
 	changed      chan struct{} // something about peers has changed
@@ -34,6 +39,8 @@ type publisher struct {
 type peer struct {
 	conn   net.Conn
 	write  sync.Mutex // a message is not torn by the answer to a ping
+	rest   []byte     // of the message before, which the peer has not taken yet; guarded by write
+	since  time.Time  // of rest: when the peer took some last
 	topics [][]byte   // prefixes; guarded by publisher.mu
 }
 
@@ -144,12 +151,11 @@ func property(b []byte, name string) string {
 func (p *publisher) run(ctx context.Context) {
 	var peers sync.WaitGroup
 	defer peers.Wait()
-	told := false
+	var told atomic.Bool
 	wait := p.min
 	again := func(err error) {
 		p.failed()
-		if !told {
-			told = true
+		if !told.Swap(true) {
 			p.notify(false, fmt.Sprintf("collector zmq://%s: %s; trying again", p.address, reason(err)))
 		}
 		select {
@@ -159,25 +165,27 @@ func (p *publisher) run(ctx context.Context) {
 		wait = min(2*wait, p.max)
 	}
 	up := func() {
-		wait = p.min
-		if told {
-			told = false
+		if told.Swap(false) {
 			p.notify(true, fmt.Sprintf("collector zmq://%s: connected", p.address))
 		}
 	}
 	for ctx.Err() == nil {
 		if !p.bind {
-			dialer := net.Dialer{Timeout: dialTimeout}
+			dialer := newDialer("tcp", p.source, p.device, nil)
 			conn, err := dialer.DialContext(ctx, "tcp", p.address)
 			if err == nil {
+				begin := time.Now()
 				err = p.serve(ctx, conn, up)
+				if time.Since(begin) > max(steady, wait) { // see stream.run
+					wait = p.min
+				}
 			}
 			if ctx.Err() == nil {
 				again(err)
 			}
 			continue
 		}
-		var config net.ListenConfig
+		config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return bindToDevice(raw, p.device) }}
 		l, err := config.Listen(ctx, "tcp", p.address)
 		if err != nil {
 			again(err)
@@ -231,7 +239,8 @@ func (p *publisher) serve(ctx context.Context, conn net.Conn, up func()) error {
 		return fmt.Errorf("more than %d subscribers", zmtpMaxPeers)
 	}
 	p.connects()
-	up()
+	good := time.AfterFunc(steady, up) // it may end the connection at once
+	defer good.Stop()
 	err := p.listen(self)
 	p.remove(self)
 	return err
@@ -272,7 +281,7 @@ func (p *publisher) listen(self *peer) error {
 		case name == "PING" && len(data) >= 2:
 			// The context after the two octets of time to live goes back.
 			pong := appendFrame(nil, zmtpCommand, append([]byte("\x04PONG"), data[2:]...))
-			if err := self.send(pong, writeTimeout); err != nil {
+			if _, err := self.send(pong, writeTimeout); err != nil {
 				return err
 			}
 		case name == "SUBSCRIBE" || !isCommand && len(body) > 0 && body[0] == 1:
@@ -307,12 +316,35 @@ func (p *publisher) listen(self *peer) error {
 	}
 }
 
-func (s *peer) send(b []byte, within time.Duration) error {
+// send writes b, after what is left of the message before. It returns false if the peer took nothing of it within the time, for that is in the way.
+// An error ends the peer. Of a message that was begun the rest is kept, and counts as sent.
+func (s *peer) send(b []byte, within time.Duration) (bool, error) {
 	s.write.Lock()
 	defer s.write.Unlock()
 	s.conn.SetWriteDeadline(time.Now().Add(within))
-	_, err := s.conn.Write(b)
-	return err
+	for _, part := range [2]*[]byte{&s.rest, &b} {
+		if len(*part) == 0 {
+			continue
+		}
+		n, err := s.conn.Write(*part)
+		if n > 0 || s.since.IsZero() {
+			s.since = time.Now()
+		}
+		*part = (*part)[n:]
+		var timeout net.Error
+		switch {
+		case err == nil:
+		case !errors.As(err, &timeout) || !timeout.Timeout() || time.Since(s.since) > writeTimeout:
+			return false, err
+		case part == &s.rest || n == 0:
+			return false, nil
+		default:
+			s.rest = bytes.Clone(b)
+			return true, nil
+		}
+	}
+	s.rest, s.since = nil, time.Time{}
+	return true, nil
 }
 
 // subscribers returns who takes messages that begin with topic.
@@ -334,24 +366,44 @@ func (p *publisher) subscribers(topic []byte) []*peer {
 // count returns how many take a topic.
 func (p *publisher) count(topic string) int { return len(p.subscribers([]byte(topic))) }
 
-// publish writes a message of two frames to its subscribers and returns how many took it.
+// publish writes a message of two frames to its subscribers and returns how many took it. One that does not read holds up no other: it misses
+// messages, as of every PUB socket, until it has taken the one before, and is let go after writeTimeout. If none takes it there is time to wait.
 func (p *publisher) publish(header, payload []byte, within time.Duration) int {
-	who := p.subscribers(header)
-	if len(who) == 0 {
-		return 0
-	}
 	p.msg = appendFrame(p.msg[:0], zmtpMore, header)
 	p.msg = appendFrame(p.msg, 0, payload)
-	took := 0
-	for _, q := range who {
-		if err := q.send(p.msg, within); err != nil {
-			q.conn.Close() // part of a message went out: nothing can follow it
-			p.remove(q)
-			continue
+	deadline := time.Now().Add(within)
+	for {
+		who := p.subscribers(header)
+		took := 0
+		for _, q := range who {
+			patience := slowPeer
+			if len(who) > 1 && q.behind() {
+				patience = time.Millisecond
+			}
+			ok, err := q.send(p.msg, min(patience, max(0, time.Until(deadline))))
+			if err != nil {
+				q.conn.Close() // part of a message went out: nothing can follow it
+				p.remove(q)
+				continue
+			}
+			if ok {
+				took++
+			}
 		}
-		took++
+		if took > 0 || len(who) == 0 || time.Now().After(deadline) {
+			return took
+		}
 	}
-	return took
+}
+
+// slowPeer is how long a message waits for a subscriber, beside others.
+const slowPeer = 20 * time.Millisecond
+
+// behind reports whether the peer has not taken the message before.
+func (s *peer) behind() bool {
+	s.write.Lock()
+	defer s.write.Unlock()
+	return len(s.rest) > 0
 }
 
 // local is this end's address as the subscriber sees it; empty before the first connection.

@@ -23,7 +23,7 @@ type packet struct {
 // tuple is the 5-tuple as the packet has it, or, once ordered, with the lower end first.
 type tuple struct {
 	src0, src1, dst0, dst1 uint64
-	// ports is source port << 32 | destination port << 16 | protocol: the fifth word of a key.
+	// ports is source port << 32 | destination port << 16 | mappedBit | protocol: the fifth word of a key.
 	ports uint64
 }
 
@@ -33,7 +33,12 @@ const (
 	kindTCP     kind = 1 << iota // its TCP header was captured
 	kindSwapped                  // the tuple is in order, and the packet went from its second end to its first
 	kindAnswer                   // it shows that its sender was spoken to
+	kindMapped                   // IPv6 between IPv4-mapped addresses: not IPv4
 )
+
+// mappedBit is in the ports of IPv6 packets between IPv4-mapped addresses, whose addresses are as those of IPv4 are
+// held.
+const mappedBit = 1 << 8
 
 func (t *tuple) proto() uint8 { return uint8(t.ports) }
 
@@ -44,7 +49,7 @@ func (t *tuple) setPorts(src, dst uint16, proto uint8) {
 // swap exchanges the ends.
 func (t *tuple) swap() {
 	t.src0, t.src1, t.dst0, t.dst1 = t.dst0, t.dst1, t.src0, t.src1
-	t.ports = t.ports&0xffff0000<<16 | t.ports>>16&0xffff0000 | t.ports&0xff
+	t.ports = t.ports&0xffff0000<<16 | t.ports>>16&0xffff0000 | t.ports&0xffff
 }
 
 // order puts the lower end first, and reports whether it was second.
@@ -71,6 +76,7 @@ func (t *tuple) key() (k flowcache.Key) {
 	binary.LittleEndian.PutUint64(k.Dst[:], t.dst0)
 	binary.LittleEndian.PutUint64(k.Dst[8:], t.dst1)
 	k.SrcPort, k.DstPort, k.Proto = uint16(t.ports>>32), uint16(t.ports>>16), t.proto()
+	k.Mapped = t.ports&mappedBit != 0
 	return k
 }
 
@@ -203,6 +209,10 @@ func ipv6(b []byte, wire int, p *packet) (rest []byte, proto uint8, f fragment, 
 	}
 	p.src0, p.src1 = binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])
 	p.dst0, p.dst1 = binary.LittleEndian.Uint64(b[24:]), binary.LittleEndian.Uint64(b[32:])
+	const mapped = 0xffff0000
+	if p.src0|p.dst0 == 0 && p.src1&0xffffffff == mapped && p.dst1&0xffffffff == mapped {
+		p.kind |= kindMapped
+	}
 	p.octets, p.payload = uint32(40+payload), uint32(payload)
 	rest = b[40:min(40+payload, len(b))]
 	for range maxTags {

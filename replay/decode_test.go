@@ -1,8 +1,14 @@
 package replay
 
 import (
+	"encoding/binary"
 	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/sockflow/sockflow/flowcache"
 )
@@ -75,6 +81,14 @@ func TestLinks(t *testing.T) {
 		{"header length", LinkRaw, cat([]byte{0x44}, v4[1:]), "malformed"},
 		{"total length", LinkRaw, cat([]byte{0x45, 0, 0, 19}, v4[4:]), "malformed"},
 		{"vlans without end", LinkEthernet, ethernet(0x8100, cat(repeat(cat(u16be(7), u16be(0x8100)), 40))), "malformed"},
+		{"ppi, ethernet", LinkPPI, cat([]byte{0, 0, 8, 0, 1, 0, 0, 0}, ethernet(etherIPv4, v4)), want4},
+		{"ppi, wlan, with fields", LinkPPI, cat([]byte{0, 0, 12, 0, 105, 0, 0, 0, 2, 0, 0, 0}, wlanHead, snap), want4},
+		{"ppi in ppi", LinkPPI, cat([]byte{0, 0, 8, 0, 192, 0, 0, 0, 0, 0, 8, 0, 1, 0, 0, 0}, ethernet(etherIPv4, v4)), "unknown_link"},
+		{"ppi shorter than itself", LinkPPI, cat([]byte{0, 0, 7, 0, 1, 0, 0, 0}, v4), "malformed"},
+		{"ppi cut", LinkPPI, []byte{0, 0, 90, 0, 1, 0, 0, 0}, "truncated"},
+		{"pktap, raw", LinkPKTAP, cat([]byte{108, 0, 0, 0, 1, 0, 0, 0, 12, 0, 0, 0}, make([]byte, 96), v6), want6},
+		{"pktap without a packet", LinkPKTAP, cat([]byte{12, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0, 0}, v4), "not_ip"},
+		{"pktap, longer than memory", LinkPKTAP, cat([]byte{255, 255, 255, 255, 1, 0, 0, 0, 12, 0, 0, 0}, v4), "truncated"},
 		{"unknown", 9999, v4, "unknown_link"},
 	} {
 		p := at(0, c.data)
@@ -265,6 +279,10 @@ func FuzzDecode(f *testing.F) {
 	f.Add(uint16(101), ip(a4, b4, 17, udp(5, 4789, cat([]byte{8, 0, 0, 0, 0, 0, 42, 0}, ethernet(0x8847, cat([]byte{0, 1, 1, 64}, v4))))))
 	f.Add(uint16(101), ip(a4, b4, 47, cat([]byte{0x30, 0x81, 0x88, 0x0b, 0, 35, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0x21}, v4)))
 	f.Add(uint16(105), make([]byte, 40))
+	f.Add(uint16(192), cat([]byte{0, 0, 8, 0, 101, 0, 0, 0}, v4))
+	f.Add(uint16(258), cat([]byte{12, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0}, ethernet(etherIPv4, v4)))
+	f.Add(uint16(101), ip(a4, b4, 47, cat([]byte{0, 0, 0x89, 0x09, 8, 0, 1, 1, 0, 1, 0, 7}, v4)))
+	f.Add(uint16(101), ip(a4, b4, 47, cat([]byte{0, 0, 0x88, 0x3e, 0, 0, 0, 0}, v4)))
 	f.Add(uint16(107), []byte{0x18, 0x41, 3, 0xcc, 0x45})
 	f.Add(uint16(239), []byte{2, 0, 0, 0, 4, 0, 9, 0, 0x45})
 	f.Fuzz(func(t *testing.T, link uint16, b []byte) {
@@ -284,4 +302,59 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestUnreadLinks: link types that are not read are named, however many there are.
+func TestUnreadLinks(t *testing.T) {
+	var packets []Packet
+	add := func(link uint16, data []byte) {
+		p := at(0, data)
+		p.Link = link
+		packets = append(packets, p)
+	}
+	add(147, nil)
+	add(189, nil)
+	add(147, nil)
+	add(LinkPPI, []byte{0, 0, 8, 0, 189, 0, 0, 0})
+	_, st := meter(t, Config{}, packets)
+	if got := st.Unread.String(); got != "147 USER0: 2, 189 USB_LINUX: 2" {
+		t.Error(got)
+	}
+	for i := range uint16(40) {
+		add(20000+i, nil)
+	}
+	_, st = meter(t, Config{}, packets)
+	if got := st.Unread.String(); !strings.HasSuffix(got, ", 20013: 1, others: 26") {
+		t.Error(got)
+	}
+}
+
+// TestMappedAddresses: IPv6 packets between IPv4-mapped addresses are flows of IPv6, apart from those of IPv4 with the
+// same addresses and ports, and so are their fragments.
+func TestMappedAddresses(t *testing.T) {
+	const a, b = "::ffff:192.0.2.1", "::ffff:198.51.100.7"
+	mapped := func(next uint8, in []byte) []byte {
+		h := make([]byte, 40)
+		h[0], h[6], h[7] = 0x60, next, 64
+		binary.BigEndian.PutUint16(h[4:], uint16(len(in)))
+		s, d := netip.MustParseAddr(a).As16(), netip.MustParseAddr(b).As16()
+		copy(h[8:], s[:])
+		copy(h[24:], d[:])
+		return cat(h, in)
+	}
+	one := udp(1000, 53, make([]byte, 24))
+	whole := ip(a4, b4, 17, one)
+	records, _ := meter(t, Config{MaxFlows: 10}, []Packet{
+		at(0, whole), at(1, mapped(17, one)), at(2, whole),
+		at(3, frag4(whole, 7, 0, 16)), at(4, mapped(44, cat([]byte{17, 0, 0, 16, 0, 0, 0, 7}, one[16:]))), at(5, mapped(44, cat([]byte{17, 0, 0, 1, 0, 0, 0, 7}, one[:16]))),
+	})
+	var got []string
+	for i := range records {
+		src, _ := records[i].Key.Netip()
+		got = append(got, fmt.Sprint(src, " ", records[i].Key.Is4(), " ", records[i].Forward.Packets))
+	}
+	slices.Sort(got)
+	if d := cmp.Diff([]string{"192.0.2.1 true 3", a + " false 3"}, got); d != "" {
+		t.Error(d)
+	}
 }

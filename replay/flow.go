@@ -69,7 +69,7 @@ func (f *flow) begin(p *packet) {
 }
 
 // count adds p, and reports whether it closed the connection.
-func (f *flow) count(p *packet, activeTimeout int64) (closed bool) {
+func (f *flow) count(p *packet, activeTimeout int64, gaps *gapPool) (closed bool) {
 	d := int(p.kind & kindSwapped >> 1)
 	f.octets[d] += uint64(p.octets)
 	f.packets[d] += uint64(p.packets)
@@ -83,7 +83,8 @@ func (f *flow) count(p *packet, activeTimeout int64) (closed bool) {
 	payload := p.payload
 	if p.kind&kindTCP != 0 {
 		f.control |= p.flags
-		payload -= f.tcp.sequence(p, d, f.state&(stateFrom0<<d) != 0)
+		recent := f.state&stateTold == 0 && p.time-f.start <= reorderTime*1000
+		payload -= f.tcp.sequence(p, d, recent, gaps)
 		if p.flags&(flowcache.FlagSYN|flowcache.FlagFIN|flowcache.FlagRST) != 0 || f.state&(stateAccepted|stateEstablished) == stateAccepted {
 			closed = f.life(p, d)
 		}

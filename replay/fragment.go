@@ -7,11 +7,12 @@ type fragment struct {
 	id     uint32
 }
 
-// datagramID names a fragmented datagram. IPv6 tells it without the protocol; the addresses of IPv4 differ from those of IPv6.
+// datagramID names a fragmented datagram; that of IPv6 has no protocol.
 type datagramID struct {
 	src0, src1, dst0, dst1 uint64
 	id                     uint32
 	proto                  uint8
+	mapped                 bool // IPv6 between IPv4-mapped addresses
 }
 
 // fragments finds the ports of fragments: the first of a datagram has them. Fragments that come before it wait for it.
@@ -43,8 +44,8 @@ const (
 )
 
 func (f *fragments) get(p *packet, fr fragment) *datagram {
-	id := datagramID{p.src0, p.src1, p.dst0, p.dst1, fr.id, p.proto()}
-	if id.src1&0xffffffff != 0xffff0000 || id.src0 != 0 {
+	id := datagramID{p.src0, p.src1, p.dst0, p.dst1, fr.id, p.proto(), p.kind&kindMapped != 0}
+	if id.src1&0xffffffff != 0xffff0000 || id.src0 != 0 || id.mapped {
 		id.proto = 0
 	}
 	if g := f.known[id]; g != nil && p.time-g.begun < fragmentTime {

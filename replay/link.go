@@ -23,12 +23,14 @@ const (
 	LinkPFLog      = 117
 	LinkRadiotap   = 127
 	LinkPPPD       = 166
+	LinkPPI        = 192 // per-packet information, which names the link type of the frame
 	LinkPPPDir     = 204
 	LinkIPNet      = 226 // Solaris
 	LinkIPv4       = 228
 	LinkIPv6       = 229
 	LinkNFLog      = 239
 	LinkIPoIB      = 242
+	LinkPKTAP      = 258 // of Darwin, which names the link type too
 	LinkSLL2       = 276
 )
 
@@ -50,7 +52,7 @@ func be16(b []byte) uint16 { return binary.BigEndian.Uint16(b) }
 func be32(b []byte) uint32 { return binary.BigEndian.Uint32(b) }
 
 // network skips the link layer of a packet. It returns the IP packet and the Ethertype, etherIPv4 or etherIPv6; ok is false for what
-// is no IP, or is cut before it, and fate says which.
+// is no IP, or is cut before it, and fate says which. Of UnknownLink ether is the link type.
 func network(link uint16, b []byte) (ip []byte, ether uint16, fate Fate) {
 	if link == LinkEthernet { // nearly all
 		if len(b) < 14 {
@@ -150,8 +152,38 @@ func network(link uint16, b []byte) (ip []byte, ether uint16, fate Fate) {
 		return wlan(b[n:])
 	case LinkWLAN:
 		return wlan(b)
+	case LinkPPI, LinkPKTAP:
+		return wrapped(link, b)
 	}
-	return nil, 0, UnknownLink
+	return nil, link, UnknownLink
+}
+
+// wrapped reads a header that names the link type of what follows: that of PPI (version, flags, length of 16 bits, link
+// type), or of PKTAP (length, type of record, link type). Both are little endian.
+func wrapped(link uint16, b []byte) ([]byte, uint16, Fate) {
+	need := 8
+	if link == LinkPKTAP {
+		need = 12
+	}
+	if len(b) < need {
+		return nil, 0, Truncated
+	}
+	n, inner := int(binary.LittleEndian.Uint16(b[2:])), binary.LittleEndian.Uint32(b[4:])
+	if link == LinkPKTAP {
+		n, inner = int(min(binary.LittleEndian.Uint32(b), 1<<16)), binary.LittleEndian.Uint32(b[8:])
+		if binary.LittleEndian.Uint32(b[4:]) != 1 {
+			return nil, 0, NotIP // no packet
+		}
+	}
+	switch {
+	case n < need:
+		return nil, 0, Malformed
+	case len(b) < n:
+		return nil, 0, Truncated
+	case inner > 0xffff || inner == LinkPPI || inner == LinkPKTAP:
+		return nil, link, UnknownLink
+	}
+	return network(uint16(inner), b[n:])
 }
 
 // families tells IP by an address family: AF_INET is 2 everywhere, AF_INET6 differs.

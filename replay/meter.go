@@ -44,6 +44,7 @@ type Meter struct {
 	round  *round
 	clock  int64
 	fates  [fates]uint64
+	unread Links
 	octets uint64
 	first  int64
 	stop   atomic.Bool
@@ -72,6 +73,7 @@ type shard struct {
 	created uint64
 	live    int
 	records [6]uint64
+	gaps    uint64
 }
 
 // produced is a batch of records, or the end of a round.
@@ -246,6 +248,9 @@ func (m *Meter) observe(raw *Packet) {
 			m.ready()
 		}
 	}
+	if fate == UnknownLink {
+		m.unread.add(ether)
+	}
 	m.fates[fate]++
 }
 
@@ -259,6 +264,9 @@ func (m *Meter) ready() {
 
 func (m *Meter) dispatch(p *packet) {
 	m.octets += uint64(p.octets)
+	if p.kind&kindMapped != 0 {
+		p.ports |= mappedBit
+	}
 	if p.order() {
 		p.kind |= kindSwapped
 	}
@@ -275,7 +283,7 @@ func (m *Meter) pass() {
 	r := m.round
 	r.clock = m.clock
 	m.mu.Lock()
-	m.stats.Fates, m.stats.Octets, m.stats.First, m.stats.Clock = m.fates, m.octets, m.first, m.clock
+	m.stats.Fates, m.stats.Octets, m.stats.First, m.stats.Clock, m.stats.Unread = m.fates, m.octets, m.first, m.clock, m.unread
 	m.stats.Orphans, m.stats.Datagrams = m.dec.frags.orphans, m.dec.frags.met
 	m.mu.Unlock()
 	for _, s := range m.shards {
@@ -297,7 +305,7 @@ func (s *shard) run() {
 			t.out = t.give(t.out)
 		}
 		s.mu.Lock()
-		s.created, s.live, s.records = t.created, t.used, t.records
+		s.created, s.live, s.records, s.gaps = t.created, t.used, t.records, t.gaps.forgotten
 		s.mu.Unlock()
 		s.out <- produced{done: r}
 	}
@@ -317,6 +325,7 @@ func (m *Meter) Stats() Stats {
 		s.mu.Lock()
 		st.Created += s.created
 		st.Live += s.live
+		st.Gaps += s.gaps
 		for i, n := range s.records {
 			st.Records[i] += n
 		}

@@ -26,7 +26,9 @@ type Stats struct {
 	Live      int    // flows in the table
 	Records   [6]uint64
 	Orphans   uint64 // fragments whose first was not seen: they count without ports
+	Gaps      uint64 // gaps of TCP sequences for which there was no room: what fills one later counts as a retransmission
 	First     int64  // time of the first packet; 0 if there was none
 	Clock     int64  // the latest time of any packet
+	Unread    Links  // packets of UnknownLink
 	Datagrams uint64 // fragmented datagrams whose ports were remembered
 }

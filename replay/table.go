@@ -21,6 +21,7 @@ type table struct {
 	told  []*[chunkLen][2]flowcache.Counters
 	used  int
 	wheel wheel
+	gaps  gapPool
 	touch uint64
 
 	created uint64
@@ -39,7 +40,7 @@ func newTable(cfg *Config, most int, s *seed, give func(*flowcache.Records) *flo
 	t := &table{
 		idle: int64(cfg.IdleTimeout), active: int64(cfg.ActiveTimeout), linger: int64(cfg.Linger),
 		max: most, seed: s, index: make([]uint64, firstIndex), shift: 32 - uint(bits.TrailingZeros(firstIndex)),
-		give: give,
+		give: give, gaps: gapPool{max: leastGaps + most},
 	}
 	t.wheel.now = -1
 	t.out = give(nil)
@@ -64,7 +65,7 @@ func (t *table) addAll(packets []packet) {
 			touch := t.touch
 			for i := range some {
 				f := t.at(some[i].guess)
-				touch += f.src0 + f.payload[0] + uint64(f.tcp.isn)
+				touch += f.src0 + f.payload[0] + uint64(f.tcp.next[0])
 			}
 			t.touch = touch
 		}
@@ -88,10 +89,12 @@ func (t *table) add(p *packet) {
 		case p.time-f.last >= t.patience(f):
 			t.end(i, f)
 			t.created++
+			t.release(f)
 			f.begin(p)
 		case f.reopened(p):
 			t.tell(i, f, flowcache.EndDetected, true)
 			t.created++
+			t.release(f)
 			f.begin(p)
 		case f.state&stateMoved != 0 && p.time >= f.active:
 			t.tell(i, f, flowcache.EndActive, false)
@@ -99,9 +102,17 @@ func (t *table) add(p *packet) {
 	} else {
 		f.begin(p)
 	}
-	if f.count(p, t.active) {
+	if f.count(p, t.active, &t.gaps) {
 		t.cancel(i)
 		t.arm(i, t.deadline(f))
+	}
+}
+
+// release frees what a flow has beside its three cache lines.
+func (t *table) release(f *flow) {
+	if f.proto() == protoTCP && f.tcp.gaps != [2]uint32{} {
+		t.gaps.clear(&f.tcp.gaps[0])
+		t.gaps.clear(&f.tcp.gaps[1])
 	}
 }
 
@@ -271,6 +282,7 @@ func (t *table) remove(i uint32) {
 			hole = at
 		}
 	}
+	t.release(f)
 	f.state = 0
 	f.next = t.unused
 	t.unused = i

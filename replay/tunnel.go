@@ -38,7 +38,7 @@ func tunnel(b []byte, proto uint8, p *packet) (in []byte, ether uint16, headers 
 	return nil, 0, 0
 }
 
-// gre reads GRE (RFC 2784, RFC 2890), that of PPTP (RFC 2637) and ERSPAN.
+// gre reads GRE (RFC 2784, RFC 2890), that of PPTP (RFC 2637), ERSPAN, WCCP and Cisco metadata.
 func gre(b []byte) ([]byte, uint16, int) {
 	if len(b) < 4 {
 		return nil, 0, 0
@@ -61,6 +61,16 @@ func gre(b []byte) ([]byte, uint16, int) {
 		n += 4
 	}
 	switch ether {
+	case 0x8909: // Cisco metadata; here its Ethertype comes first (draft-smith-kandula-sxp, section 6)
+		if len(b) < n+8 {
+			return nil, 0, 0
+		}
+		ether = be16(b[n:])
+		n += 8
+	case 0x883e: // WCCP: IPv4, after a redirect header in version 2
+		if ether = etherIPv4; len(b) > n && b[n]>>4 != 4 {
+			n += 4
+		}
 	case 0x88be: // ERSPAN; without a sequence number it is type I, which has no header
 		ether = etherBridged
 		if sequence {

@@ -181,6 +181,11 @@ func (s *socket) observe(o *flowcache.Observation, netns uint32, now int64) {
 		CGroup: s.cgroup,
 		Inode:  s.inode,
 	}
+	if s.inode == 0 && s.uid == 0 {
+		// No process has it any more, or none yet (struct sock without a struct socket, or a TIME_WAIT one): the
+		// kernel then writes 0, whoever it was.
+		o.UID = flowcache.NoID
+	}
 	if s.proto == flowcache.ProtoTCP {
 		o.TCP.State = s.state
 	}

@@ -7,7 +7,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -19,6 +21,42 @@ type namespace struct {
 	path  string // where it was found last; empty for the own
 	dump  *netlink.Conn
 	dead  *netlink.Conn // destroy groups; nil where they are not allowed
+
+	mu    sync.Mutex
+	ports map[uint16]int64 // that accept connections, with the time of the last pass that showed so
+}
+
+// portMemory is how long a port that accepted connections is remembered after the last pass that showed one, if
+// that is longer than two passes: the end of one that ended since may still be unread.
+const portMemory = 10 * time.Second
+
+// accepts notes that the pass at the time now has seen a listening socket at a port, or a connection that was
+// accepted there.
+func (ns *namespace) accepts(port uint16, now int64) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	ns.ports[port] = now
+}
+
+// accepted reports whether a socket that is not listening is the child of one that was: whether its local port
+// accepts connections. A port does as long as a pass shows one of its connections, though nothing listens there any
+// more: an accepted socket stays one.
+func (ns *namespace) accepted(port uint16) bool {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	_, ok := ns.ports[port]
+	return ok
+}
+
+// forget forgets the ports that no pass has seen since a time.
+func (ns *namespace) forget(since int64) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	for port, last := range ns.ports {
+		if last < since {
+			delete(ns.ports, port)
+		}
+	}
 }
 
 // Where named namespaces are mounted: iproute2, and Docker.
@@ -57,6 +95,9 @@ func namespaces(proc string) (map[uint32]string, bool) {
 		}
 		path := proc + "/" + n + "/ns/net"
 		link, err := os.Readlink(path)
+		if errors.Is(err, os.ErrNotExist) {
+			path, link = ofThread(proc + "/" + n)
+		}
 		if errors.Is(err, os.ErrPermission) {
 			hidden = true
 		}
@@ -82,6 +123,18 @@ func namespaces(proc string) (map[uint32]string, bool) {
 	return found, hidden
 }
 
+// ofThread returns the network namespace of a process whose first thread has ended while others go on: it is in none.
+func ofThread(process string) (path, link string) {
+	tasks, _ := os.ReadDir(process + "/task")
+	for _, t := range tasks {
+		path = process + "/task/" + t.Name() + "/ns/net"
+		if link, err := os.Readlink(path); err == nil {
+			return path, link
+		}
+	}
+	return "", ""
+}
+
 // namespaceInode reads "net:[INODE]", as the links of /proc/PID/ns/net point to.
 func namespaceInode(link string) (uint32, bool) {
 	s, ok := strings.CutPrefix(link, "net:[")
@@ -104,7 +157,7 @@ func openNamespace(inode uint32, path string) (*namespace, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial sock_diag: %w", err)
 	}
-	ns := &namespace{inode: inode, path: path, dump: dump}
+	ns := &namespace{inode: inode, path: path, dump: dump, ports: map[uint16]int64{}}
 	dump.SetReadBuffer(1 << 20) // best effort
 	return ns, nil
 }

@@ -203,18 +203,18 @@ func (s *Source) pass(out chan<- *flowcache.Batch) {
 	firstPass := s.passes.Load() == 1
 	for inode, ns := range s.open {
 		now := flowcache.Now()
-		ports := map[uint16]struct{}{}
+		whole := true
 		var sock socket
 		var o flowcache.Observation
 		check := func(err error) {
 			if err != nil {
-				complete = false
+				complete, whole = false, false
 				s.errs.Add(1)
 			}
 		}
 		for _, family := range families {
 			check(ns.each(s.buf, family, flowcache.ProtoTCP, statesListen, &sock, func(k *socket) {
-				ports[k.sport] = struct{}{}
+				ns.accepts(k.sport, now)
 				if s.cfg.Audit {
 					return
 				}
@@ -225,18 +225,24 @@ func (s *Source) pass(out chan<- *flowcache.Batch) {
 		}
 		for _, family := range families {
 			check(ns.each(s.buf, family, flowcache.ProtoTCP, statesLive, &sock, func(k *socket) {
+				if !k.hasInfo {
+					return // TIME_WAIT, in the state that the socket had: that has ended, and this has another cookie
+				}
 				s.sockets.Add(1)
 				k.observe(&o, inode, now)
 				o.Snapshot, o.Audit = true, s.cfg.Audit
 				o.Preexisting = firstPass
-				_, accepted := ports[k.sport]
-				if accepted {
+				t := flowcache.TCPTotals{State: k.state, Accepted: ns.accepted(k.sport)}
+				if t.Accepted {
+					ns.accepts(k.sport, now)
 					o.Role = flowcache.RoleResponder
 				}
-				t := flowcache.TCPTotals{State: k.state, Accepted: accepted && !firstPass}
 				k.tcp(&o, &t)
 				add(&o)
 			}))
+		}
+		if whole {
+			ns.forget(now - int64(max(2*s.cfg.Interval, portMemory)))
 		}
 		if s.cfg.Audit {
 			continue
@@ -286,7 +292,7 @@ func (s *Source) watch(ns *namespace, out chan<- *flowcache.Batch) {
 				if k.dport == 0 || !k.hasInfo {
 					return // it listened, or never connected
 				}
-				s.ended(k, &o)
+				k.ended(&o, ns.accepted(k.sport))
 			default:
 				o.Event = flowcache.EventClose
 			}
@@ -301,11 +307,14 @@ func (s *Source) watch(ns *namespace, out chan<- *flowcache.Batch) {
 
 // ended completes the last observation of a connection. The kernel says CLOSE of all, and so not whether the peer's FIN is
 // among the octets received. It is assumed; where this end closed first, and so never got the FIN itself (the
-// TIME_WAIT socket did), one octet of payload is then missing.
-func (s *Source) ended(k *socket, o *flowcache.Observation) {
+// TIME_WAIT socket did), one octet of payload is then missing, and a packet each way.
+func (s *socket) ended(o *flowcache.Observation, accepted bool) {
 	o.Event = flowcache.EventEnd
-	t := flowcache.TCPTotals{State: flowcache.TCPLastAck, FINReceived: true, Ended: true}
-	k.tcp(o, &t)
+	if accepted {
+		o.Role = flowcache.RoleResponder
+	}
+	t := flowcache.TCPTotals{State: flowcache.TCPLastAck, FINReceived: true, Ended: true, Accepted: accepted}
+	s.tcp(o, &t)
 }
 
 // Each calls f for every socket of every namespace that may be seen, once: TCP and UDP, listening and unconnected ones too.

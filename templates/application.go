@@ -1,6 +1,10 @@
 package templates
 
-import "github.com/sockflow/sockflow/flowcache"
+import (
+	"strconv"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
 
 // Application is an entry of the table of applications (RFC 6759, section 6.6).
 type Application struct {
@@ -29,19 +33,22 @@ func (c *context) applicationID(r *flowcache.Record) uint32 {
 	return userDefined | h>>24 ^ h&0xffffff
 }
 
-// Application returns the application that a record's applicationId stands for, and false where that is a port or the set has no programs. Of two
+// Application returns the application that a record's applicationId stands for, and false where that has no name, or records have none. Of two
 // programs, that of the source comes first.
 func (s *Set) Application(r *flowcache.Record) (id uint32, ok bool) {
-	if !s.ctx.programs {
+	if !s.applications || classOf(r.Key.Proto, !r.Key.Is4()) > classPorts {
 		return 0, false
 	}
 	id = s.ctx.applicationID(r)
-	return id, id>>24 == userDefined>>24
+	return id, id>>24 == userDefined>>24 || ServiceName(uint16(id)) != ""
 }
 
-// NameApplication returns the entry for the programs of a record: "curl>nginx", and where they run, "web-0>db-0": the pod, the container, the
-// unit, or else the user. Of an end of which nothing is known there is nothing.
+// NameApplication returns the entry of an application: of a port its name by IANA; for the programs of a record "curl>nginx", and where they run,
+// "web-0>db-0": the pod, the container, the unit, or else the user. Of an end of which nothing is known there is nothing.
 func NameApplication(id uint32, r *flowcache.Record) Application {
+	if id>>24 != userDefined>>24 {
+		return Application{id, ServiceName(uint16(id)), "IANA port " + strconv.Itoa(int(uint16(id)))}
+	}
 	return Application{id, both(who(&r.Source).Name, who(&r.Dest).Name), both(where(&r.Source), where(&r.Dest))}
 }
 

@@ -139,16 +139,16 @@ func TestParseElements(t *testing.T) {
 }
 
 func TestServices(t *testing.T) {
-	for i, s := range Services() {
-		if i > 0 && s.Port <= Services()[i-1].Port || s.Name == "" {
+	for i, s := range services() {
+		if i > 0 && s.Port <= services()[i-1].Port || s.Name == "" {
 			t.Errorf("%+v is out of order", s)
 		}
 		if ServiceName(s.Port) != s.Name {
 			t.Errorf("%d: %q", s.Port, ServiceName(s.Port))
 		}
 	}
-	if n := bytes.Count([]byte(servicesText), []byte("\n")); n != len(Services()) {
-		t.Errorf("%d of %d lines", len(Services()), n)
+	if n := bytes.Count([]byte(servicesText), []byte("\n")); n != len(services()) {
+		t.Errorf("%d of %d lines", len(services()), n)
 	}
 	for port, want := range map[uint16]string{443: "https", 53: "domain", 4739: "ipfix", 0: "", 65535: "", 54: ""} {
 		if got := ServiceName(port); got != want {
@@ -177,7 +177,7 @@ func TestApplication(t *testing.T) {
 		{nginx, curl, nil, "nginx>curl", "alice"},
 		{curl, nginx, nil, "curl>nginx", "alice"},
 	} {
-		r := flowcache.Record{Source: flowcache.End{Who: c.source}, Dest: flowcache.End{Who: c.dest, Container: c.in}}
+		r := flowcache.Record{Key: flowcache.Key{Proto: flowcache.ProtoTCP}, Source: flowcache.End{Who: c.source}, Dest: flowcache.End{Who: c.dest, Container: c.in}}
 		id, ok := s.Application(&r)
 		again, _ := s.Application(&r)
 		if !ok || id>>24 != 6 || id != again || ids[id] != "" {

@@ -53,7 +53,7 @@ func (k kind) dest() int   { return int(k >> 6 & 7) }
 func (k kind) nat() bool   { return k&(1<<9) != 0 }
 
 func kindOf(r *flowcache.Record) kind {
-	v6 := !is4(&r.Key.Src) || !is4(&r.Key.Dst)
+	v6 := !is4(&r.Key.Src) || !is4(&r.Key.Dst) || r.Key.Mapped
 	post := &r.Post
 	nat := !isZero(&post.Src) && (is4(&post.Src) && is4(&post.Dst)) != v6
 	return makeKind(v6, classOf(r.Key.Proto, v6), knowledge(&r.Source), knowledge(&r.Dest), nat)

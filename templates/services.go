@@ -13,26 +13,23 @@ import (
 //go:embed services.txt
 var servicesText string
 
-// Service is a port and its name.
-type Service struct {
+// service is a port and its name.
+type service struct {
 	Port uint16
 	Name string
 }
 
-var services = sync.OnceValue(func() []Service {
-	var l []Service
+var services = sync.OnceValue(func() []service {
+	var l []service
 	for line := range strings.Lines(servicesText) {
 		port, name, ok := strings.Cut(strings.TrimSpace(line), " ")
 		n, err := strconv.ParseUint(port, 10, 16)
 		if ok && err == nil {
-			l = append(l, Service{uint16(n), name})
+			l = append(l, service{uint16(n), name})
 		}
 	}
 	return l
 })
-
-// Services returns the names of ports, ascending, for application tables (RFC 6759).
-func Services() []Service { return services() }
 
 // ServiceName is the name of a port, empty if it has none.
 func ServiceName(port uint16) string {
@@ -50,6 +47,3 @@ func ServiceName(port uint16) string {
 	}
 	return ""
 }
-
-// ApplicationID is applicationId of a port (RFC 6759, section 4.1): engine 3, which is IANA's port numbers, and the port.
-func ApplicationID(port uint16) uint32 { return portApplication(port) }

@@ -120,11 +120,14 @@ type Set struct {
 	fields  []field // of every kind
 	added   map[string]bool
 	page    uint16
+	layout  uint32 // a hash of the fields
 	runs    []run
 	kinds   [kinds]*Template
 	list    []*Template
 	ctx     context
 	swapped flowcache.Record
+
+	applications bool // some templates have applicationId
 }
 
 // MaxFields is what Wireshark takes in a template by default (preference cflow.max_template_fields).
@@ -132,6 +135,18 @@ const MaxFields = 60
 
 // FirstID is the least id of a template of flow records; below are those of options records.
 const FirstID = kinds
+
+const pages = 65536/kinds - 1
+
+// Follow makes the template ids of s others than those of a set before it in the same session, unless both have one layout. It is called before For.
+func (s *Set) Follow(before *Set) {
+	if s.layout != before.layout && s.page == before.page {
+		s.page = FirstID + (s.page-FirstID+kinds)%(pages*kinds)
+	}
+}
+
+// Page is a number, of 63, that differs from that of a set with another layout before it.
+func (s *Set) Page() int { return int(s.page-FirstID) / kinds }
 
 // New prepares the templates. Their ids are a function of their layout alone.
 func New(opt Options) (*Set, error) {
@@ -177,8 +192,9 @@ func New(opt Options) (*Set, error) {
 	}
 	// Kinds have 1024 ids, so that no two collide; which ones changes with the layout, so that a collector that remembers
 	// templates takes none for another.
-	const pages = 65536/kinds - 1
-	s.page = FirstID + kinds*uint16(layout.Sum32()%pages)
+	s.layout = layout.Sum32()
+	s.page = FirstID + kinds*uint16(s.layout%pages)
+	s.applications = s.Has("applicationId")
 	return s, s.check()
 }
 
@@ -290,7 +306,10 @@ func (s *Set) SetUptime(zero int64) { s.ctx.uptime = zero }
 
 // For returns the template of a record.
 func (s *Set) For(r *flowcache.Record) *Template {
-	k := kindOf(r)
+	return s.of(kindOf(r))
+}
+
+func (s *Set) of(k kind) *Template {
 	if s.opt.Dialect == IANA {
 		k = k.fold()
 	}
@@ -301,6 +320,18 @@ func (s *Set) For(r *flowcache.Record) *Template {
 	s.list = append(s.list, t)
 	s.kinds[k] = t
 	return t
+}
+
+// Common compiles the templates of kinds of records that nearly every host has: TCP and other ports over IPv4 and IPv6, with a process at one end
+// or at both.
+func (s *Set) Common() {
+	for _, v6 := range []bool{false, true} {
+		for _, class := range []int{classTCP, classPorts} {
+			for _, ends := range [][2]int{{endHost, endNone}, {endNone, endHost}, {endHost, endHost}} {
+				s.of(makeKind(v6, class, ends[0], ends[1], false))
+			}
+		}
+	}
 }
 
 // Opposite returns the record of the other direction, if r has one and s wants it told apart. It is valid until the next call.

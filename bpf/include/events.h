@@ -13,7 +13,8 @@ enum event_kind {
 	KIND_EXEC = 4,     /* struct process_event */
 	KIND_FORK = 5,
 	KIND_EXIT = 6,
-	KIND_MOVE = 7, /* to another control group */
+	KIND_MOVE = 7,  /* to another control group */
+	KIND_MPTCP = 8, /* nothing but the kind: MPTCP is in use */
 };
 
 enum {
@@ -22,6 +23,9 @@ enum {
 	SOCK_FIN_RECEIVED = 4,
 	SOCK_KERNEL = 8,       /* the socket belongs to the kernel itself */
 	SOCK_SHARED = 16,      /* other processes than the owner have used it too */
+	SOCK_FINAL = 32,       /* of an end: the counters include the last segment, a reset say */
+	SOCK_ENDED = 64,       /* in the kernel only: the end was reported, and the socket may live on */
+	SOCK_MEASURED = 128,   /* in the kernel only: the time of establishment was looked for */
 };
 
 enum {
@@ -74,7 +78,9 @@ struct socket_record {
 	__u8 role;
 	__u8 flags;
 	__u8 v4;
-	__u8 pad[2];
+	__u8 syn_retrans; /* retransmissions of the SYN, as far as they are known */
+	__u8 pad[5];
+	__u32 exec;       /* of the owner: how often it had called execve, and its ancestors */
 };
 
 struct datagram_event {
@@ -89,6 +95,8 @@ struct datagram_event {
 	__u32 gid;
 	__u8 flags;
 	__u8 pad[3];
+	__u32 exec;
+	__u32 pad2;
 };
 
 /* Followed by path_len and then cgroup_len octets: names from the leaf to the root, each ended by a NUL. */
@@ -104,6 +112,8 @@ struct process_event {
 	__u32 gid;
 	__u16 path_len;
 	__u16 cgroup_len;
+	__u32 exec;
+	__u32 parent_exec;
 	char comm[16];
 };
 
@@ -126,8 +136,14 @@ struct datagram_value {
 	__u64 payload[2];
 	__u32 netns; /* 0 unknown */
 	__u8 role;
-	__u8 kernel; /* the socket belongs to the kernel itself */
-	__u8 pad[2];
+	__u8 kernel;     /* the socket belongs to the kernel itself */
+	__u8 translated; /* by this host's own address translation: the other end sees what follows */
+	__u8 pad;
+	__u8 far_local[16];
+	__u8 far_remote[16];
+	__u16 far_local_port;
+	__u16 far_remote_port;
+	__u32 pad2;
 };
 
 /* Why something was lost: indexes of the map losses. */
@@ -136,8 +152,10 @@ enum loss {
 	LOSS_RING_PROCESS = 1,
 	LOSS_DATAGRAM_MAP = 2,
 	LOSS_STORAGE = 3,
-	SHARED_SOCKETS = 4, /* no loss: sockets that a second process used */
-	LOSS_MAX = 5,
+	LOSS_ABANDONED = 4, /* connects given up (connect(AF_UNSPEC), SO_LINGER 0) or refused before an answer came */
+	LOSS_REFUSED = 5,   /* datagrams that were counted, then refused by another program, and whose count could not be taken back */
+	SHARED_SOCKETS = 6, /* no loss: sockets that a second process used */
+	LOSS_MAX = 7,
 };
 
 #endif

@@ -58,6 +58,22 @@ struct bpf_sock {
 	__s32 rx_queue_mapping;
 };
 
+struct bpf_sock_addr {
+	__u32 user_family;
+	__u32 user_ip4;
+	__u32 user_ip6[4];
+	__u32 user_port;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 msg_src_ip4;
+	__u32 msg_src_ip6[4];
+	union {
+		struct bpf_sock *sk;
+		__u64 : 64;
+	};
+};
+
 struct __sk_buff {
 	__u32 len;
 	__u32 pkt_type;
@@ -196,6 +212,18 @@ typedef struct {
 	int counter;
 } atomic_t;
 
+struct ns_common {
+	unsigned int inum;
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+struct nsproxy {
+	struct net *net_ns;
+};
+
 struct signal_struct {
 	atomic_t live;
 };
@@ -207,24 +235,18 @@ struct task_struct {
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	__u64 start_boottime;
+	__u64 self_exec_id;
 	const struct cred *cred;
 	char comm[16];
 	struct fs_struct *fs;
 	struct files_struct *files;
 	struct signal_struct *signal;
 	struct css_set *cgroups;
+	struct nsproxy *nsproxy;
 };
 
 struct linux_binprm {
 	struct file *file;
-};
-
-struct ns_common {
-	unsigned int inum;
-};
-
-struct net {
-	struct ns_common ns;
 };
 
 typedef struct {
@@ -324,9 +346,16 @@ struct tcp_sock {
 	__u32 rate_delivered;
 	__u32 rate_interval_us;
 	struct request_sock *fastopen_rsk;
+	__u64 tcp_mstamp;
+	struct {
+		__u32 seq;
+		__u64 time;
+	} rcvq_space;
 };
 
 struct mptcp_subflow_context {
+	__u32 request_mptcp : 1;
+	__u32 request_join : 1;
 	struct sock *conn;
 };
 
@@ -338,6 +367,49 @@ struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;
 	char cb[48];
+	unsigned long _skb_refdst;
+	unsigned long _nfct;
+};
+
+struct dst_entry {
+	unsigned long _metrics;
+};
+
+struct rtable {
+	struct dst_entry dst;
+	__u32 rt_pmtu : 31;
+};
+
+union nf_inet_addr {
+	__u32 all[4];
+};
+
+union nf_conntrack_man_proto {
+	__be16 all;
+};
+
+struct nf_conntrack_man {
+	union nf_inet_addr u3;
+	union nf_conntrack_man_proto u;
+};
+
+struct nf_conntrack_tuple {
+	struct nf_conntrack_man src;
+	struct {
+		union nf_inet_addr u3;
+		union {
+			__be16 all;
+		} u;
+	} dst;
+};
+
+struct nf_conntrack_tuple_hash {
+	struct nf_conntrack_tuple tuple;
+};
+
+struct nf_conn {
+	struct nf_conntrack_tuple_hash tuplehash[2];
+	unsigned long status;
 };
 
 struct inet_skb_parm {

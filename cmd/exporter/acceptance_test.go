@@ -17,22 +17,35 @@ import (
 // and a conversation with both ends here is one record. It needs no tool but itself: it runs in virtual machines too.
 func TestAcceptance(t *testing.T) {
 	needRoot(t)
+	args := strings.Fields(os.Getenv("SOCKFLOW_ARGS"))
+	netlink := slices.Contains(args, "netlink")
+	r := runExporter(t, append(args, "--snapshot-interval", "1s", "--audit-interval", "2s")...)
+	t.Log(r.errs.String())
+	acceptance(t, r, netlink || strings.Contains(r.errs.String(), "metering by netlink"))
+}
+
+// acceptance makes traffic of every kind, stops the exporter, and compares its records with what the programs counted.
+func acceptance(t *testing.T, r *running, netlink bool) {
+	t.Helper()
 	os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
 	if old, err := os.ReadFile("/proc/sys/net/ipv4/tcp_fastopen"); err == nil {
 		os.WriteFile("/proc/sys/net/ipv4/tcp_fastopen", []byte("3"), 0)
 		t.Cleanup(func() { os.WriteFile("/proc/sys/net/ipv4/tcp_fastopen", old, 0) })
 	}
-	args := strings.Fields(os.Getenv("SOCKFLOW_ARGS"))
-	netlink := slices.Contains(args, "netlink")
-	r := runExporter(t, append(args, "--snapshot-interval", "1s", "--audit-interval", "2s")...)
-	t.Log(r.errs.String())
-	netlink = netlink || strings.Contains(r.errs.String(), "metering by netlink")
 	var names []string
 	for name := range kinds {
 		names = append(names, name)
 	}
 	sort.Strings(names)
 	reports := map[string]*report{}
+	// The program for MPTCP is attached when the first such connection is seen, which may be over by then.
+	opener := start(t, "kind-opener", "", "kind", "mptcp")
+	var opened report
+	if err := opener.out.Decode(&opened); err == nil && !netlink {
+		eventually(t, "MPTCP is noticed", func() bool { return sum(scrape(t, 9469), "sockflow_hook_attached", `"subflow_state"`) == 1 })
+	}
+	opener.in.Close()
+	opener.cmd.Wait()
 	for _, name := range names {
 		p := start(t, "kind-"+name, "", "kind", name)
 		var rep report

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/sockflow/sockflow/replay"
@@ -17,6 +18,7 @@ type captures struct {
 	files  []string
 	log    *slog.Logger
 	ctx    context.Context
+	quit   *os.File // readable when ctx has ended
 	meter  *replay.Meter
 	file   *countingReader // the one that is open
 	reader *replay.Reader
@@ -35,9 +37,23 @@ type captures struct {
 }
 
 // openCaptures looks at all files and reads the first packet, so that what can fail fails at once.
-func openCaptures(files []string, speed float64, log *slog.Logger) (*captures, error) {
-	c := &captures{files: files, speed: speed, log: log, ctx: context.Background(), read: new(readCount)}
-	for _, name := range files {
+func openCaptures(ctx context.Context, files []string, speed float64, log *slog.Logger) (*captures, error) {
+	quit, end, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	context.AfterFunc(ctx, func() { end.Close() })
+	c := &captures{files: files, speed: speed, log: log, ctx: ctx, quit: quit, read: new(readCount)}
+	if err := c.begin(); err != nil {
+		c.close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// begin checks the names and reads the first packet.
+func (c *captures) begin() error {
+	for _, name := range c.files {
 		if name == "-" {
 			c.total = -1
 			continue
@@ -47,7 +63,7 @@ func openCaptures(files []string, speed float64, log *slog.Logger) (*captures, e
 			err = errors.New("it is a directory")
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read capture %s: %w", name, reasonOf(err))
+			return fmt.Errorf("read capture %s: %w", name, reasonOf(err))
 		}
 		if !st.Mode().IsRegular() {
 			c.total = -1
@@ -57,12 +73,12 @@ func openCaptures(files []string, speed float64, log *slog.Logger) (*captures, e
 	}
 	err := c.advance()
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
+		return err
 	}
-	if c.opened == len(files) && c.reader == nil && c.failed != nil && c.packet.Data == nil {
-		return nil, c.failed // nothing could be read at all
+	if c.opened == len(c.files) && c.reader == nil && c.failed != nil && c.packet.Data == nil {
+		return c.failed // nothing could be read at all
 	}
-	return c, nil
+	return nil
 }
 
 // reasonOf is the innermost of a path error, which repeats the path.
@@ -89,7 +105,10 @@ func (c *captures) advance() error {
 			if c.opened == len(c.files) {
 				return io.EOF
 			}
-			if err := c.open(c.files[c.opened]); err != nil {
+			if err := c.open(c.files[c.opened]); c.ctx.Err() != nil {
+				c.closeFile()
+				return io.EOF
+			} else if err != nil {
 				c.fail(c.files[c.opened], err)
 				c.closeFile()
 			}
@@ -100,6 +119,10 @@ func (c *captures) advance() error {
 		if err == nil {
 			c.ahead = true
 			return nil
+		}
+		if c.ctx.Err() != nil {
+			c.closeFile()
+			return io.EOF // it was not the capture that ended
 		}
 		if !errors.Is(err, io.EOF) {
 			c.fail(c.files[c.opened-1], err)
@@ -112,11 +135,11 @@ func (c *captures) open(name string) error {
 	f := os.Stdin
 	if name != "-" {
 		var err error
-		if f, err = os.Open(name); err != nil {
+		if f, err = os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0); err != nil { // a named pipe may have no writer yet
 			return reasonOf(err)
 		}
 	}
-	c.file = &countingReader{f: f, n: c.read}
+	c.file = &countingReader{f: f, n: c.read, quit: c.quit}
 	r, err := replay.NewReader(c.file)
 	if err != nil {
 		return err
@@ -135,7 +158,10 @@ func (c *captures) closeFile() {
 	c.reader, c.file = nil, nil
 }
 
-func (c *captures) close() { c.closeFile() }
+func (c *captures) close() {
+	c.closeFile()
+	c.quit.Close()
+}
 
 // fail notes why a file could not be read to its end. The first reason is the command's; others are logged.
 func (c *captures) fail(name string, err error) {
@@ -178,7 +204,8 @@ func (c *captures) due(p *replay.Packet) bool {
 	if c.origin == 0 {
 		c.began, c.origin = time.Now(), c.packet.Time
 	}
-	wait := time.Until(c.began.Add(time.Duration(float64(c.packet.Time-c.origin) / c.speed)))
+	const century = 1e9 * 3600 * 24 * 36525 // what a Duration holds
+	wait := time.Until(c.began.Add(time.Duration(min(float64(c.packet.Time-c.origin)/c.speed, century))))
 	if wait <= 0 {
 		return true
 	}

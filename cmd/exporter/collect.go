@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -33,8 +34,8 @@ func newCollectCommand(stdout, stderr io.Writer) *cobra.Command {
 	var s collectSettings
 	cmd := &cobra.Command{
 		Use:   "collect [--listen URL]... [-o json|table] [FILE...|-]",
-		Short: "embedded collector: decode IPFIX and NetFlow v9, and print",
-		Long: `Listens for IPFIX and NetFlow v9, or reads IPFIX files (RFC 5655; - is the standard input), and prints each Data Record: as a line of
+		Short: "embedded collector: decode IPFIX and NetFlow, and print",
+		Long: `Listens for IPFIX and NetFlow v1, v5, v7 and v9, or reads IPFIX files (RFC 5655; - is the standard input), and prints each Data Record: as a line of
 JSON, or in a table. kill -USR1 logs what came and what was lost, as the end does.
 
 URLs: udp://[ADDRESS][:4739]  tcp://[ADDRESS][:4739]  tls://[ADDRESS][:4740]?cert=FILE&key=FILE[&ca=FILE]  dtls:// likewise
@@ -53,7 +54,7 @@ Without an address it is loopback; udp://*:4739 is every address. With ca, clien
 	f.BoolVar(&s.options, "options", false, "show options data too")
 	f.Uint32Var(&s.pen, "pen", 32473, "private enterprise number of the native elements")
 	f.Uint16Var(&s.v9Base, "v9-base", 30000, "first NetFlow v9 field type of the native elements")
-	f.DurationVar(&s.lifetime, "template-lifetime", 30*time.Minute, "forget templates that are not sent again for so long, over UDP and DTLS")
+	f.DurationVar(&s.lifetime, "template-lifetime", 30*time.Minute, "forget templates that are not sent again for so long, over UDP and DTLS; close connections that are silent for so long")
 	f.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&s.privileges, "privileges", privilegesDrop, "once all is open: drop everything, or keep")
 	return cmd
@@ -63,15 +64,11 @@ func (s *collectSettings) run(parent context.Context, files []string, stdout, st
 	if len(files) > 0 && len(s.listen) > 0 {
 		return usagef("collect: either files or --listen")
 	}
-	ctx, stop := signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	var printer recordPrinter
-	out := untilDone(ctx, stdout)
+	format, workers := formatLines, runtime.GOMAXPROCS(0)
 	switch f, ok := stdout.(*os.File); {
 	case s.output == "table" || s.output == "" && ok && isatty.IsTerminal(f.Fd()):
-		printer = newRecordTable(out)
+		format, workers = new(recordTable).format, 1 // it counts lines
 	case s.output == "json" || s.output == "":
-		printer = newRecordLines(out)
 	default:
 		return usagef("--output %q: must be json or table", s.output)
 	}
@@ -112,6 +109,8 @@ func (s *collectSettings) run(parent context.Context, files []string, stdout, st
 	for _, a := range c.Addrs() {
 		log.Info("listening", "at", a)
 	}
+	ctx, stop := signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	go onSignal(ctx, syscall.SIGUSR1, func() { logCounts(log, "status", c.Counts()) }) // ends with ctx
 	confined := &confinement{mode: onlyIn(parent, s.privileges), closed: true, alone: true, calls: calls{listen: true, seek: true}}
 	for _, name := range files {
@@ -120,18 +119,25 @@ func (s *collectSettings) run(parent context.Context, files []string, stdout, st
 		}
 	}
 	confined.confine(log)
-	show := func(records []collector.Record) error { return printer.print(records, s.options) }
+	over, giveUp := context.WithCancel(context.Background())
+	defer giveUp()
+	context.AfterFunc(ctx, func() { time.AfterFunc(printTime, giveUp) })
+	printer := newRecordPrinter(stdout, format, workers, s.options, over.Done())
 	if len(files) > 0 {
-		err = readFiles(ctx, c, files, show)
+		err = readFiles(ctx, c, files, printer.print)
 	} else {
-		err = c.Run(ctx, show)
+		err = c.Run(ctx, printer.print)
+	}
+	c.Close()
+	if bad := printer.close(); err == nil || errors.Is(err, errStopped) {
+		err = bad
 	}
 	logCounts(log, "collected", c.Counts())
-	if errors.Is(err, errLate) {
-		return nil // a signal came while nothing was read
-	}
 	return err
 }
+
+// printTime is how long after a signal the output may take what came before it.
+const printTime = time.Second
 
 // readFiles reads files one after the other, until a signal.
 func readFiles(ctx context.Context, c *collector.Collector, files []string, show func([]collector.Record) error) error {
@@ -178,7 +184,8 @@ func logCounts(log *slog.Logger, what string, n collector.Counts) {
 	}
 	log.Info(what, "messages", n.Messages, "octets", n.Octets, "records", n.Records, "options", n.Options,
 		"sequence_gaps", n.Gaps, "lost", n.Lost, "late", n.Late, "restarts", n.Restarts, "unknown_template_sets", n.UnknownSets,
+		"short_sets", n.ShortSets,
 		slog.Group("malformed", causes...), "kernel_drops", n.KernelDrops, "ignored", n.Ignored, "refused", n.Refused,
 		slog.Group("templates", "received", n.Templates, "withdrawn", n.Withdrawn, "expired", n.Expired),
-		slog.Group("sessions", "now", n.Sessions, "opened", n.Opened, "forgotten", n.Forgotten, "refused", n.RefusedConn, "failed", n.Failed))
+		slog.Group("sessions", "now", n.Sessions, "opened", n.Opened, "forgotten", n.Forgotten, "refused", n.RefusedConn, "idle", n.Idle, "failed", n.Failed))
 }

@@ -102,7 +102,7 @@ func TestCollect(t *testing.T) {
 	r.cmd.Process.Signal(syscall.SIGUSR1)
 	eventually(t, "a status line", func() bool { return strings.Contains(r.errs.String(), "msg=status") })
 	status := r.errs.String()
-	for _, want := range []string{"malformed.version=1", "malformed message: version 28271 is neither 9 nor 10", "sequence_gaps=0", "unknown_template_sets=0", "sessions.now=2"} {
+	for _, want := range []string{"malformed.version=1", "malformed message: version 28271 is none of 1, 5, 7, 9 and 10", "sequence_gaps=0", "unknown_template_sets=0", "sessions.now=2", "short_sets=0"} {
 		if !strings.Contains(status, want) {
 			t.Errorf("%q is not in %s", want, status)
 		}

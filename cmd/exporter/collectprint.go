@@ -2,100 +2,197 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sockflow/sockflow/collector"
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// recordPrinter writes decoded records for people or programs.
-type recordPrinter interface {
-	print(records []collector.Record, options bool) error
+// recordPrinter writes decoded records. Copies of them are formatted by as many goroutines as are of use, and written
+// in their order by one more.
+type recordPrinter struct {
+	w       *bufio.Writer
+	options bool // options data too
+
+	free  chan *printJob // bounds what is under way
+	work  chan *printJob // to be formatted
+	order chan *printJob // to be written, in this order
+	done  chan struct{}  // everything is written, or cannot be
+	quit  <-chan struct{}
+
+	mu     sync.Mutex // of what follows, and of sending
+	closed bool
+	err    error
 }
 
-// recordLines writes JSON lines.
-type recordLines struct {
-	w          *bufio.Writer
-	b, escaped []byte
+// printJob is what a message gave.
+type printJob struct {
+	collector.Batch
+	text  []byte
+	ready chan struct{} // it is formatted
 }
 
-func newRecordLines(w io.Writer) *recordLines {
-	return &recordLines{w: bufio.NewWriterSize(w, 64<<10)}
+// recordFormat appends the text of records.
+type recordFormat func(dst []byte, records []collector.Record) []byte
+
+// keepText is how much memory a printJob keeps for the next message.
+const keepText = 1 << 20
+
+// newRecordPrinter returns a printer that formats in so many goroutines. When quit is closed it waits for w no longer.
+func newRecordPrinter(w io.Writer, format recordFormat, workers int, options bool, quit <-chan struct{}) *recordPrinter {
+	n := 4 * (workers + 1)
+	p := &recordPrinter{
+		w: bufio.NewWriterSize(w, 64<<10), options: options, free: make(chan *printJob, n), work: make(chan *printJob, n), order: make(chan *printJob, n),
+		done: make(chan struct{}), quit: quit,
+	}
+	for range n {
+		p.free <- &printJob{ready: make(chan struct{}, 1)}
+	}
+	for range workers {
+		go func() { // ends when work is closed
+			for b := range p.work {
+				b.text = format(b.text[:0], b.Records)
+				b.ready <- struct{}{}
+			}
+		}()
+	}
+	go p.write() // ends when order is closed; where w takes nothing, with the program
+	return p
 }
 
-func (p *recordLines) print(records []collector.Record, options bool) error {
-	for i := range records {
-		if records[i].Template.Options && !options {
-			continue
+// write writes what is formatted. What waits meanwhile goes out together.
+func (p *recordPrinter) write() {
+	defer close(p.done)
+	for b := range p.order {
+		<-b.ready
+		_, err := p.w.Write(b.text)
+		if len(p.order) == 0 && err == nil {
+			err = p.w.Flush()
 		}
-		p.b = append(records[i].AppendJSON(p.b[:0]), '\n')
-		p.escaped = appendEscaped(p.escaped[:0], p.b)
-		if _, err := p.w.Write(p.escaped); err != nil {
-			return err
+		if err != nil {
+			p.mu.Lock()
+			p.err = err
+			p.mu.Unlock()
+		}
+		b.Reset()
+		if cap(b.text) > keepText {
+			b.text = nil
+		}
+		p.free <- b
+	}
+}
+
+var errStopped = errors.New("it is over")
+
+// print takes the records of a message. It returns the error of an earlier one that could not be written.
+func (p *recordPrinter) print(records []collector.Record) error {
+	var b *printJob
+	select {
+	case b = <-p.free:
+	case <-p.quit:
+		return errStopped
+	}
+	for i := range records {
+		if !records[i].Template.Options || p.options {
+			b.Append(&records[i])
 		}
 	}
-	return p.w.Flush()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.err != nil || len(b.Records) == 0 {
+		b.Reset()
+		p.free <- b
+		return p.err
+	}
+	p.order <- b // neither waits: there are no more than they have room for
+	p.work <- b
+	return nil
 }
 
-// recordTable writes flows as tableForm does, and other records as their names and values.
+// close waits until everything is written, or quit is closed.
+func (p *recordPrinter) close() error {
+	p.mu.Lock()
+	p.closed = true
+	close(p.work)
+	close(p.order)
+	p.mu.Unlock()
+	select {
+	case <-p.done:
+	case <-p.quit:
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}
+
+// formatLines makes JSON lines.
+func formatLines(dst []byte, records []collector.Record) []byte {
+	begin := len(dst)
+	for i := range records {
+		dst = append(records[i].AppendJSON(dst), '\n')
+	}
+	// Escaped behind it, and then moved to its place: without memory of its own.
+	end := len(dst)
+	dst = appendEscaped(dst, dst[begin:end])
+	return append(dst[:begin], dst[end:]...)
+}
+
+// recordTable shows flows as tableForm does, and other records as their names and values.
 type recordTable struct {
-	w       *bufio.Writer
-	lines   int
-	b, line []byte
+	lines int
+	line  []byte
 }
 
-func newRecordTable(w io.Writer) *recordTable { return &recordTable{w: bufio.NewWriter(w)} }
-
-func (p *recordTable) print(records []collector.Record, options bool) error {
+func (p *recordTable) format(dst []byte, records []collector.Record) []byte {
 	for i := range records {
 		r := &records[i]
-		if r.Template.Options && !options {
-			continue
-		}
 		if p.lines%headerEvery == 0 {
-			p.b = appendTableHeader(p.b[:0])
-			p.writeLine()
+			dst = append(appendTableHeader(dst), '\n')
 		}
 		p.lines++
-		if src := address(r, "source"); src.IsValid() && !r.Template.Options {
-			p.b = fmt.Appendf(p.b[:0], tableFormat, endTime(r).Local().Format("15:04:05.000"), protocol(uint8(r.Uint("protocolIdentifier"))),
-				netip.AddrPortFrom(src, uint16(r.Uint("sourceTransportPort"))),
-				netip.AddrPortFrom(address(r, "destination"), uint16(r.Uint("destinationTransportPort"))),
-				count(r, "transportOctetDeltaCount", "octetDeltaCount", "octetTotalCount", "initiatorOctets"),
-				count(r, "reverseTransportOctetDeltaCount", "reverseOctetDeltaCount", "reverseOctetTotalCount", "postOctetDeltaCount", "responderOctets"),
-				endReason(r), whoAt(r))
-			p.writeLine()
-			continue
-		}
-		what := "data"
-		if r.Template.Options {
-			what = "options"
-		}
-		p.b = fmt.Appendf(p.b[:0], "%-12s %-5s", r.ExportTime.Local().Format("15:04:05.000"), what)
-		for j := range r.Values {
-			p.b = fmt.Appendf(p.b, " %s=%s", r.Template.Fields[j].Name(), shown(r.Value(j)))
-		}
-		p.writeLine()
+		p.line = appendRecord(p.line[:0], r)
+		dst = append(appendPrintable(dst, p.line), '\n')
 	}
-	return p.w.Flush()
+	return dst
 }
 
-// writeLine writes b; the error is that of Flush.
-func (p *recordTable) writeLine() {
-	p.line = append(appendPrintable(p.line[:0], p.b), '\n')
-	p.w.Write(p.line)
+// appendRecord appends the line of a record, as it was received.
+func appendRecord(line []byte, r *collector.Record) []byte {
+	if src, dst := addresses(r); src.IsValid() && !r.Template.Options {
+		return fmt.Appendf(line, tableFormat, endTime(r).Local().Format("15:04:05.000"), protocol(uint8(r.Uint("protocolIdentifier"))),
+			netip.AddrPortFrom(src, uint16(r.Uint("sourceTransportPort"))),
+			netip.AddrPortFrom(dst, uint16(r.Uint("destinationTransportPort"))),
+			count(r, "transportOctetDeltaCount", "octetDeltaCount", "octetTotalCount", "initiatorOctets"),
+			count(r, "reverseTransportOctetDeltaCount", "reverseOctetDeltaCount", "reverseOctetTotalCount", "postOctetDeltaCount", "responderOctets"),
+			endReason(r), whoAt(r))
+	}
+	what := "data"
+	if r.Template.Options {
+		what = "options"
+	}
+	line = fmt.Appendf(line, "%-12s %-5s", r.ExportTime.Local().Format("15:04:05.000"), what)
+	for j := range r.Values {
+		line = fmt.Appendf(line, " %s=%s", r.Template.Fields[j].Name(), shown(r.Value(j)))
+	}
+	return line
 }
 
-func address(r *collector.Record, side string) netip.Addr {
-	if a := r.Addr(side + "IPv4Address"); a.IsValid() {
-		return a
+// addresses returns those of a flow. A template may have both families, and leave one of them at zero.
+func addresses(r *collector.Record) (src, dst netip.Addr) {
+	src, dst = r.Addr("sourceIPv4Address"), r.Addr("destinationIPv4Address")
+	src6, dst6 := r.Addr("sourceIPv6Address"), r.Addr("destinationIPv6Address")
+	known := func(a netip.Addr) bool { return a.IsValid() && !a.IsUnspecified() }
+	if !src.IsValid() || !known(src) && !known(dst) && (known(src6) || known(dst6)) {
+		return src6, dst6
 	}
-	return r.Addr(side + "IPv6Address")
+	return src, dst
 }
 
 // endTime is the end of a flow, or when it was told where that is not known.

@@ -93,7 +93,7 @@ func (d *doctor) examine() {
 		try   func()
 	}{
 		{"Kernel", d.kernel}, {"Privileges", d.privileges}, {"Control groups", d.controlGroups}, {"eBPF hooks", d.hooks},
-		{"Netlink", d.netlink}, {"Self-test", d.selfTest}, {"Runtimes", d.runtimes}, {"Kubernetes", d.kubernetes}, {"Collectors", d.reach},
+		{"Netlink", d.netlink}, {"Self-test", d.selfTest}, {"Not seen", d.unseen}, {"Runtimes", d.runtimes}, {"Kubernetes", d.kubernetes}, {"Collectors", d.reach},
 	} {
 		d.group = part.group
 		part.try()

@@ -149,30 +149,26 @@ func (d *doctor) procMount() {
 
 func (d *doctor) controlGroups() {
 	b, _ := os.ReadFile(d.settings.proc + "/self/mountinfo")
-	var second, first []string
-	for line := range strings.Lines(string(b)) {
-		before, after, _ := strings.Cut(line, " - ")
-		f := strings.Fields(before)
-		switch {
-		case len(f) < 5:
-		case strings.HasPrefix(after, "cgroup2 "):
-			second = append(second, f[4])
-		case strings.HasPrefix(after, "cgroup "):
-			first = append(first, f[4])
-		}
-	}
+	first := strings.Count(string(b), " - cgroup ")
+	root, err := bpf.CGroupRoot(d.settings.proc)
 	switch {
-	case len(second) == 0:
-		d.say(bad, "layout", "no cgroup2 is mounted: datagrams are not counted, and containers are found by /proc", "mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1")
-	case len(first) > 0:
-		d.say(good, "layout", fmt.Sprintf("hybrid: cgroup2 at %s, %d mounts of cgroup v1", second[0], len(first)))
+	case errors.Is(err, bpf.ErrLesserCGroup):
+		d.say(bad, "layout", err.Error()+"; lost are datagrams", remedyOf(err))
+	case err != nil:
+		d.say(bad, "layout", err.Error()+"; datagrams are not counted, and containers are found by /proc", "mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1")
+	case first > 0:
+		d.say(good, "layout", fmt.Sprintf("hybrid: the root of cgroup2 at %s, %d mounts of cgroup v1", root, first))
 	default:
-		d.say(good, "layout", "cgroup2 at "+second[0])
+		d.say(good, "layout", "the root of cgroup2 at "+root)
 	}
-	if own, err := os.Readlink("/proc/self/ns/cgroup"); err == nil && own != "cgroup:[4026531835]" {
-		d.say(reduced, "cgroup namespace", "this is a container's: control groups outside are named from here", "mount the host's /sys/fs/cgroup and run with the host's cgroup namespace (docker run --cgroupns=host)")
-	} else {
+	own, nsErr := os.Readlink("/proc/self/ns/cgroup")
+	switch {
+	case nsErr != nil || own == "cgroup:[4026531835]":
 		d.say(good, "cgroup namespace", "the host's")
+	case err == nil:
+		d.say(good, "cgroup namespace", "a container's; paths are completed from the hierarchy's root")
+	default:
+		d.say(reduced, "cgroup namespace", "a container's: containers outside are known by their ids, without pods beside this one", "mount the host's /sys/fs/cgroup, or run with the host's cgroup namespace (docker run --cgroupns=host)")
 	}
 	d.memory()
 }
@@ -227,6 +223,8 @@ func (d *doctor) hooks() {
 
 func remedyOf(err error) string {
 	switch {
+	case errors.Is(err, bpf.ErrLesserCGroup):
+		return "mount the host's /sys/fs/cgroup at the same place: hostPath of Kubernetes, docker run -v /sys/fs/cgroup:/sys/fs/cgroup"
 	case errors.Is(err, os.ErrPermission) || os.Geteuid() != 0:
 		return "run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; a kernel locked down refuses some hooks even then"
 	case errors.Is(err, os.ErrNotExist):

@@ -5,11 +5,15 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // runDoctor returns what doctor says and its exit status.
@@ -57,7 +61,7 @@ func TestDoctor(t *testing.T) {
 	address := "udp://127.0.0.1:" + strconv.Itoa(sink.port())
 	// A sparse host may lack what is not essential: a collector and the source decide.
 	checks, out, _ := runDoctor(t, nil, "-c", address, "-c", "tcp://"+stream.l.Addr().String(), "--test-flow")
-	want(t, checks, "eBPF hooks/tp_btf/inet_sock_set_state", good, "attached")
+	want(t, checks, "eBPF hooks/tp_btf/tcp_destroy_sock", good, "attached")
 	want(t, checks, "eBPF hooks/iter/task_file", good, "attached")
 	want(t, checks, "eBPF hooks/source", good, "")
 	want(t, checks, "Privileges/CAP_NET_ADMIN", good, "")
@@ -78,11 +82,11 @@ func TestDoctor(t *testing.T) {
 	}
 
 	// What is missing is named, with what is lost and what helps.
-	checks, _, status := runDoctor(t, nil, "--without-hook", "set_state", "--without-hook", "count_in", "-c", "tcp://127.0.0.1:1", "-c", "udp://127.0.0.1:1")
+	checks, _, status := runDoctor(t, nil, "--without-hook", "destroyed", "--without-hook", "count_in", "-c", "tcp://127.0.0.1:1", "-c", "udp://127.0.0.1:1")
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	want(t, checks, "eBPF hooks/tp_btf/inet_sock_set_state", bad, "TCP connections")
+	want(t, checks, "eBPF hooks/tp_btf/tcp_destroy_sock", bad, "TCP connections")
 	want(t, checks, "eBPF hooks/cgroup_skb/ingress", bad, "datagrams received")
 	want(t, checks, "eBPF hooks/cgroup_skb/egress", good, "attached")
 	want(t, checks, "eBPF hooks/source", bad, "netlink is used")
@@ -124,6 +128,35 @@ func TestDoctorKube(t *testing.T) {
 				t.Errorf("%s: %+v, want %s %q", server, c, what.verdict, what.detail)
 			}
 		}
+	}
+}
+
+// TestDoctorNotSeen: what no socket of this kernel has is named.
+func TestDoctorNotSeen(t *testing.T) {
+	dir := t.TempDir()
+	write := func(file, text string) {
+		t.Helper()
+		os.MkdirAll(filepath.Dir(filepath.Join(dir, file)), 0o755)
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("net/eth0/uevent", "INTERFACE=eth0\nIFINDEX=2\n")
+	write("net/flannel.1/uevent", "DEVTYPE=vxlan\nINTERFACE=flannel.1\nIFINDEX=3\n")
+	write("net/wg0/uevent", "DEVTYPE=wireguard\nINTERFACE=wg0\n")
+	write("net/br0/uevent", "DEVTYPE=bridge\n")
+	if d := cmp.Diff([]string{"flannel.1 (vxlan)", "wg0 (wireguard)"}, tunnelInterfaces(filepath.Join(dir, "net"))); d != "" {
+		t.Error(d)
+	}
+	for pid, comm := range map[string]string{"1": "init", "7": "runsc-sandbox", "8": "qemu-system-x86", "9": "runsc-sandbox", "self": "runsc-sandbox"} {
+		write("proc/"+pid+"/comm", comm+"\n")
+	}
+	if d := cmp.Diff([]string{"1 of QEMU", "2 of gVisor"}, guests(filepath.Join(dir, "proc"))); d != "" {
+		t.Error(d)
+	}
+	d := &doctor{settings: &settings{proc: filepath.Join(dir, "proc")}, group: "Not seen"}
+	if d.unseen(); len(d.checks) != 3 || !strings.Contains(d.checks[2].Detail, "2 of gVisor") {
+		t.Errorf("%+v", d.checks)
 	}
 }
 

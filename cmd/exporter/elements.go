@@ -143,11 +143,14 @@ func (r *elementRow) snake() string {
 // stranger reports whether a collector that knows IANA's registry does not know the element.
 func (r *elementRow) stranger() bool { return r.ipfix.PEN != templates.PENIANA }
 
+// padding are zeros, of any length: no collector has a column for them, and some fail where they take them for a number.
+func (r *elementRow) padding() bool { return r.Name == "paddingOctets" }
+
 // reporting are elements that only options records carry: they describe templates and the exporter, not flows.
 func (r *elementRow) reporting() bool {
 	switch {
 	case r.Native >= 80, r.IANA == 10, r.IANA == 34, r.IANA == 35, r.IANA >= 40 && r.IANA <= 42, r.IANA == 82, r.IANA == 85, r.IANA == 86, r.IANA == 94, r.IANA == 135,
-		r.IANA >= 143 && r.IANA <= 149, r.IANA >= 160 && r.IANA <= 173, r.IANA >= 302 && r.IANA <= 346, r.IANA == 368:
+		r.IANA >= 143 && r.IANA <= 149, r.IANA == 234, r.IANA >= 160 && r.IANA <= 173, r.IANA >= 302 && r.IANA <= 346, r.IANA == 368:
 		return true
 	}
 	return false

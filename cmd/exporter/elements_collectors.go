@@ -19,7 +19,7 @@ var goflow2Knows = map[uint16]bool{1: true, 2: true, 4: true, 6: true, 7: true, 
 func (l *elementList) goflow2(w io.Writer) error {
 	var fields, protobuf, render, ipfix, v9 []string
 	for _, r := range l.rows {
-		if r.reporting() || !r.stranger() && goflow2Knows[r.IANA] {
+		if r.reporting() || r.padding() || !r.stranger() && goflow2Knows[r.IANA] {
 			continue
 		}
 		name := r.snake()
@@ -111,7 +111,7 @@ func (l *elementList) pmacct(w io.Writer) error {
 	var rows []elementRow
 	for _, r := range l.rows {
 		// nfacctd leaves IANA's strings empty in primitives.
-		if !r.reporting() && (r.stranger() || !pmacctKnows[r.IANA] && r.Type != templates.String) && (!l.netflow9 || r.v9 != 0) {
+		if !r.reporting() && !r.padding() && (r.stranger() || !pmacctKnows[r.IANA] && r.Type != templates.String) && (!l.netflow9 || r.v9 != 0) {
 			rows = append(rows, r)
 		}
 	}
@@ -161,10 +161,11 @@ func (r *elementRow) rubyType() string {
 	return ":uint" + strconv.Itoa(8*r.fixed())
 }
 
-// definitions prints the YAML of Logstash's codec, which Filebeat reads too. Names are as the elements'.
-func (l *elementList) definitions(w io.Writer, comment string) error {
+// definitions prints the YAML of Logstash's codec, which Filebeat reads too, but for enterprises that the collector knows. Names are as the elements'.
+func (l *elementList) definitions(w io.Writer, comment string, knows ...uint32) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# %s\n---\n", comment)
+	empty := b.Len()
 	if l.netflow9 {
 		for _, r := range l.rows {
 			if r.v9 > 500 {
@@ -173,6 +174,9 @@ func (l *elementList) definitions(w io.Writer, comment string) error {
 		}
 	} else {
 		for _, pen := range l.enterprises() {
+			if slices.Contains(knows, pen) {
+				continue
+			}
 			fmt.Fprintf(&b, "%d:\n", pen)
 			for _, r := range l.rows {
 				if r.ipfix.PEN == pen {
@@ -181,15 +185,20 @@ func (l *elementList) definitions(w io.Writer, comment string) error {
 			}
 		}
 	}
+	if b.Len() == empty {
+		b.WriteString("{}\n") // no mapping is no file to either
+	}
 	_, err := w.Write(b.Bytes())
 	return err
 }
 
+// logstash leaves out the registries that Logstash has: a definitions file replaces what it has of an enterprise as a whole.
 func (l *elementList) logstash(w io.Writer) error {
 	if l.netflow9 {
 		return l.definitions(w, "logstash-codec-netflow: netflow_definitions => FILE")
 	}
-	return l.definitions(w, "logstash-codec-netflow: ipfix_definitions => FILE. It loses the templates in which one element is not defined.")
+	return l.definitions(w, "logstash-codec-netflow: ipfix_definitions => FILE. It loses the templates in which one element is not defined.",
+		templates.PENIANA, templates.PENReverse)
 }
 
 func (l *elementList) filebeat(w io.Writer) error {
@@ -204,7 +213,8 @@ func (l *elementList) filebeat(w io.Writer) error {
 		_, err := w.Write(b.Bytes())
 		return err
 	}
-	return l.definitions(w, "Filebeat netflow input: custom_definitions: [FILE]")
+	// Filebeat knows IANA's, with types, such as of times, that this form has no names for.
+	return l.definitions(w, "Filebeat netflow input: custom_definitions: [FILE]", templates.PENIANA)
 }
 
 func (l *elementList) telegraf(w io.Writer) error {

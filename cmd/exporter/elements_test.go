@@ -337,17 +337,31 @@ func TestElementsOthers(t *testing.T) {
 		}
 	}
 	t.Run("logstash", func(t *testing.T) {
-		// PEN, id, [type, name], both as Ruby symbols; a string must be in the list of types of the codec.
+		// PEN, id, [type, name], both as Ruby symbols; the types are those that both programs have.
 		types := regexp.MustCompile(`^:(uint(8|16|32|64)|string|ip4_addr|ip6_addr)$`)
+		// Enterprises that Logstash has definitions of. Its merge is shallow: one more of them here would take all of its own away.
+		logstash := []uint32{0, 9, 637, 3054, 5951, 6871, 6876, 9789, 10704, 12326, 15397, 21373, 26866, 29305, 41916}
 		for _, format := range []string{"logstash", "filebeat"} {
-			var f map[uint32]map[uint16][]string
-			if err := yaml.Unmarshal([]byte(elementsOut(t, "--format", format)), &f); err != nil {
-				t.Fatal(err)
-			}
-			for d, e := range strangers {
-				v := f[d.id.PEN][d.id.ID]
-				if len(v) != 2 || !types.MatchString(v[0]) || v[1] != ":"+d.name || (v[0] == ":string") != (e.Type == templates.String) {
-					t.Errorf("%s: %+v is %q", format, d, v)
+			for _, dialect := range []string{"known", "native", "iana"} {
+				var f map[uint32]map[uint16][]string
+				if err := yaml.Unmarshal([]byte(elementsOut(t, "--format", format, "--dialect", dialect)), &f); err != nil || f == nil {
+					t.Fatalf("%s, dialect %s: %v, %v: not a mapping", format, dialect, err, f)
+				}
+				for pen, elements := range f {
+					if pen == 0 || format == "logstash" && slices.Contains(logstash, pen) {
+						t.Errorf("%s, dialect %s: enterprise %d, which it knows", format, dialect, pen)
+					}
+					for id, v := range elements {
+						if len(v) != 2 || !types.MatchString(v[0]) || !regexp.MustCompile(`^:[a-zA-Z0-9]+$`).MatchString(v[1]) {
+							t.Errorf("%s, dialect %s: %d:%d is %q", format, dialect, pen, id, v)
+						}
+					}
+				}
+				for d, e := range strangers {
+					v := f[d.id.PEN][d.id.ID]
+					if dialect == "known" && d.id.PEN != templates.PENReverse && (len(v) != 2 || v[1] != ":"+d.name || (v[0] == ":string") != (e.Type == templates.String)) {
+						t.Errorf("%s: %+v is %q", format, d, v)
+					}
 				}
 			}
 		}

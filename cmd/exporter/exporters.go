@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -73,18 +76,114 @@ func newGroup(policy string, exporters []exporter) (group *ipfix.Group, printers
 	return ipfix.NewGroup(p, members), printers
 }
 
-// newNtopng makes the exporter of a zmq: URL.
-func newNtopng(url string, s *settings, node string, notify func(ok bool, line string)) (exporter, error) {
-	cfg, err := ipfix.ParseNtopngURL(url, ipfix.NtopngConfig{
-		SourceID: s.domain, Node: node, Version: version, ReconnectMin: s.reconnectMin, ReconnectMax: s.reconnectMax,
-		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, Notify: notify,
-	})
-	if err != nil {
-		return nil, usageError{err}
+// peer is a collector of a URL.
+type peer struct {
+	url    string
+	ipfix  *ipfix.Config
+	ntopng *ipfix.NtopngConfig // of zmq: URLs; one of the two is set
+}
+
+func (p *peer) name() string {
+	if p.ntopng != nil {
+		return p.ntopng.Name()
 	}
-	x, err := ipfix.NewNtopng(cfg)
+	return p.ipfix.Name()
+}
+
+// number says which of the collectors of one address it is.
+func (p *peer) number(n int) {
+	if p.ntopng != nil {
+		p.ntopng.Number = n
+	} else {
+		p.ipfix.Number = n
+	}
+}
+
+// writes returns the folder in which the exporter has files written, and the file if it is one of a name of its own;
+// empty without.
+func (p *peer) writes() (dir, file string) {
+	switch {
+	case p.ntopng != nil:
+	case p.ipfix.Network == "file":
+		return filepath.Dir(p.ipfix.Address), p.ipfix.Address
+	case spools(p.ipfix):
+		return p.ipfix.Spool, ""
+	}
+	return "", ""
+}
+
+// open makes the exporter. Nothing is connected yet.
+func (p *peer) open(notify func(ok bool, line string)) (exporter, error) {
+	if dir, file := p.writes(); dir != "" {
+		if err := checkFolder(dir, file); err != nil {
+			return nil, fmt.Errorf("collector %q: %w", p.url, err)
+		}
+	}
+	var x exporter
+	var err error
+	if p.ntopng != nil {
+		p.ntopng.Notify = notify
+		x, err = ipfix.NewNtopng(*p.ntopng)
+	} else {
+		p.ipfix.Notify = notify
+		x, err = ipfix.New(*p.ipfix)
+	}
 	if err != nil {
-		return nil, usagef("collector %q: %w", url, err)
+		return nil, usagef("collector %q: %w", p.url, err)
 	}
 	return x, nil
+}
+
+// reconfigure gives an exporter that runs the options of the URL.
+func (p *peer) reconfigure(x exporter) error {
+	switch x := x.(type) {
+	case *ipfix.Exporter:
+		return x.Reconfigure(*p.ipfix)
+	case *ipfix.Ntopng:
+		return x.Reconfigure(*p.ntopng)
+	}
+	return nil
+}
+
+// peers reads the URLs that have an exporter. Several may be of one address, with other options: a further one's name has its number.
+func (s *settings) peers(change func(*ipfix.Config)) ([]*peer, error) {
+	base, err := s.base()
+	if err != nil {
+		return nil, err
+	}
+	var peers []*peer
+	numbers, urls := map[string]int{}, map[string]bool{}
+	for _, url := range exporterURLs(s.collectors) {
+		p := &peer{url: url}
+		if strings.HasPrefix(url, "zmq:") {
+			cfg, err := ipfix.ParseNtopngURL(url, ipfix.NtopngConfig{
+				SourceID: s.domain, Node: base.Options.Node, Version: version, ReconnectMin: s.reconnectMin, ReconnectMax: s.reconnectMax,
+				ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout,
+			})
+			if err != nil {
+				return nil, usageError{err}
+			}
+			p.ntopng = &cfg
+		} else {
+			cfg, err := ipfix.ParseURL(url, base)
+			if err != nil {
+				return nil, usageError{err}
+			}
+			if change != nil {
+				change(&cfg)
+			}
+			p.ipfix = &cfg
+		}
+		name := p.name()
+		numbers[name]++
+		// Two exporters cannot write one file or have one port.
+		if n := numbers[name]; urls[url] || n > 1 && (p.ntopng != nil && p.ntopng.Bind || p.ntopng == nil && p.ipfix.Network == "file") {
+			return nil, usagef("collector %q: given twice", url)
+		} else if n > 1 {
+			p.number(n)
+		}
+		urls[url] = true
+		peers = append(peers, p)
+	}
+	return peers, nil
 }

@@ -44,7 +44,7 @@ func (m *metering) counts() ipfix.Metering {
 	}
 	if m.ebpf != nil {
 		st := m.ebpf.Stats()
-		m.last.IgnoredPackets = st.LostSocket + st.LostDatagrams
+		m.last.IgnoredPackets = st.LostSocket + st.LostDatagrams + st.LostRecursion
 	}
 	return m.last
 }

@@ -299,6 +299,13 @@ func (tc *confinedCase) try(t *testing.T) {
 	if _, err := i.call(unix.SYS_SETNS, ^uintptr(0), unix.CLONE_NEWNET); tc.setns != errors.Is(err, syscall.EBADF) {
 		t.Errorf("setns of a network namespace: %v", err)
 	}
+	if _, err := i.call(unix.SYS_BPF, unix.BPF_RAW_TRACEPOINT_OPEN, 0, 0); (tc.ready == "metering by eBPF") != errors.Is(err, syscall.EINVAL) {
+		t.Errorf("attach what is loaded: %v", err)
+	}
+	must("compare descriptor tables", tc.ready == "metering by netlink", func() error {
+		_, err := i.call(unix.SYS_KCMP, uintptr(pid), uintptr(pid), kcmpFiles, 0, 0)
+		return err
+	}())
 	i.leave()
 	if strings.HasPrefix(tc.name, "replay") || tc.name == "collect, file" {
 		return // they wait for the pipe

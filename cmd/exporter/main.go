@@ -11,8 +11,10 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // version is set by the linker.
@@ -101,8 +103,30 @@ Their options: ?template-refresh=60s&mtu=1400&dialect=known|native|iana&directio
 }
 
 func noArgs(cmd *cobra.Command, args []string) error {
+	if err := apartFromFlag(cmd, args); err != nil {
+		return err
+	}
 	if len(args) > 0 {
 		return usagef("unknown command %q; see %s --help", args[0], cmd.Root().Name())
 	}
 	return nil
+}
+
+// apartFromFlag finds the value of a flag that may stand without one, where it is written apart: it would be an
+// argument of the command.
+func apartFromFlag(cmd *cobra.Command, args []string) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if f.NoOptDefVal == "" || f.Value.Type() != "duration" {
+			return
+		}
+		for _, a := range args {
+			if _, bad := time.ParseDuration(a); bad != nil {
+				continue
+			}
+			if _, bad := os.Stat(a); bad != nil {
+				err = usagef("--%s %s: write --%s=%s", f.Name, a, f.Name, a)
+			}
+		}
+	})
+	return err
 }

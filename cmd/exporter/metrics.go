@@ -42,9 +42,10 @@ var (
 	buildInfo      = describe(prometheus.GaugeValue, "build_info", "Always 1.", "version", "goversion", "source")
 	hookAttached   = describe(prometheus.GaugeValue, "hook_attached", "Whether an eBPF hook is attached: 1, or 0 if it could not be.", "hook", "target")
 	hookRuns       = describe(prometheus.CounterValue, "hook_runs_total", "Runs of an eBPF program; counted only with sysctl kernel.bpf_stats_enabled=1.", "hook")
+	hookMisses     = describe(prometheus.CounterValue, "hook_recursion_misses_total", "Calls of an eBPF program that the kernel skipped, since the program ran on that CPU already. What a twin (destroyed, destroyed2) was not called for the other one saw: no loss.", "program")
 	hookSeconds    = describe(prometheus.CounterValue, "hook_seconds_total", "Run time of an eBPF program; counted only with sysctl kernel.bpf_stats_enabled=1.", "hook")
 	kernelEvents   = describe(prometheus.CounterValue, "events_total", "Events read from the ring buffer.")
-	kernelLost     = describe(prometheus.CounterValue, "lost_total", "What the kernel side had to drop: ring_socket and ring_process: events, the ring buffer was full; datagram_map: datagrams, too many flows between two drains; storage: owners of sockets, no memory.", "cause", "cpu")
+	kernelLost     = describe(prometheus.CounterValue, "lost_total", "What the kernel side had to drop: ring_socket and ring_process: events, the ring buffer was full; datagram_map: datagrams, too many flows between two drains; storage: owners of sockets, no memory; abandoned_connect: connects given up, or refused, before there was an answer; refused_datagram: datagrams counted as sent that were refused on their way out; unseen_end: connections that an audit found gone, whose end no program saw; recursion_PROGRAM: calls of a program that the kernel skipped, since it ran on that CPU already.", "cause", "cpu")
 	malformed      = describe(prometheus.CounterValue, "malformed_events_total", "Events that could not be read.")
 	shared         = describe(prometheus.CounterValue, "shared_sockets_total", "Sockets that other processes than the owner of their flow have used too.")
 	passes         = describe(prometheus.CounterValue, "passes_total", "Passes over all sockets.", "source", "result")
@@ -57,6 +58,7 @@ var (
 	interfacesRead = describe(prometheus.CounterValue, "interfaces_read_total", "Network interfaces in these readings.")
 	interfaceFails = describe(prometheus.CounterValue, "interface_errors_total", "Network namespaces whose interfaces could not be read.")
 	packets        = describe(prometheus.CounterValue, "packets_total", "With --interface: packets by what became of them: counted in a flow; not_ip, truncated, malformed, unknown_link; dropped (the kernel had no room in the ring).", "fate")
+	packetGaps     = describe(prometheus.CounterValue, "packet_gaps_forgotten_total", "With --interface: gaps of TCP sequences for which there was no room; what fills one later counts as a retransmission.")
 	packetFlows    = describe(prometheus.GaugeValue, "packet_flows", "With --interface: flows of packets in the table.")
 	flows          = describe(prometheus.GaugeValue, "flows", "Flows in the cache.")
 	flowsMax       = describe(prometheus.GaugeValue, "flows_max", "Most flows that the cache keeps: --max-flows, or fewer, as the memory limit has it.")
@@ -80,8 +82,8 @@ var (
 	selectionHeld  = describe(prometheus.GaugeValue, "selection_held_records", "Aggregated flow records that wait for the end of their interval.")
 	collected      = describe(prometheus.CounterValue, "collector_records_total", "Flow records by what became of them on the way to a collector: encoded, filtered (not for this collector), dropped_queue (it was away or slow for longer than queue and spool hold), dropped_too_big (no message can hold it).", "collector", "fate")
 	waiting        = describe(prometheus.GaugeValue, "collector_waiting_records", "Flow records that wait for a collector.", "collector")
-	dataRecords    = describe(prometheus.CounterValue, "collector_data_records_total", "Data Records, descriptions of elements and both directions of a uniflow included, by what became of them: sent (over streams: acknowledged by the collector's host), dropped_send, dropped_spool (the oldest in a full spool).", "collector", "fate")
-	dataMade       = describe(prometheus.CounterValue, "collector_made_records_total", "Data Records: made, or recovered from the spool at the start.", "collector", "from")
+	dataRecords    = describe(prometheus.CounterValue, "collector_data_records_total", "Data Records of flows, both directions of a uniflow included, by what became of them: sent (over streams: acknowledged by the collector's host), dropped_send, dropped_spool (the oldest in a full spool).", "collector", "fate")
+	dataMade       = describe(prometheus.CounterValue, "collector_made_records_total", "Data Records of flows: made, or recovered from the spool at the start.", "collector", "from")
 	backlog        = describe(prometheus.GaugeValue, "collector_backlog_records", "Data Records made and not acknowledged: memory (in flight or waiting), spool (on disk, not sent).", "collector", "where")
 	spoolOctets    = describe(prometheus.GaugeValue, "collector_spool_octets", "Octets of the spool on disk.", "collector")
 	spoolWorks     = describe(prometheus.GaugeValue, "collector_spool_works", "Whether the disk takes messages: 1, or 0.", "collector")
@@ -106,6 +108,9 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	if m.ebpf != nil {
 		source = "ebpf"
 		m.kernel(put)
+		for name, n := range m.ebpf.RecursionMisses() {
+			put(hookMisses, n, name)
+		}
 		for name, run := range m.ebpf.RunTime() {
 			put(hookRuns, run.Count, name)
 			out <- prometheus.MustNewConstMetric(hookSeconds.Desc, hookSeconds.kind, run.Time.Seconds(), name)
@@ -187,6 +192,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 			put(packets, n, replay.Fate(f).String())
 		}
 		put(packets, w.live.Drops(), "dropped")
+		put(packetGaps, st.Gaps)
 		put(packetFlows, uint64(st.Live))
 		told = st.Records // those of sockets only name them
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sockflow/sockflow/bpf"
 	"github.com/sockflow/sockflow/enrich"
 	"github.com/sockflow/sockflow/enrich/kube"
 	"github.com/sockflow/sockflow/flowcache"
@@ -18,7 +19,6 @@ type pipeline struct {
 	enricher  *enrich.Enricher
 	conntrack *enrich.Conntrack
 	cluster   *cluster         // nil without Kubernetes
-	owners    *enrich.Owners   // netlink mode: who holds a socket inode; else nil
 	selector  *selector        // nil: everything is told as it is
 	exporters *ipfix.Group     // nil: none
 	printers  []taker          // get every record, whatever the policy of exporters
@@ -36,6 +36,9 @@ type pipeline struct {
 	wire      *wire         // the packets of an interface; nil: sockets are metered
 	ends      *enrich.Ends  // with wire: whose sockets its flows are
 	endsFor   time.Duration // how long they are remembered
+
+	alive bpf.Alive                           // what the audit under way has seen
+	reap  func(alive *bpf.Alive, began int64) // takes it when the audit is over; nil without eBPF
 
 	// room waits until exporters have room for more, or ctx ends; nil: they are not waited for. For the end, when nothing is metered any more.
 	room func(ctx context.Context)
@@ -111,7 +114,6 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) {
 			wake = time.Time{}
 			arm()
 		case now := <-sweep.C:
-			p.processes.Sweep(flowcache.At(now))
 			p.enricher.CGroups.Sweep(now.UnixNano())
 			if p.ends != nil {
 				p.ends.Forget(flowcache.At(now.Add(-p.endsFor)))
@@ -120,8 +122,9 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) {
 			p.tell(r)
 		case <-p.selector.due():
 			p.tellRecords(p.selector.flush())
-		case <-letGo.C:
+		case now := <-letGo.C:
 			p.conntrack.LetGo()
+			p.processes.Sweep(flowcache.At(now))
 		case f := <-p.status:
 			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats(), p.enricher.CGroups.Stats(), p.heldTotal, p.cluster.stats(), p.selector.stats()})
 		}
@@ -136,14 +139,18 @@ func (p *pipeline) take(b *flowcache.Batch) {
 	recs := p.scratch[:0]
 	for i := range b.Observations {
 		o := &b.Observations[i]
-		if p.owners != nil && o.Process.PID == 0 && o.Inode != 0 {
-			o.Process = p.owners.Lookup(o.Inode)
+		if o.Audit {
+			p.alive.Add(o.Cookie)
 		}
 		recs = p.cache.Observe(recs, o)
 	}
 	switch {
 	case b.Swept != 0 && b.Audit:
 		p.cache.AuditDone(b.Swept)
+		if p.reap != nil {
+			p.reap(&p.alive, b.Swept)
+		}
+		p.alive = bpf.Alive{}
 	case b.Swept != 0:
 		recs = p.cache.Sweep(recs, b.Swept)
 	}

@@ -101,9 +101,10 @@ type jsonTCP struct {
 }
 
 func toJSON(r *flowcache.Record) *jsonRecord {
+	src, dst := r.Key.Netip()
 	j := &jsonRecord{
 		Start: timestamp(r.Start), End: timestamp(r.End), Reason: r.EndReason.String(), Protocol: protocol(r.Key.Proto),
-		Source: r.Key.Src.Netip(), SourcePort: r.Key.SrcPort, Dest: r.Key.Dst.Netip(), DestPort: r.Key.DstPort,
+		Source: src, SourcePort: r.Key.SrcPort, Dest: dst, DestPort: r.Key.DstPort,
 		Arbitrary: r.Arbitrary, Flows: r.Flows,
 		Forward:   jsonCounters{r.Forward.Payload, r.Forward.Octets, r.Forward.Packets},
 		Reverse:   jsonCounters{r.Reverse.Payload, r.Reverse.Octets, r.Reverse.Packets},
@@ -242,8 +243,9 @@ func (f *tableForm) records(dst []byte, list []flowcache.Record) []byte {
 			dst = append(appendTableHeader(dst), '\n')
 		}
 		f.lines++
+		from, to := r.Key.Netip()
 		f.line = fmt.Appendf(f.line[:0], tableFormat, time.Unix(0, r.End).Format("15:04:05.000"), protocol(r.Key.Proto),
-			endpoint(r.Key.Src, r.Key.SrcPort), endpoint(r.Key.Dst, r.Key.DstPort),
+			netip.AddrPortFrom(from, r.Key.SrcPort), netip.AddrPortFrom(to, r.Key.DstPort),
 			octets(r.Forward.Payload), octets(r.Reverse.Payload), r.EndReason, who(&r.Source, &r.Dest)+several(r.Flows))
 		dst = append(appendPrintable(dst, f.line), '\n')
 	}

@@ -76,7 +76,7 @@ func (x *probe) confinement() *confinement {
 	c := &confinement{
 		mode: s.privileges, capabilities: keptCapabilities, write: s.outputs(),
 		calls: calls{
-			bpf: x.ebpf != nil, setns: true, netlink: true, inet: true, unix: watchesRuntimes(&s.runtimes) || os.Getenv("NOTIFY_SOCKET") != "",
+			bpf: x.ebpf != nil, tables: x.owners != nil, setns: true, netlink: true, inet: true, unix: watchesRuntimes(&s.runtimes) || os.Getenv("NOTIFY_SOCKET") != "",
 		},
 	}
 	c.calls.write = len(c.write) > 0
@@ -85,7 +85,7 @@ func (x *probe) confinement() *confinement {
 	}
 	c.calls.setns = false
 	kept := []uint{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN}
-	if x.p.owners != nil {
+	if x.owners != nil {
 		// Who holds a socket is read in /proc/PID/fd, which Landlock forbids whatever its rules are: to it that is
 		// tracing.
 		x.log.Warn("files are not closed by Landlock: netlink snapshots find the owners of sockets in /proc")

@@ -30,6 +30,7 @@ type probe struct {
 	sources    []source
 	ebpf       *bpf.Source          // nil in netlink mode
 	netlink    *sockdiag.Source     // the netlink source, or the audit; nil if there is none
+	owners     *enrich.Owners       // of the netlink source's sockets; nil where the source knows them
 	interfaces *sockdiag.Interfaces // nil if they are not read
 	confined   *confinement
 }
@@ -141,7 +142,7 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 	begin := func(exporters []exporter) { tellMetering(exportCtx, exporters, x.p, x.ebpf) }
 	begin(exporters)
 	sending := &fleet{}
-	sending.set(sending.start(exportCtx, x.s, exporters))
+	sending.set(sending.start(exportCtx, exporters))
 	x.p.room = func(ctx context.Context) { waitForRoom(ctx, sending.list()) }
 	in := x.observe(srcCtx, stopSources)
 	m := &metrics{p: x.p, ebpf: x.ebpf, netlink: x.netlink, interfaces: x.interfaces, namer: x.namer, maxFlows: x.maxFlows, exporters: sending, done: srcCtx}
@@ -150,7 +151,7 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 	}
 	go onSignal(srcCtx, syscall.SIGUSR1, func() { logStatus(srcCtx, m, x.log) }) // ends with srcCtx
 	go watchdog(srcCtx, m)                                                       // ends with srcCtx
-	again := &reloader{s: x.s, p: x.p, fleet: sending, begin: begin, confined: x.confined, log: x.log}
+	again := &reloader{s: x.s, p: x.p, fleet: sending, begin: begin, confined: x.confined, log: x.log, notify: notifier(x.log)}
 	reloading := make(chan struct{})
 	go func() { // ends with srcCtx
 		again.run(srcCtx, exportCtx)
@@ -191,12 +192,24 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 // closed when sources and runtimes are done.
 func (x *probe) observe(ctx context.Context, stop context.CancelCauseFunc) <-chan *flowcache.Batch {
 	in := make(chan *flowcache.Batch, 16)
+	observed := in
+	if x.owners != nil {
+		// To find them is to read all of proc, for which the cache loop does not wait.
+		observed = make(chan *flowcache.Batch)
+		go func() { // ends with the sources
+			for b := range observed {
+				x.owners.Name(b)
+				in <- b
+			}
+			close(in)
+		}()
+	}
 	names := make(chan *enrich.ContainerUpdate, 16)
 	x.p.names = names
 	var observing sync.WaitGroup
 	for _, src := range x.sources {
 		observing.Go(func() { // ends with ctx
-			if err := src.Run(ctx, in); err != nil {
+			if err := src.Run(ctx, observed); err != nil {
 				stop(err)
 			}
 		})
@@ -204,7 +217,7 @@ func (x *probe) observe(ctx context.Context, stop context.CancelCauseFunc) <-cha
 	observing.Go(func() { x.namer.Run(ctx, names) }) // ends with ctx
 	go func() {                                      // ends with the sources
 		observing.Wait()
-		close(in)
+		close(observed)
 	}()
 	go x.p.cluster.follow(ctx) // ends with ctx
 	if x.interfaces != nil {
@@ -250,7 +263,7 @@ func (x *probe) openSockets() error {
 		b, err := bpf.New(bpf.Config{SnapshotInterval: interval, Proc: s.proc, Batches: x.p.batches, Without: s.withoutHooks})
 		switch {
 		case err == nil:
-			x.ebpf, x.sources = b, append(x.sources, b)
+			x.ebpf, x.sources, x.p.reap = b, append(x.sources, b), b.Reap
 			missing, instead := b.Missing()
 			for _, h := range missing {
 				log.Warn("a hook is not attached", "hook", h.Target, "lost", h.Use, "reason", h.Err)
@@ -271,7 +284,7 @@ func (x *probe) openSockets() error {
 	} else {
 		log.Info("metering by netlink snapshots")
 	}
-	x.p.owners = enrich.NewOwners(s.proc)
+	x.owners = enrich.NewOwners(s.proc)
 	return x.openNetlink(sockdiag.Config{Interval: interval})
 }
 

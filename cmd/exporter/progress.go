@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/mattn/go-isatty"
+	"golang.org/x/sys/unix"
 )
 
 // readCount counts octets that were read.
@@ -16,11 +18,21 @@ type readCount = atomic.Int64
 
 // countingReader counts what is read of a file.
 type countingReader struct {
-	f *os.File
-	n *readCount
+	f    *os.File
+	n    *readCount
+	quit *os.File // readable when reading is over, which may be while f is silent
 }
 
 func (r *countingReader) Read(b []byte) (int, error) {
+	fds := []unix.PollFd{{Fd: int32(r.f.Fd()), Events: unix.POLLIN}, {Fd: int32(r.quit.Fd()), Events: unix.POLLIN}}
+	for fds[0].Revents == 0 {
+		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
+			return 0, os.NewSyscallError("poll", err)
+		}
+		if fds[1].Revents != 0 {
+			return 0, io.EOF
+		}
+	}
 	n, err := r.f.Read(b)
 	r.n.Add(int64(n))
 	return n, err

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -15,7 +17,6 @@ import (
 
 	"github.com/sockflow/sockflow/flowcache"
 	"github.com/sockflow/sockflow/ipfix"
-	"github.com/sockflow/sockflow/templates"
 )
 
 // fleet are the exporters that run. Safe for concurrent use.
@@ -27,21 +28,14 @@ type fleet struct {
 
 type fleetMember struct {
 	exporter
-	identity string
-	stop     context.CancelFunc
+	stop context.CancelFunc
 }
 
-// start runs exporters, in the order of their URLs, until ctx or their own stop.
-func (f *fleet) start(ctx context.Context, s *settings, exporters []exporter) []*fleetMember {
+// start runs exporters until ctx or their own stop.
+func (f *fleet) start(ctx context.Context, exporters []exporter) []*fleetMember {
 	var started []*fleetMember
-	urls := exporterURLs(s.collectors)
 	for _, x := range exporters {
-		id := x.Name()
-		if _, prints := x.(*printing); !prints {
-			id, _, _ = identity(urls[0], s) // it was parsed before
-			urls = urls[1:]
-		}
-		m := &fleetMember{exporter: x, identity: id}
+		m := &fleetMember{exporter: x}
 		var runCtx context.Context
 		runCtx, m.stop = context.WithCancel(ctx)
 		f.gone.Add(1)
@@ -74,24 +68,6 @@ func (f *fleet) list() []exporter {
 // exporterURLs are the URLs of collectors; JSON is printed.
 func exporterURLs(collectors []string) []string {
 	return slices.DeleteFunc(slices.Clone(collectors), func(url string) bool { return strings.HasPrefix(url, "json:") })
-}
-
-// identity is everything that an exporter is made of but the fields of its records, which can change while it runs.
-func identity(url string, s *settings) (id string, fields templates.Options, err error) {
-	base, err := s.base()
-	if err != nil {
-		return "", fields, err
-	}
-	if strings.HasPrefix(url, "zmq:") {
-		return fmt.Sprint(url, s.domain, base.Options.Node, s.reconnectMin, s.reconnectMax), fields, nil
-	}
-	cfg, err := ipfix.ParseURL(url, base)
-	if err != nil {
-		return "", fields, usageError{err}
-	}
-	fields = cfg.Options
-	cfg.Options, cfg.Notify = templates.Options{}, nil
-	return fmt.Sprintf("%+v", cfg), fields, nil
 }
 
 // reloadable are the settings that may change while the program runs.
@@ -150,12 +126,6 @@ func (s *settings) changed(n *settings) (names []string) {
 	return names
 }
 
-// fieldSetter is an exporter whose records can get other fields while it runs.
-type fieldSetter interface {
-	Fields() templates.Options
-	SetFields(templates.Options) error
-}
-
 // reloader applies --config again at each SIGHUP.
 type reloader struct {
 	s        *settings
@@ -164,6 +134,8 @@ type reloader struct {
 	begin    func(exporters []exporter) // told of new exporters before they run
 	confined *confinement
 	log      *slog.Logger
+
+	notify func(ok bool, line string) // of new exporters
 }
 
 // run serves SIGHUP until ctx ends; exporters run until exportCtx does.
@@ -173,90 +145,70 @@ func (r *reloader) run(ctx, exportCtx context.Context) {
 	}
 	onSignal(ctx, syscall.SIGHUP, func() {
 		notifyService(reloadingState())
-		changed, refitted, err := r.reload(ctx, exportCtx)
+		changed, refused, err := r.reload(ctx, exportCtx)
+		for _, why := range refused {
+			r.log.Error("a setting stays as it was", "reason", why)
+		}
 		if err != nil {
 			r.log.Error("settings are as they were", "reason", err)
 		} else {
-			r.log.Info("settings are read again", "changed", strings.Join(changed, " "), "collectors_with_other_fields", refitted)
+			r.log.Info("settings are read again", "changed", strings.Join(changed, " "))
 		}
 		notifyService(readyState)
 	})
 }
 
-// reload changes everything that can be changed or, with an error, nothing.
-func (r *reloader) reload(ctx, exportCtx context.Context) (changed []string, refitted int, err error) {
+// reload changes everything that can be changed, and says what is refused, each by its name; with an error, nothing is changed.
+func (r *reloader) reload(ctx, exportCtx context.Context) (changed []string, refused []error, err error) {
 	n, err := r.s.again()
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
-	changed = r.s.changed(n)
-	for _, name := range changed {
-		if !slices.Contains(reloadable, name) {
-			return nil, 0, fmt.Errorf("%s cannot change while the program runs; restart it", name)
+	for _, name := range r.s.changed(n) {
+		if slices.Contains(reloadable, name) {
+			changed = append(changed, name)
+			continue
+		}
+		refused = append(refused, fmt.Errorf("%s cannot change while the program runs; restart it", name))
+		if err := n.keep(name, r.s); err != nil {
+			return nil, nil, err
 		}
 	}
-	isJSON := func(url string) bool { return !strings.HasPrefix(url, "json:") }
-	if (len(n.collectors) == 0) != (len(r.s.collectors) == 0) ||
-		!slices.Equal(slices.DeleteFunc(slices.Clone(n.collectors), isJSON), slices.DeleteFunc(slices.Clone(r.s.collectors), isJSON)) {
-		return nil, 0, fmt.Errorf("what is printed (json:) cannot change while the program runs; restart it")
-	}
-	for _, dir := range n.outputs() {
-		if !r.confined.allows(dir) {
-			return nil, 0, fmt.Errorf("files in %s cannot be written: that was given up at the start (--privileges); restart it", dir)
-		}
+	if err := r.keepPrinter(n); err != nil {
+		refused = append(refused, err)
 	}
 	filters, err := n.selecting.parse()
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
-	// What stays the same keeps its connection, its queue and its sequence, even if it gets other fields.
+	peers, err := n.peers(nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	// What stays keeps its connection, its queue and its sequence as far as its options do.
 	r.fleet.mu.Lock()
 	old := slices.Clone(r.fleet.members)
 	r.fleet.mu.Unlock()
-	fresh := *n
-	fresh.collectors = nil
-	members := make([]*fleetMember, 0, len(n.collectors))
-	var refit []func() error
-	for _, url := range exporterURLs(n.collectors) {
-		id, fields, err := identity(url, n)
-		if err != nil {
-			return nil, 0, err
-		}
-		i := slices.IndexFunc(old, func(m *fleetMember) bool { return m.identity == id })
-		if i < 0 {
-			fresh.collectors = append(fresh.collectors, url)
-			members = append(members, nil)
+	members := make([]*fleetMember, 0, len(peers))
+	for _, peer := range peers {
+		if i := slices.IndexFunc(old, func(m *fleetMember) bool { return m.Name() == peer.name() }); i >= 0 {
+			if err := r.reconfigure(peer, old[i].exporter); err != nil {
+				refused = append(refused, fmt.Errorf("collector %s: %w", peer.name(), err))
+			}
+			members = append(members, old[i])
 			continue
 		}
-		members = append(members, old[i])
-		if x, ok := old[i].exporter.(fieldSetter); ok && x.Fields() != fields {
-			if strings.HasPrefix(url, "netflow9") {
-				fields.V9 = true
-			}
-			if _, err := templates.New(fields); err != nil {
-				return nil, 0, usagef("collector %q: %w", url, err)
-			}
-			fields.V9 = false
-			refit = append(refit, func() error { return x.SetFields(fields) })
+		if err := r.mayWrite(peer); err != nil {
+			refused = append(refused, fmt.Errorf("collector %s: %w", peer.name(), err))
+			continue
 		}
-	}
-	if len(fresh.collectors) > 0 {
-		exporters, err := destinations(&fresh, nil, r.log)
+		x, err := peer.open(r.notify)
 		if err != nil {
-			return nil, 0, err
+			refused = append(refused, err)
+			continue
 		}
-		r.begin(exporters)
-		started := r.fleet.start(exportCtx, &fresh, exporters)
-		for i := range members {
-			if members[i] == nil {
-				members[i], started = started[0], started[1:]
-			}
-		}
-	}
-	for _, f := range refit {
-		if err := f(); err != nil {
-			return nil, 0, err
-		}
+		r.begin([]exporter{x})
+		members = append(members, r.fleet.start(exportCtx, []exporter{x})...)
 	}
 	for _, m := range old { // what is printed stays
 		if _, prints := m.exporter.(*printing); prints {
@@ -274,7 +226,7 @@ func (r *reloader) reload(ctx, exportCtx context.Context) (changed []string, ref
 	case r.p.status <- swap:
 		err = <-done
 	case <-ctx.Done():
-		return nil, 0, ctx.Err()
+		return nil, nil, ctx.Err()
 	}
 	// Nothing is offered to these any more: they send what they have, and end.
 	for _, m := range old {
@@ -283,5 +235,67 @@ func (r *reloader) reload(ctx, exportCtx context.Context) (changed []string, ref
 		}
 	}
 	r.s = n
-	return changed, len(refit), err
+	return changed, refused, err
+}
+
+// reconfigure gives an exporter the options of p, but for a spool that it may not write.
+func (r *reloader) reconfigure(p *peer, of exporter) error {
+	var refused error
+	if x, ok := of.(*ipfix.Exporter); ok {
+		if now := x.Config(); p.ipfix.Spool != now.Spool {
+			if refused = r.mayWrite(p); refused != nil {
+				p.ipfix.Spool, p.ipfix.SpoolSize = now.Spool, now.SpoolSize
+			}
+		}
+	}
+	return errors.Join(refused, p.reconfigure(of))
+}
+
+// mayWrite reports whether what p has written can be: the privileges for it may have been given up, and the folder may
+// not be one that root writes into.
+func (r *reloader) mayWrite(p *peer) error {
+	dir, file := p.writes()
+	if dir == "" {
+		return nil
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	what := "option spool"
+	if file != "" {
+		what = "file"
+	}
+	if !r.confined.allows(abs) {
+		return fmt.Errorf("%s: files in %s cannot be written: that was given up at the start (--privileges); restart it", what, dir)
+	}
+	if err := checkFolder(dir, file); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// keep gives a setting the value that it has in old.
+func (s *settings) keep(name string, old *settings) error {
+	to, from := s.flags.Lookup(name), old.flags.Lookup(name)
+	if list, ok := to.Value.(pflag.SliceValue); ok {
+		return list.Replace(from.Value.(pflag.SliceValue).GetSlice())
+	}
+	return to.Value.Set(from.Value.String())
+}
+
+// keepPrinter keeps in n what is printed, which cannot change, and says so if it should have.
+func (r *reloader) keepPrinter(n *settings) error {
+	isJSON := func(url string) bool { return strings.HasPrefix(url, "json:") }
+	other := func(url string) bool { return !isJSON(url) }
+	was, is := slices.DeleteFunc(slices.Clone(r.s.collectors), other), slices.DeleteFunc(slices.Clone(n.collectors), other)
+	switch {
+	case (len(n.collectors) == 0) != (len(r.s.collectors) == 0):
+		n.collectors = slices.Clone(r.s.collectors)
+	case !slices.Equal(was, is):
+		n.collectors = append(was, slices.DeleteFunc(slices.Clone(n.collectors), isJSON)...)
+	default:
+		return nil
+	}
+	return errors.New("collector: what is printed (json:) cannot change while the program runs; restart it")
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
@@ -61,10 +62,9 @@ func TestReload(t *testing.T) {
 	if n := sum(first); n != 0 {
 		t.Errorf("%d octets at the old collector, whose timeout was an hour", n)
 	}
-	// What is wrong changes nothing.
+	// A file that cannot be read changes nothing.
 	for bad, why := range map[string]string{
-		"collector: ['udp://127.0.0.1:0']": "port must be", "active-timeout: never": "invalid argument", "max-flows: 7": "max-flows cannot change",
-		"nonsense: 1": "unknown key", "collector: ['json:-']": "what is printed",
+		"collector: ['udp://127.0.0.1:0']": "port must be", "active-timeout: never": "invalid argument", "nonsense: 1": "unknown key",
 	} {
 		write("%s\n", bad)
 		reload("settings are as they were")
@@ -74,9 +74,18 @@ func TestReload(t *testing.T) {
 	}
 	step()
 	eventually(t, "a record after what was wrong", func() bool { return sum(second) == 6000 })
-	// A filter.
-	write("collector: ['udp://127.0.0.1:%d', '%s']\nactive-timeout: 300ms\nfilter: ['not port %d']\n", second.port(), kept, ports.TCP)
-	reload("changed=filter")
+	// What cannot change is refused alone, by its name; the filter beside it holds.
+	collectors := fmt.Sprintf("'udp://127.0.0.1:%d', '%s'", second.port(), kept)
+	for bad, why := range map[string]string{
+		"max-flows: 7\ncollector: [" + collectors + "]": "max-flows cannot change", "collector: ['json:-', " + collectors + "]": "what is printed",
+		"collector: [" + collectors + ", 'tls://127.0.0.1:1?ca=/no/such/file']": "no such file", "collector: ['udp://127.0.0.1:" + strconv.Itoa(second.port()) + "', '" + kept + "?fields=-nonsense']": "no flow record has it",
+	} {
+		write("%s\nactive-timeout: 300ms\nfilter: ['not port %d']\n", bad, ports.TCP)
+		reload("a setting stays as it was")
+		if !strings.Contains(r.errs.String(), why) {
+			t.Errorf("%s: no %q in %s", bad, why, r.errs.String())
+		}
+	}
 	step()
 	time.Sleep(time.Second)
 	if n := sum(second); n != 6000 {
@@ -135,4 +144,28 @@ func TestNotify(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("%v\n%s", err, stderr.String())
 	}
+}
+
+// TestOneCollectorTwice: one collector has two Observation Domains, each with its dialect and its filter, and each a name in /metrics, which a duplicate
+// would end with an error as a whole.
+func TestOneCollectorTwice(t *testing.T) {
+	needRoot(t)
+	sink := newUDPSink(t)
+	url := fmt.Sprintf("udp://127.0.0.1:%d", sink.port())
+	page := fmt.Sprintf("http://127.0.0.1:%d", freePort(t))
+	r := runExporter(t, "-c", url+"?domain=5&filter=proto+udp", "-c", url+"?domain=6&dialect=native", "--metrics", strings.TrimPrefix(page, "http://"))
+	eventually(t, "both domains", func() bool {
+		domains := map[uint32]bool{}
+		for _, m := range sink.messages() {
+			domains[binary.BigEndian.Uint32(m[12:])] = true
+		}
+		return domains[5] && domains[6]
+	})
+	status, body := get(t, page+"/metrics")
+	for _, name := range []string{url, url + "#2"} {
+		if !strings.Contains(body, fmt.Sprintf("sockflow_collector_connects_total{collector=%q} 1\n", name)) {
+			t.Errorf("status %d: no %s in\n%.1000s", status, name, body)
+		}
+	}
+	r.stop()
 }

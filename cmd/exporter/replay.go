@@ -47,14 +47,14 @@ are printed: a table on a terminal, JSON lines otherwise.`,
 			if len(args) == 0 {
 				return usagef("no capture; see %s replay --help", cmd.Root().Name())
 			}
-			return nil
+			return apartFromFlag(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, files []string) error {
 			if err := s.load(cmd.Flags()); err != nil {
 				return err
 			}
-			if o.speed < 0 {
-				return usagef("--speed %g: must not be negative", o.speed)
+			if !(o.speed >= 0) || math.IsInf(o.speed, 0) {
+				return usagef("--speed %g: must be a number that is not negative", o.speed)
 			}
 			s.privileges = onlyIn(cmd.Context(), s.privileges)
 			return replayFiles(&s, &o, files, stdout, stderr)
@@ -81,7 +81,9 @@ are printed: a table on a terminal, JSON lines otherwise.`,
 func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr io.Writer) error {
 	log := newLogger(stderr, s.logLevel)
 	begun := time.Now()
-	in, err := openCaptures(files, o.speed, log)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	in, err := openCaptures(ctx, files, o.speed, log)
 	if err != nil {
 		return err
 	}
@@ -118,9 +120,6 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 	in.meter, in.idle = m, s.idleTimeout
 	replayConfinement(s, files).confine(log)
 
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	in.ctx = ctx
 	exportCtx, stopExport := context.WithCancel(context.Background())
 	defer stopExport()
 	var exporting sync.WaitGroup
@@ -239,6 +238,9 @@ func (c *captures) report(st replay.Stats, took time.Duration, names *metadata, 
 			args = append(args, f.String(), st.Fates[f])
 		}
 	}
+	if st.Fates[replay.UnknownLink] > 0 {
+		args = append(args, "link_types", st.Unread.String())
+	}
 	var records uint64
 	for _, n := range st.Records {
 		records += n
@@ -249,6 +251,9 @@ func (c *captures) report(st replay.Stats, took time.Duration, names *metadata, 
 	}
 	if st.Orphans > 0 {
 		args = append(args, "fragments_without_ports", st.Orphans)
+	}
+	if st.Gaps > 0 {
+		args = append(args, "gaps_forgotten", st.Gaps)
 	}
 	if names != nil {
 		args = append(args, "named", names.named)

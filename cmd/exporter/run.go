@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -58,69 +56,63 @@ func (s *settings) base() (ipfix.Config, error) {
 }
 
 // destinations makes the exporters of the -c URLs, in their order. Without one, records are printed.
-func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, error) {
-	base, err := s.base()
+func destinations(s *settings, stdout io.Writer, log *slog.Logger) (exporters []exporter, err error) {
+	peers, err := s.peers(func(c *ipfix.Config) {
+		if s.exporting.doctor {
+			c.Spool = ""
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
-	base.Notify = notifier(log)
-	names := map[string]bool{}
-	var exporters []exporter
+	defer func() {
+		if err != nil {
+			closeAll(exporters)
+		}
+	}()
+	notify := notifier(log)
+	printed := map[string]bool{}
 	for _, url := range s.collectors {
-		if strings.HasPrefix(url, "json:") {
-			x, err := openJSON(url, stdout, base.Notify)
+		if !strings.HasPrefix(url, "json:") {
+			x, err := peers[0].open(notify)
 			if err != nil {
-				return nil, err
+				return exporters, err
 			}
-			if names[x.Name()] {
-				return nil, usagef("collector %q: given twice", url)
-			}
-			names[x.Name()] = true
-			exporters = append(exporters, x)
+			exporters, peers = append(exporters, x), peers[1:]
 			continue
 		}
-		if strings.HasPrefix(url, "zmq:") {
-			x, err := newNtopng(url, s, base.Options.Node, base.Notify)
-			if err != nil {
-				return nil, err
-			}
-			exporters = append(exporters, x)
-			continue
-		}
-		cfg, err := ipfix.ParseURL(url, base)
+		x, err := openJSON(url, stdout, notify)
 		if err != nil {
-			return nil, usageError{err}
+			return exporters, err
 		}
-		if s.exporting.doctor {
-			cfg.Spool = ""
-		}
-		switch {
-		case cfg.Network == "file":
-			err = checkFolder(filepath.Dir(cfg.Address), cfg.Address)
-		case spools(&cfg):
-			err = checkFolder(cfg.Spool, "")
-		}
-		if err != nil {
-			return nil, fmt.Errorf("collector %q: %w", url, err)
-		}
-		x, err := ipfix.New(cfg)
-		if err != nil {
-			return nil, usagef("collector %q: %w", url, err)
-		}
-		if names[x.Name()] {
-			return nil, usagef("collector %q: given twice", url)
-		}
-		names[x.Name()] = true
 		exporters = append(exporters, x)
+		if printed[x.Name()] {
+			return exporters, usagef("collector %q: given twice", url)
+		}
+		printed[x.Name()] = true
 	}
 	if len(s.collectors) == 0 {
-		x := newPrinting("json:-", newJSONForm(), stdout, nil, printQueue, base.Notify)
+		x := newPrinting("json:-", newJSONForm(), stdout, nil, printQueue, notify)
 		if f, ok := stdout.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
-			x = newPrinting("table:-", &tableForm{}, stdout, nil, printQueue, base.Notify)
+			x = newPrinting("table:-", &tableForm{}, stdout, nil, printQueue, notify)
 		}
 		exporters = append(exporters, x)
 	}
 	return exporters, nil
+}
+
+// closeAll closes what exporters opened that are not run: it may have the lock of a spool.
+func closeAll(exporters []exporter) {
+	for _, x := range exporters {
+		switch x := x.(type) {
+		case *ipfix.Exporter:
+			x.Close()
+		case *printing:
+			if x.file != nil {
+				x.file.Close()
+			}
+		}
+	}
 }
 
 // onSignal calls f at each signal until ctx ends.

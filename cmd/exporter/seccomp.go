@@ -14,7 +14,8 @@ import (
 type calls struct {
 	write   bool // files are made, written and removed
 	seek    bool // files are read elsewhere than from their begin
-	bpf     bool // maps and iterators
+	bpf     bool // maps, iterators, and attaching what is loaded
+	tables  bool // descriptor tables of threads are compared
 	setns   bool // network namespaces are entered
 	netlink bool // sockets of these families are made
 	inet    bool
@@ -45,17 +46,20 @@ var writeCalls = []uint32{
 	unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_LINKAT, unix.SYS_UNLINKAT, unix.SYS_MKDIRAT,
 }
 
-// Commands of bpf(2) on what is open already: no program is loaded or attached, and nothing of others is opened.
+// Commands of bpf(2) on what is open already: no program is loaded, and nothing of others is opened. The program for
+// MPTCP is attached when MPTCP is first seen (RAW_TRACEPOINT_OPEN), where it was loaded for.
 var bpfCommands = []uint32{
 	unix.BPF_MAP_LOOKUP_ELEM, unix.BPF_MAP_UPDATE_ELEM, unix.BPF_MAP_DELETE_ELEM, unix.BPF_MAP_GET_NEXT_KEY, unix.BPF_MAP_LOOKUP_AND_DELETE_ELEM,
 	unix.BPF_MAP_LOOKUP_BATCH, unix.BPF_MAP_LOOKUP_AND_DELETE_BATCH, unix.BPF_MAP_UPDATE_BATCH, unix.BPF_MAP_DELETE_BATCH,
-	unix.BPF_OBJ_GET_INFO_BY_FD, unix.BPF_ITER_CREATE, unix.BPF_LINK_DETACH,
+	unix.BPF_OBJ_GET_INFO_BY_FD, unix.BPF_ITER_CREATE, unix.BPF_LINK_DETACH, unix.BPF_RAW_TRACEPOINT_OPEN,
 }
 
 const (
 	cloneNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
 	openForWriting  = unix.O_ACCMODE | unix.O_CREAT | unix.O_TRUNC
 	farthest        = 7 // high half of the largest offset in a file: 32 GiB
+
+	kcmpFiles = 2 // KCMP_FILES (include/uapi/linux/kcmp.h)
 
 	// Offsets in struct seccomp_data (include/uapi/linux/seccomp.h).
 	seccompNumber = 0
@@ -180,6 +184,9 @@ func seccompProgram(arch uint32, c calls) []unix.SockFilter {
 	}
 	if c.bpf {
 		f.oneOf(unix.SYS_BPF, 0, bpfCommands...)
+	}
+	if c.tables {
+		f.oneOf(unix.SYS_KCMP, 2, kcmpFiles)
 	}
 	if c.setns {
 		f.oneOf(unix.SYS_SETNS, 1, unix.CLONE_NEWNET)

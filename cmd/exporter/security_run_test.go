@@ -106,45 +106,50 @@ func TestLeastNetlink(t *testing.T) {
 	r.stop()
 }
 
-// TestReloadConfined: what was given up at the start is not to be had by SIGHUP, which says so and changes nothing;
-// what was not, is.
+// TestReloadConfined: what was given up at the start is not to be had by SIGHUP, which says so and changes the rest; what
+// was not, is.
 func TestReloadConfined(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
+	elsewhere := t.TempDir()
 	config := filepath.Join(dir, "sockflow.yaml")
 	for _, tc := range []struct {
 		name, privileges, before, after string
+		path                            string // what is written, or not
 		ok                              bool
 	}{
-		{"first file", "drop", "udp://127.0.0.1:9", "file:" + dir + "/a.ipfix", false},
-		{"another file", "drop", "file:" + dir + "/b.ipfix", "file:" + dir + "/c.ipfix", true},
-		{"the same folder", "least", "file:" + dir + "/d.ipfix", "file:" + dir + "/e.ipfix", true},
-		{"another folder", "least", "file:" + dir + "/f.ipfix", "file:" + t.TempDir() + "/g.ipfix", false},
-		{"kept", "keep", "udp://127.0.0.1:9", "file:" + dir + "/h.ipfix", true},
+		{"first file", "drop", "udp://127.0.0.1:9", "file:" + dir + "/a.ipfix", dir + "/a.ipfix", false},
+		{"another file", "drop", "file:" + dir + "/b.ipfix", "file:" + dir + "/c.ipfix", dir + "/c.ipfix", true},
+		{"the same folder", "least", "file:" + dir + "/d.ipfix", "file:" + dir + "/e.ipfix", dir + "/e.ipfix", true},
+		{"another folder", "least", "file:" + dir + "/f.ipfix", "file:" + elsewhere + "/g.ipfix", elsewhere + "/g.ipfix", false},
+		{"kept", "keep", "udp://127.0.0.1:9", "file:" + dir + "/h.ipfix", dir + "/h.ipfix", true},
+		{"first spool", "drop", "tcp://127.0.0.1:9", "tcp://127.0.0.1:9?spool=" + dir + "/i", dir + "/i", false},
+		{"another spool", "drop", "tcp://127.0.0.1:9?spool=" + dir + "/j", "tcp://127.0.0.1:9?spool=" + dir + "/k", dir + "/k", true},
+		{"a spool elsewhere", "least", "tcp://127.0.0.1:9?spool=" + dir + "/l", "tcp://127.0.0.1:9?spool=" + elsewhere + "/m", elsewhere + "/m", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			write := func(url string) {
+			write := func(url, more string) {
 				// As editors do it: another file in its place.
-				if err := os.WriteFile(config+".new", fmt.Appendf(nil, "collector: %q\n", url), 0o644); err != nil {
+				if err := os.WriteFile(config+".new", fmt.Appendf(nil, "collector: %q\n%s", url, more), 0o644); err != nil {
 					t.Fatal(err)
 				}
 				if err := os.Rename(config+".new", config); err != nil {
 					t.Fatal(err)
 				}
 			}
-			write(tc.before)
+			write(tc.before, "")
 			r := runExporter(t, "--metrics", "none", "--config", config, "--privileges", tc.privileges)
-			write(tc.after)
+			write(tc.after, "idle-timeout: 20s\n")
 			r.cmd.Process.Signal(syscall.SIGHUP)
-			want := map[bool]string{true: "settings are read again", false: "that was given up at the start"}[tc.ok]
-			eventually(t, want, func() bool { return strings.Contains(r.errs.String(), "settings are") })
-			if !strings.Contains(r.errs.String(), want) {
+			eventually(t, "settings are read again", func() bool {
+				return strings.Contains(r.errs.String(), `settings are read again" changed="collector idle-timeout"`)
+			})
+			if tc.ok == strings.Contains(r.errs.String(), "that was given up at the start") {
 				t.Error(r.errs.String())
 			}
-			_, path, file := strings.Cut(tc.after, "file:")
 			eventually(t, "the file is written, or not", func() bool {
-				_, err := os.Stat(path)
-				return file && (err == nil) == tc.ok
+				_, err := os.Stat(tc.path)
+				return (err == nil) == tc.ok
 			})
 			r.stop()
 		})

@@ -23,6 +23,7 @@ var proofs = map[string]string{
 	"pread(2), lseek(2)":                    "TestConfined",
 	"mmap(2), mprotect(2)":                  "TestConfined",
 	"bpf(2)":                                "TestConfined",
+	"kcmp(2)":                               "TestConfined",
 	"socket(2)":                             "TestConfined",
 	"setns(2)":                              "TestConfined",
 	"ioctl(2), fcntl(2)":                    "TestConfined",

@@ -90,6 +90,12 @@ func traffic(mode string, args []string) error {
 		return heir()
 	case "idler":
 		return idler(args[0])
+	case "question":
+		return question(args[0], args[1], args[2])
+	case "refused":
+		return refusedSender()
+	case "unusual":
+		return unusual(args[0])
 	case "mover":
 		return mover(args[0], args[1])
 	case "burst":
@@ -98,6 +104,12 @@ func traffic(mode string, args []string) error {
 		return hold(args[0], args[1])
 	case "without":
 		return without(args[0], args[1:])
+	case "dropper":
+		return dropper(args[0])
+	case "headless":
+		return headless(args[0])
+	case "placed":
+		return placed(args[0])
 	}
 	return fmt.Errorf("no program %q", mode)
 }

@@ -5,7 +5,9 @@
 # REQUIRE_KERNELS=1  a kernel that cannot be had is a failure, not a skip
 # DEBIAN_MIRROR=URI  of a Debian archive, where the machine's own apt sources are not Debian's
 # TEST_RUN=REGEXP    the tests to run, of cmd/exporter
-# CONTAINERS=1       with containerd and all it needs; cgroup v2 is all a guest has. For the tests of containers
+# CGROUPS=MODE       the hierarchies of control groups that a guest mounts: v2 (the default), hybrid or v1; with the last two only the tests of
+#                    control groups run
+# CONTAINERS=1       with containerd and all it needs, and the tests of the DaemonSet; with cgroup v2
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -14,7 +16,8 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 packages=(qemu-system-x86 busybox-static cpio xz-utils kmod debian-archive-keyring)
 # What the exporter and the tests may want; Debian builds these as modules. Those a kernel has built in, or not at all, are passed over.
 modules=(inet_diag tcp_diag udp_diag unix_diag veth bridge nf_conntrack nf_nat nf_conntrack_netlink sctp)
-memory=1024 patience=240
+memory=1024 patience=400
+cgroups=${CGROUPS:-v2}
 if [ -n "${CONTAINERS:-}" ]; then
 	packages+=(containerd runc containernetworking-plugins iproute2)
 	modules+=(overlay llc stp)
@@ -119,7 +122,7 @@ pack_containers() {
 		cp -L "$library" "$root$library"
 	done
 	echo 'nameserver 127.0.0.1' >"$root/etc/resolv.conf"
-	cp "$work/pod" "$root/pod"
+	cp "$work/pod" deploy/kubernetes/sockflow.yaml "$root/"
 	touch "$root/containers"
 }
 
@@ -134,10 +137,13 @@ pack() {
 	chmod 755 "$root/init"
 	echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 	echo 127.0.0.1 localhost >"$root/etc/hosts"
-	local tests='^(TestAcceptance|TestSCTP|TestClockStepped)$'
+	local tests='^(TestAcceptance|TestSCTP|TestClockStepped|TestCGroups|TestInCGroupNamespace)$'
 	case $version in
 	5.10.*) tests='^TestAcceptance$' ;; # by netlink: the programs of the other live too short to be named
 	esac
+	[ "$cgroups" = v2 ] || tests='^TestCGroups$'
+	[ -z "${CONTAINERS:-}" ] || tests='^TestDaemonSet$'
+	echo "$cgroups" >"$root/cgroups"
 	echo "${TEST_RUN:-$tests}" >"$root/tests"
 	# modules.dep is made at installation, which does not take place. It warns of lists that newer packages do not have.
 	depmod -b "${lib%/lib}" "$version" 2>/dev/null
@@ -177,8 +183,8 @@ boot() {
 	sed "s/^/$line| /" "$work/$line.txt"
 	verdict=$(sed -n 's/^RESULT //p' "$work/$line.txt" | tail -n 1)
 	case $verdict in
-	pass) result="PASS $line ($version) in $((SECONDS - started)) s" ;;
-	*) result="FAIL $line ($version): ${verdict:-no verdict: crashed, or not finished after $patience s}" ;;
+	pass) result="PASS $line ($version, cgroup $cgroups) in $((SECONDS - started)) s" ;;
+	*) result="FAIL $line ($version, cgroup $cgroups): ${verdict:-no verdict: crashed, or not finished after $patience s}" ;;
 	esac
 }
 
@@ -187,6 +193,7 @@ lines=("$@")
 for line in "${lines[@]}"; do
 	suites "$line" >/dev/null
 done
+case $cgroups in v2 | hybrid | v1) ;; *) die "CGROUPS=$cgroups: use v2, hybrid or v1" ;; esac
 [ "$(id -u)" = 0 ] || die "needs root"
 [ "$(uname -m)" = x86_64 ] || die "the kernels are for x86-64"
 
