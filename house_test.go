@@ -50,6 +50,7 @@ var only = map[string][]string{
 	"github.com/spf13/":             {"cmd/exporter"},
 	"github.com/coreos/go-systemd":  {"cmd/exporter"},
 	"github.com/gdamore/tcell":      {"cmd/exporter"},
+	"github.com/landlock-lsm/":      {"cmd/exporter"},
 	"github.com/netsampler/goflow":  {},
 	"github.com/pion/":              {"ipfix", "collector"},
 	"github.com/containerd/":        {"enrich/runtimes"},

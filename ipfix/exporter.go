@@ -116,6 +116,9 @@ func (x *Exporter) Close() {
 	}
 }
 
+// Config returns the configuration by now. Safe for concurrent use.
+func (x *Exporter) Config() Config { return *x.conf() }
+
 // Name is the collector as users write it.
 func (x *Exporter) Name() string { return x.conf().Name() }
 

@@ -32,7 +32,7 @@ var steps = map[string]time.Duration{
 	"from 1970": time.Since(time.Unix(60, 0)).Truncate(time.Second),
 }
 
-// keeper is a printer that keeps what it is told, and when, and calls enough after so many records.
+// keeper keeps what it is given, and when, and calls enough after so many records.
 type keeper struct {
 	wanted  int
 	enough  func()
@@ -40,17 +40,16 @@ type keeper struct {
 	at      []int64
 }
 
-func (k *keeper) print(recs []flowcache.Record) error {
-	for _, r := range recs {
+func (k *keeper) Offer(batch *flowcache.Records) bool {
+	defer batch.Release()
+	for _, r := range batch.List {
 		k.records, k.at = append(k.records, r), append(k.at, flowcache.Now())
 		if len(k.records) == k.wanted {
 			k.enough()
 		}
 	}
-	return nil
+	return true
 }
-
-func (k *keeper) interfaces([]flowcache.Interface) error { return nil }
 
 // TestClockStep: a step of the wall clock moves no timeout and loses no count, and what is told after it is told by the new time.
 func TestClockStep(t *testing.T) {
@@ -69,7 +68,7 @@ func TestClockStep(t *testing.T) {
 			defer time.AfterFunc(patience(), told.enough).Stop()
 			var ahead time.Duration
 			p := &pipeline{
-				cache: cache, processes: processes, enricher: &enrich.Enricher{Processes: processes, CGroups: cgroups}, printer: &told,
+				cache: cache, processes: processes, enricher: &enrich.Enricher{Processes: processes, CGroups: cgroups}, printers: []taker{&told},
 				clock: func() time.Time { return stepped(t, time.Now(), ahead) },
 			}
 			if name == "from 1970" {
@@ -98,13 +97,9 @@ func TestClockStep(t *testing.T) {
 			observe(2, flowcache.ProtoUDP, flowcache.EventUpdate, true)
 			observe(3, flowcache.ProtoTCP, flowcache.EventUpdate, false)
 			observe(4, flowcache.ProtoTCP, flowcache.EventEnd, false)
-			if err := p.take(&batch); err != nil {
-				t.Fatal(err)
-			}
+			p.take(&batch)
 			ahead += step
-			if err := p.run(in); err != nil {
-				t.Fatal(err)
-			}
+			p.run(in)
 			want := map[uint16]struct {
 				reason flowcache.EndReason
 				after  time.Duration

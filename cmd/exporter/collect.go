@@ -20,13 +20,14 @@ import (
 
 // collectSettings are the flags of collect.
 type collectSettings struct {
-	listen   []string
-	output   string
-	options  bool
-	pen      uint32
-	v9Base   uint16
-	lifetime time.Duration
-	logLevel string
+	listen     []string
+	output     string
+	options    bool
+	pen        uint32
+	v9Base     uint16
+	lifetime   time.Duration
+	logLevel   string
+	privileges string
 }
 
 func newCollectCommand(stdout, stderr io.Writer) *cobra.Command {
@@ -43,7 +44,9 @@ Without an address it is loopback; udp://*:4739 is every address. With ca, clien
   sockflow collect --listen tcp://*:4739 -o json
   sockflow collect --listen 'tls://*?cert=collector.pem&key=collector.key&ca=clients.pem'
   sockflow collect --options flows.ipfix`,
-		RunE: func(_ *cobra.Command, files []string) error { return s.run(files, stdout, stderr) },
+		RunE: func(cmd *cobra.Command, files []string) error {
+			return s.run(cmd.Context(), files, stdout, stderr)
+		},
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&s.listen, "listen", nil, "listen at this `URL`; repeatable (default udp://:4739, unless there are files)")
@@ -53,10 +56,11 @@ Without an address it is loopback; udp://*:4739 is every address. With ca, clien
 	f.Uint16Var(&s.v9Base, "v9-base", 30000, "first NetFlow v9 field type of the native elements")
 	f.DurationVar(&s.lifetime, "template-lifetime", 30*time.Minute, "forget templates that are not sent again for so long, over UDP and DTLS; close connections that are silent for so long")
 	f.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&s.privileges, "privileges", privilegesDrop, "once all is open: drop everything, or keep")
 	return cmd
 }
 
-func (s *collectSettings) run(files []string, stdout, stderr io.Writer) error {
+func (s *collectSettings) run(parent context.Context, files []string, stdout, stderr io.Writer) error {
 	if len(files) > 0 && len(s.listen) > 0 {
 		return usagef("collect: either files or --listen")
 	}
@@ -72,6 +76,9 @@ func (s *collectSettings) run(files []string, stdout, stderr io.Writer) error {
 	case "debug", "info", "warn", "error":
 	default:
 		return usagef("--log-level %q: must be debug, info, warn or error", s.logLevel)
+	}
+	if s.privileges != privilegesDrop && s.privileges != privilegesKeep {
+		return usagef("--privileges %q: must be drop or keep", s.privileges)
 	}
 	if s.lifetime < time.Second {
 		return usagef("--template-lifetime %s: must be at least 1s", s.lifetime)
@@ -102,9 +109,16 @@ func (s *collectSettings) run(files []string, stdout, stderr io.Writer) error {
 	for _, a := range c.Addrs() {
 		log.Info("listening", "at", a)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	go onSignal(ctx, syscall.SIGUSR1, func() { logCounts(log, "status", c.Counts()) }) // ends with ctx
+	confined := &confinement{mode: onlyIn(parent, s.privileges), closed: true, alone: true, calls: calls{listen: true, seek: true}}
+	for _, name := range files {
+		if name != "-" {
+			confined.read = append(confined.read, name)
+		}
+	}
+	confined.confine(log)
 	over, giveUp := context.WithCancel(context.Background())
 	defer giveUp()
 	context.AfterFunc(ctx, func() { time.AfterFunc(printTime, giveUp) })
@@ -119,9 +133,6 @@ func (s *collectSettings) run(files []string, stdout, stderr io.Writer) error {
 		err = bad
 	}
 	logCounts(log, "collected", c.Counts())
-	if errors.Is(err, syscall.EPIPE) {
-		return nil // the reader of our output has seen enough
-	}
 	return err
 }
 

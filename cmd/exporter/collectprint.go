@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"github.com/sockflow/sockflow/collector"
 	"github.com/sockflow/sockflow/flowcache"
@@ -136,43 +134,54 @@ func (p *recordPrinter) close() error {
 
 // formatLines makes JSON lines.
 func formatLines(dst []byte, records []collector.Record) []byte {
+	begin := len(dst)
 	for i := range records {
 		dst = append(records[i].AppendJSON(dst), '\n')
+	}
+	// Escaped behind it, and then moved to its place: without memory of its own.
+	end := len(dst)
+	dst = appendEscaped(dst, dst[begin:end])
+	return append(dst[:begin], dst[end:]...)
+}
+
+// recordTable shows flows as tableForm does, and other records as their names and values.
+type recordTable struct {
+	lines int
+	line  []byte
+}
+
+func (p *recordTable) format(dst []byte, records []collector.Record) []byte {
+	for i := range records {
+		r := &records[i]
+		if p.lines%headerEvery == 0 {
+			dst = append(appendTableHeader(dst), '\n')
+		}
+		p.lines++
+		p.line = appendRecord(p.line[:0], r)
+		dst = append(appendPrintable(dst, p.line), '\n')
 	}
 	return dst
 }
 
-// recordTable shows flows as tablePrinter does, and other records as their names and values.
-type recordTable struct{ lines int }
-
-func (p *recordTable) format(dst []byte, records []collector.Record) []byte {
-	w := bytes.NewBuffer(dst)
-	for i := range records {
-		r := &records[i]
-		if p.lines%headerEvery == 0 {
-			fmt.Fprintf(w, tableFormat, "TIME", "PROTO", "SOURCE", "DESTINATION", "SENT", "RECEIVED", "END", "WHO")
-		}
-		p.lines++
-		if src, dst := addresses(r); src.IsValid() && !r.Template.Options {
-			fmt.Fprintf(w, tableFormat, endTime(r).Local().Format("15:04:05.000"), protocol(uint8(r.Uint("protocolIdentifier"))),
-				netip.AddrPortFrom(src, uint16(r.Uint("sourceTransportPort"))),
-				netip.AddrPortFrom(dst, uint16(r.Uint("destinationTransportPort"))),
-				count(r, "transportOctetDeltaCount", "octetDeltaCount", "octetTotalCount", "initiatorOctets"),
-				count(r, "reverseTransportOctetDeltaCount", "reverseOctetDeltaCount", "reverseOctetTotalCount", "postOctetDeltaCount", "responderOctets"),
-				endReason(r), printable(whoAt(r)))
-			continue
-		}
-		what := "data"
-		if r.Template.Options {
-			what = "options"
-		}
-		fmt.Fprintf(w, "%-12s %-5s", r.ExportTime.Local().Format("15:04:05.000"), what)
-		for j := range r.Values {
-			fmt.Fprintf(w, " %s=%s", r.Template.Fields[j].Name(), shown(r.Value(j)))
-		}
-		fmt.Fprintln(w)
+// appendRecord appends the line of a record, as it was received.
+func appendRecord(line []byte, r *collector.Record) []byte {
+	if src, dst := addresses(r); src.IsValid() && !r.Template.Options {
+		return fmt.Appendf(line, tableFormat, endTime(r).Local().Format("15:04:05.000"), protocol(uint8(r.Uint("protocolIdentifier"))),
+			netip.AddrPortFrom(src, uint16(r.Uint("sourceTransportPort"))),
+			netip.AddrPortFrom(dst, uint16(r.Uint("destinationTransportPort"))),
+			count(r, "transportOctetDeltaCount", "octetDeltaCount", "octetTotalCount", "initiatorOctets"),
+			count(r, "reverseTransportOctetDeltaCount", "reverseOctetDeltaCount", "reverseOctetTotalCount", "postOctetDeltaCount", "responderOctets"),
+			endReason(r), whoAt(r))
 	}
-	return w.Bytes()
+	what := "data"
+	if r.Template.Options {
+		what = "options"
+	}
+	line = fmt.Appendf(line, "%-12s %-5s", r.ExportTime.Local().Format("15:04:05.000"), what)
+	for j := range r.Values {
+		line = fmt.Appendf(line, " %s=%s", r.Template.Fields[j].Name(), shown(r.Value(j)))
+	}
+	return line
 }
 
 // addresses returns those of a flow. A template may have both families, and leave one of them at zero.
@@ -260,14 +269,4 @@ func shown(v any) string {
 		return fmt.Sprintf("%d records", len(v.List))
 	}
 	return fmt.Sprint(v)
-}
-
-// printable keeps what others wrote from moving the cursor.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return unicode.ReplacementChar
-	}, s)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -107,10 +108,12 @@ func (d *doctor) report(w io.Writer, asJSON bool) error {
 	}
 	var err error
 	if asJSON {
-		e := json.NewEncoder(w)
+		var b bytes.Buffer
+		e := json.NewEncoder(&b)
 		e.SetEscapeHTML(false)
 		e.SetIndent("", "  ")
-		err = e.Encode(map[string]any{"version": version, "ok": well, "checks": d.checks})
+		e.Encode(map[string]any{"version": version, "ok": well, "checks": d.checks}) // what it encodes always can be
+		_, err = w.Write(appendEscaped(nil, b.Bytes()))
 	} else {
 		b := bufio.NewWriter(w)
 		group := ""
@@ -119,9 +122,9 @@ func (d *doctor) report(w io.Writer, asJSON bool) error {
 				group = c.Group
 				fmt.Fprintln(b, group)
 			}
-			fmt.Fprintf(b, "  %s %-30s %s\n", marks[c.Verdict], c.Name, c.Detail)
+			fmt.Fprintln(b, printable(fmt.Sprintf("  %s %-30s %s", marks[c.Verdict], c.Name, c.Detail)))
 			if c.Remedy != "" {
-				fmt.Fprintf(b, "    %-30s → %s\n", "", c.Remedy)
+				fmt.Fprintln(b, printable(fmt.Sprintf("    %-30s → %s", "", c.Remedy)))
 			}
 		}
 		err = b.Flush()

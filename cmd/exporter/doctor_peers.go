@@ -146,7 +146,10 @@ func (d *doctor) reach() {
 		return
 	}
 	for _, address := range d.settings.collectors {
-		if strings.HasPrefix(address, "json:") {
+		if path, ok := strings.CutPrefix(address, "json:"); ok {
+			if jsonPath(address) != "" {
+				d.file(address, path)
+			}
 			continue
 		}
 		d.collector(address)
@@ -158,6 +161,10 @@ func (d *doctor) file(address, path string) {
 	path, _, _ = strings.Cut(path, "?")
 	if dir := filepath.Dir(path); unix.Access(dir, unix.W_OK) != nil {
 		d.say(bad, address, "no file can be written in "+dir, "make the folder, or let the exporter write it")
+		return
+	}
+	if err := checkFolder(filepath.Dir(path), path); err != nil {
+		d.say(bad, address, err.Error(), "name a folder that root alone may write into")
 		return
 	}
 	d.say(good, address, "can be written")
@@ -173,12 +180,11 @@ func (d *doctor) collector(address string) {
 	one.exporting.doctor = true
 	one.templateRefresh = 100 * time.Millisecond // that nobody listens is told to the datagram that follows
 	line := &lastLine{}
-	exporters, _, done, err := destinations(&one, io.Discard, slog.New(line))
+	exporters, err := destinations(&one, io.Discard, slog.New(line))
 	if err != nil {
 		d.say(bad, address, err.Error(), "see run --help")
 		return
 	}
-	defer done()
 	x := exporters[0]
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -11,7 +13,7 @@ import (
 	"github.com/sockflow/sockflow/ipfix"
 )
 
-// exporter gives records to one collector.
+// exporter gives records to one collector, or prints them.
 type exporter interface {
 	Run(ctx context.Context) error
 	Offer(r *flowcache.Records) bool
@@ -60,14 +62,18 @@ func (e *exporting) apply(c *ipfix.Config) {
 	c.SpoolSize, _ = ipfix.ParseSize(e.spoolSize)
 }
 
-// newGroup puts exporters together by the policy.
-func newGroup(policy string, exporters []exporter) *ipfix.Group {
+// newGroup puts exporters together by the policy; what prints gets every record whatever the policy is.
+func newGroup(policy string, exporters []exporter) (group *ipfix.Group, printers []taker) {
 	p, _ := ipfix.ParsePolicy(policy)
-	members := make([]ipfix.Member, len(exporters))
-	for i, x := range exporters {
-		members[i] = x
+	var members []ipfix.Member
+	for _, x := range exporters {
+		if x, ok := x.(*printing); ok {
+			printers = append(printers, x)
+			continue
+		}
+		members = append(members, x)
 	}
-	return ipfix.NewGroup(p, members)
+	return ipfix.NewGroup(p, members), printers
 }
 
 // peer is a collector of a URL.
@@ -93,8 +99,26 @@ func (p *peer) number(n int) {
 	}
 }
 
+// writes returns the folder in which the exporter has files written, and the file if it is one of a name of its own;
+// empty without.
+func (p *peer) writes() (dir, file string) {
+	switch {
+	case p.ntopng != nil:
+	case p.ipfix.Network == "file":
+		return filepath.Dir(p.ipfix.Address), p.ipfix.Address
+	case spools(p.ipfix):
+		return p.ipfix.Spool, ""
+	}
+	return "", ""
+}
+
 // open makes the exporter. Nothing is connected yet.
 func (p *peer) open(notify func(ok bool, line string)) (exporter, error) {
+	if dir, file := p.writes(); dir != "" {
+		if err := checkFolder(dir, file); err != nil {
+			return nil, fmt.Errorf("collector %q: %w", p.url, err)
+		}
+	}
 	var x exporter
 	var err error
 	if p.ntopng != nil {

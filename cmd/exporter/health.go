@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -47,13 +48,9 @@ func serveMetrics(ctx context.Context, addr string, profiling bool, m *metrics, 
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	}
-	write := 10 * time.Second
-	if profiling {
-		write = 2 * time.Minute // a profile takes as long as it is asked to
-	}
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: write, MaxHeaderBytes: 16 << 10}
+	server := newMetricsServer(mux, profiling)
 	go func() { // ends with ctx
-		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(newLimitedListener(l)); !errors.Is(err, http.ErrServerClosed) {
 			log.Warn("metrics are not served any more", "reason", err)
 		}
 	}()
@@ -77,4 +74,58 @@ func (m *metrics) passed() bool {
 		return m.ebpf.Stats().Snapshots > 0
 	}
 	return m.netlink != nil && m.netlink.Stats().Passes > 0
+}
+
+// newMetricsServer holds no connection of a client that asks nothing, or reads nothing.
+func newMetricsServer(h http.Handler, profiling bool) *http.Server {
+	s := &http.Server{
+		Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+		MaxHeaderBytes: 16 << 10,
+	}
+	if profiling {
+		s.WriteTimeout = 2 * time.Minute // a profile takes as long as it is asked to
+	}
+	return s
+}
+
+// maxScrapers bounds the connections of the metrics server, and so the descriptors and the memory that clients can take.
+const maxScrapers = 64
+
+// limitedListener accepts a connection when fewer than maxScrapers are open; the others wait.
+type limitedListener struct {
+	net.Listener
+	open   chan struct{}
+	closed chan struct{}
+	close  func() error
+}
+
+func newLimitedListener(l net.Listener) *limitedListener {
+	closed := make(chan struct{})
+	return &limitedListener{l, make(chan struct{}, maxScrapers), closed, sync.OnceValue(func() error { close(closed); return l.Close() })}
+}
+
+func (l *limitedListener) Close() error { return l.close() }
+
+func (l *limitedListener) Accept() (net.Conn, error) {
+	select {
+	case l.open <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.open
+		return nil, err
+	}
+	return &limitedConn{c, sync.OnceFunc(func() { <-l.open })}, nil
+}
+
+type limitedConn struct {
+	net.Conn
+	done func()
+}
+
+func (c *limitedConn) Close() error {
+	defer c.done()
+	return c.Conn.Close()
 }

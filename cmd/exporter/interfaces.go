@@ -53,8 +53,8 @@ func (p *pipeline) readInterfaces(ctx context.Context, r *sockdiag.Interfaces, p
 // interfacesAtOnce are handed over together.
 const interfacesAtOnce = 256
 
-// tell names the containers behind interfaces and hands them to every exporter, and to a printer.
-func (p *pipeline) tell(r interfaceReading) error {
+// tell names the containers behind interfaces and hands them over.
+func (p *pipeline) tell(r interfaceReading) {
 	for i := range r.List {
 		f := &r.List[i]
 		p.enricher.Interface(f, r.cgroups[f.NetNS], r.cgroups[r.Peers[i]])
@@ -64,17 +64,9 @@ func (p *pipeline) tell(r interfaceReading) error {
 	}
 	for list := r.List; len(list) > 0; {
 		n := min(len(list), interfacesAtOnce)
-		if p.printer != nil {
-			if err := p.printer.interfaces(list[:n]); err != nil {
-				return err
-			}
-		}
-		if p.exporters != nil {
-			out := p.pool.Get()
-			out.Interfaces = append(out.Interfaces, list[:n]...)
-			p.exporters.Offer(out)
-		}
+		out := p.pool.Get()
+		out.Interfaces = append(out.Interfaces, list[:n]...)
+		p.offer(out)
 		list = list[n:]
 	}
-	return nil
 }

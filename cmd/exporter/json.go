@@ -1,12 +1,14 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/url"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/sockflow/sockflow/flowcache"
@@ -14,52 +16,60 @@ import (
 )
 
 // openJSON opens a destination json:PATH or json:-, with its options.
-func openJSON(dest string, stdout io.Writer) (p printer, done func(), err error) {
+func openJSON(dest string, stdout io.Writer, notify func(ok bool, line string)) (*printing, error) {
 	path, query, _ := strings.Cut(strings.TrimPrefix(dest, "json:"), "?")
 	options, err := url.ParseQuery(query)
 	if err != nil {
-		return nil, nil, usagef("collector %q: %w", dest, err)
+		return nil, usagef("collector %q: %w", dest, err)
 	}
-	style := "sockflow"
+	var f form = newJSONForm()
+	queue := printQueue
 	for name, values := range options {
-		if name != "style" || len(values) != 1 || values[0] != "sockflow" && values[0] != "ntop" {
-			return nil, nil, usagef("collector %q: the only option is style=sockflow or style=ntop", dest)
-		}
-		style = values[0]
-	}
-	w, done := stdout, func() {}
-	if path != "-" && path != "" {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-		if err != nil {
-			return nil, nil, fmt.Errorf("collector %q: %w", dest, err)
-		}
-		w, done = f, func() { f.Close() }
-	}
-	if style == "ntop" {
-		return &ntopPrinter{w: w}, done, nil
-	}
-	return newJSONPrinter(w), done, nil
-}
-
-type jsonPrinter struct {
-	w *bufio.Writer
-	e *json.Encoder
-}
-
-func newJSONPrinter(w io.Writer) *jsonPrinter {
-	b := bufio.NewWriterSize(w, 64<<10)
-	e := json.NewEncoder(b)
-	e.SetEscapeHTML(false)
-	return &jsonPrinter{b, e}
-}
-
-func (p *jsonPrinter) print(records []flowcache.Record) error {
-	for i := range records {
-		if err := p.e.Encode(toJSON(&records[i])); err != nil {
-			return err
+		switch {
+		case name == "style" && len(values) == 1 && values[0] == "sockflow":
+		case name == "style" && len(values) == 1 && values[0] == "ntop":
+			f = &ntopForm{}
+		case name == "queue" && len(values) == 1:
+			if queue, err = strconv.Atoi(values[0]); err != nil || queue < 1 {
+				return nil, usagef("collector %q: queue must be a number of records", dest)
+			}
+		default:
+			return nil, usagef("collector %q: the only options are style=sockflow, style=ntop and queue=RECORDS", dest)
 		}
 	}
-	return p.w.Flush()
+	if path == "-" || path == "" {
+		return newPrinting("json:-", f, stdout, nil, queue, notify), nil
+	}
+	if err := checkFolder(filepath.Dir(path), path); err != nil {
+		return nil, fmt.Errorf("collector %q: %w", dest, err)
+	}
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("collector %q: %w", dest, err)
+	}
+	return newPrinting("json:"+path, f, file, file, queue, notify), nil
+}
+
+// jsonForm is a JSON object a line.
+type jsonForm struct {
+	lines bytes.Buffer
+	e     *json.Encoder
+}
+
+func newJSONForm() *jsonForm {
+	f := &jsonForm{}
+	f.e = json.NewEncoder(&f.lines)
+	f.e.SetEscapeHTML(false)
+	return f
+}
+
+// records and interfaces: what they encode always can be.
+func (f *jsonForm) records(dst []byte, list []flowcache.Record) []byte {
+	f.lines.Reset()
+	for i := range list {
+		f.e.Encode(toJSON(&list[i]))
+	}
+	return appendEscaped(dst, f.lines.Bytes())
 }
 
 // jsonInterface is the state and the counters of a network interface as a JSON line.
@@ -84,39 +94,35 @@ type jsonInterfaceCounters struct {
 	Drops   uint64 `json:"drops"`
 }
 
-func (p *jsonPrinter) interfaces(list []flowcache.Interface) error {
+func (f *jsonForm) interfaces(dst []byte, list []flowcache.Interface) []byte {
+	f.lines.Reset()
 	for _, i := range list {
-		if err := p.e.Encode(&jsonInterface{
+		f.e.Encode(&jsonInterface{
 			timestamp(i.Time), i.Name, i.Index, i.NetNS, i.Type, i.Kind, i.Up, i.MTU,
 			jsonInterfaceCounters(i.In), jsonInterfaceCounters(i.Out), containerToJSON(i.Container),
-		}); err != nil {
-			return err
-		}
+		})
 	}
-	return p.w.Flush()
+	return appendEscaped(dst, f.lines.Bytes())
 }
 
-// ntopPrinter writes records in the JSON of ntop's agents: an object a line for each end that is here.
-type ntopPrinter struct {
-	w     io.Writer
+// ntopForm is the JSON of ntop's agents: an object a line for each end that is here.
+type ntopForm struct {
 	agent ipfix.AgentJSON
-	buf   []byte
+	lines []byte
 }
 
-func (p *ntopPrinter) print(records []flowcache.Record) error {
-	p.buf = p.buf[:0]
-	for i := range records {
-		p.buf = p.agent.Append(p.buf, &records[i], '\n')
-	}
-	_, err := p.w.Write(p.buf)
-	return err
-}
-
-func (p *ntopPrinter) interfaces(list []flowcache.Interface) error {
-	p.buf = p.buf[:0]
+func (f *ntopForm) records(dst []byte, list []flowcache.Record) []byte {
+	f.lines = f.lines[:0]
 	for i := range list {
-		p.buf = append(p.agent.AppendCounter(p.buf, &list[i]), '\n')
+		f.lines = f.agent.Append(f.lines, &list[i], '\n')
 	}
-	_, err := p.w.Write(p.buf)
-	return err
+	return appendEscaped(dst, f.lines)
+}
+
+func (f *ntopForm) interfaces(dst []byte, list []flowcache.Interface) []byte {
+	f.lines = f.lines[:0]
+	for i := range list {
+		f.lines = append(f.agent.AppendCounter(f.lines, &list[i]), '\n')
+	}
+	return appendEscaped(dst, f.lines)
 }

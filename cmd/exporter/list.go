@@ -77,7 +77,7 @@ Filters are all to be met; of one that is given several times or with commas, on
 
 // listSockets reads all sockets and finds out whose they are. Notes go to stderr.
 func listSockets(proc string, where runtimes.Config, stderr io.Writer) ([]listed, error) {
-	src, err := sockdiag.New(sockdiag.Config{Proc: proc, Notify: func(line string) { fmt.Fprintln(stderr, "note: "+line) }})
+	src, err := sockdiag.New(sockdiag.Config{Proc: proc, Notify: func(line string) { fmt.Fprintln(stderr, printable("note: "+line)) }})
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func listSockets(proc string, where runtimes.Config, stderr io.Writer) ([]listed
 	cgroups := enrich.NewCGroups(proc)
 	where.Notify = func(ok bool, line string) {
 		if !ok {
-			fmt.Fprintln(stderr, "note: "+line)
+			fmt.Fprintln(stderr, printable("note: "+line))
 		}
 	}
 	if err := askRuntimes(where, cgroups); err != nil {

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/csv"
 	"encoding/json"
 	"io"
@@ -58,7 +58,7 @@ func listCSV(w io.Writer, socks []listed) error {
 	c.Write(line)
 	for i := range socks {
 		for j := range columns {
-			line[j] = columns[j].value(&socks[i])
+			line[j] = printable(columns[j].value(&socks[i])) // CSV has no way to escape
 		}
 		c.Write(line)
 	}
@@ -82,8 +82,8 @@ type jsonSocket struct {
 }
 
 func listJSON(w io.Writer, socks []listed) error {
-	b := bufio.NewWriter(w)
-	e := json.NewEncoder(b)
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
 	for i := range socks {
 		l := &socks[i]
@@ -101,9 +101,8 @@ func listJSON(w io.Writer, socks []listed) error {
 		if l.peer != nil {
 			j.Peer = endToJSON(l.peer)
 		}
-		if err := e.Encode(&j); err != nil {
-			return err
-		}
+		e.Encode(&j) // what it encodes always can be
 	}
-	return b.Flush()
+	_, err := w.Write(appendEscaped(nil, b.Bytes()))
+	return err
 }

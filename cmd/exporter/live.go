@@ -111,13 +111,13 @@ func copyOf(e *flowcache.End) *flowcache.End {
 }
 
 // name hands over records of packets, with the ends that are known.
-func (p *pipeline) name(r *flowcache.Records) error {
+func (p *pipeline) name(r *flowcache.Records) {
 	defer r.Release()
 	p.readClock()
 	for i := range r.List {
 		p.ends.Name(&r.List[i])
 	}
-	return p.deliver(r.List)
+	p.deliver(r.List)
 }
 
 // newEnds returns a table for as many sockets as there may be flows.

@@ -164,7 +164,7 @@ func TestReplayErrors(t *testing.T) {
 		output bool
 	}{
 		{nil, 2, "no capture", false},
-		{[]string{"x", "--speed", "-1"}, 2, "must not be negative", false},
+		{[]string{"x", "--speed", "-1"}, 2, "must be a number that is not negative", false},
 		{[]string{filepath.Join(dir, "none")}, 1, "no such file", false},
 		{[]string{dir}, 1, "directory", false},
 		{[]string{write("empty", nil)}, 1, "it is empty", false},

@@ -2,12 +2,15 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,8 +21,13 @@ import (
 var version = "dev"
 
 func main() {
-	os.Exit(execute(os.Args, os.Stdout, os.Stderr))
+	// A write to a pipe that has no reader any more fails with EPIPE, and does not end the program: other collectors go on.
+	signal.Ignore(syscall.SIGPIPE)
+	os.Exit(executeIn(context.WithValue(context.Background(), wholeProcess{}, true), os.Args, os.Stdout, os.Stderr))
 }
+
+// wholeProcess is the key of a context in which a command is all that its process does, so that it may give up what others would need.
+type wholeProcess struct{}
 
 // usageError is a wrong command line, configuration or environment: exit status 2.
 type usageError struct{ err error }
@@ -31,15 +39,19 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 
 // execute runs the command line and returns the exit status: 0, 1 for a failure, 2 for wrong usage.
 func execute(args []string, stdout, stderr io.Writer) int {
+	return executeIn(context.Background(), args, stdout, stderr)
+}
+
+func executeIn(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	name := filepath.Base(args[0])
 	cmd := newCommand(name, stdout, stderr)
 	cmd.SetArgs(args[1:])
-	err := cmd.Execute()
-	if err == nil {
+	err := cmd.ExecuteContext(ctx)
+	if err == nil || errors.Is(err, syscall.EPIPE) { // the reader of the output has seen enough
 		return 0
 	}
 	// One line, whatever a library put into its error.
-	fmt.Fprintf(stderr, "%s: %s\n", name, strings.Join(strings.Fields(err.Error()), " "))
+	fmt.Fprintf(newLogWriter(stderr), "%s: %s\n", name, printable(strings.Join(strings.Fields(err.Error()), " ")))
 	var usage usageError
 	if errors.As(err, &usage) {
 		return 2

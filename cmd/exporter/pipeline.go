@@ -21,14 +21,13 @@ type pipeline struct {
 	cluster   *cluster         // nil without Kubernetes
 	selector  *selector        // nil: everything is told as it is
 	exporters *ipfix.Group     // nil: none
-	printer   printer          // nil with collectors only
+	printers  []taker          // get every record, whatever the policy of exporters
 	flows     *flowMetrics     // nil if none are wanted
 	clock     func() time.Time // time.Now, but in tests
 	stepped   int64            // how far the wall clock is ahead of flowcache.Now
 	batches   flowcache.Batches
 	pool      flowcache.RecordPool
 	scratch   []flowcache.Record
-	failed    error // of a printer, in the middle of a call of the cache
 	readings  chan interfaceReading
 	status    chan func(pipelineStatus)
 	names     <-chan *enrich.ContainerUpdate // what runtimes tell
@@ -43,6 +42,11 @@ type pipeline struct {
 
 	// room waits until exporters have room for more, or ctx ends; nil: they are not waited for. For the end, when nothing is metered any more.
 	room func(ctx context.Context)
+}
+
+// taker takes batches, and releases them. It never waits.
+type taker interface {
+	Offer(r *flowcache.Records) bool
 }
 
 type pipelineStatus struct {
@@ -64,8 +68,8 @@ const (
 	roomTime       = 500 * time.Millisecond // in which exporters may make room for the last records; then they have 1.5 s for the rest
 )
 
-// run merges and expires until in is closed, and then flushes. It returns what a printer returned.
-func (p *pipeline) run(in <-chan *flowcache.Batch) error {
+// run merges and expires until in is closed, and then flushes.
+func (p *pipeline) run(in <-chan *flowcache.Batch) {
 	expire := time.NewTimer(expireInterval)
 	defer expire.Stop()
 	var wake time.Time // when expire fires
@@ -88,33 +92,24 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 		select {
 		case b, ok := <-in:
 			if !ok {
-				return p.flush()
+				p.flush()
+				return
 			}
-			if err := p.take(b); err != nil {
-				return err
-			}
+			p.take(b)
 			arm()
 		case r := <-p.wire.told():
-			if err := p.name(r); err != nil {
-				return err
-			}
+			p.name(r)
 		case changes := <-p.cluster.told():
 			p.cluster.apply(changes)
 		case u := <-p.names:
 			p.enricher.CGroups.Apply(u)
-			if err := p.retry(); err != nil {
-				return err
-			}
+			p.retry()
 		case <-expire.C:
-			if err := p.retry(); err != nil {
-				return err
-			}
+			p.retry()
 			for more := true; more; {
 				var recs []flowcache.Record
 				recs, more = p.cache.Expire(p.scratch[:0], flowcache.Now(), flowcache.RecordsAtOnce)
-				if err := p.give(recs); err != nil {
-					return err
-				}
+				p.give(recs)
 			}
 			wake = time.Time{}
 			arm()
@@ -124,13 +119,9 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 				p.ends.Forget(flowcache.At(now.Add(-p.endsFor)))
 			}
 		case r := <-p.readings:
-			if err := p.tell(r); err != nil {
-				return err
-			}
+			p.tell(r)
 		case <-p.selector.due():
-			if err := p.tellRecords(p.selector.flush()); err != nil {
-				return err
-			}
+			p.tellRecords(p.selector.flush())
 		case now := <-letGo.C:
 			p.conntrack.LetGo()
 			p.processes.Sweep(flowcache.At(now))
@@ -141,7 +132,7 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) error {
 }
 
 // take merges a batch: first the processes, which its sockets may belong to.
-func (p *pipeline) take(b *flowcache.Batch) error {
+func (p *pipeline) take(b *flowcache.Batch) {
 	for i := range b.Processes {
 		p.processes.Apply(&b.Processes[i])
 	}
@@ -167,15 +158,12 @@ func (p *pipeline) take(b *flowcache.Batch) error {
 		recs = p.cache.SnapshotDone(recs)
 	}
 	p.batches.Put(b)
-	p.full(recs)
-	return p.failed
+	p.give(recs)
 }
 
 // full is give for the cache, in the middle of a call that tells many records.
 func (p *pipeline) full(recs []flowcache.Record) []flowcache.Record {
-	if err := p.give(recs); p.failed == nil {
-		p.failed = err
-	}
+	p.give(recs)
 	return recs[:0]
 }
 
@@ -192,10 +180,10 @@ func (p *pipeline) readClock() {
 }
 
 // give enriches records and hands them over. Those whose names a runtime may still be telling are kept back for a moment.
-func (p *pipeline) give(recs []flowcache.Record) error {
+func (p *pipeline) give(recs []flowcache.Record) {
 	p.scratch = recs
 	if len(recs) == 0 {
-		return nil
+		return
 	}
 	p.readClock()
 	ready := recs[:0]
@@ -213,13 +201,13 @@ func (p *pipeline) give(recs []flowcache.Record) error {
 			ready = recs[:i+1]
 		}
 	}
-	return p.hand(ready)
+	p.hand(ready)
 }
 
 // retry hands over the records whose names have come since, or will not come any more.
-func (p *pipeline) retry() error {
+func (p *pipeline) retry() {
 	if len(p.held) == 0 {
-		return nil
+		return
 	}
 	p.readClock()
 	recs, still := p.scratch[:0], p.held[:0]
@@ -232,63 +220,62 @@ func (p *pipeline) retry() error {
 	}
 	clear(p.held[len(still):])
 	p.held, p.scratch = still, recs
-	return p.hand(recs)
+	p.hand(recs)
 }
 
 // hand tells the records that are selected.
-func (p *pipeline) hand(recs []flowcache.Record) error {
+func (p *pipeline) hand(recs []flowcache.Record) {
 	if p.ends != nil {
 		p.learn(recs)
-		return nil
+		return
 	}
-	return p.deliver(recs)
+	p.deliver(recs)
 }
 
-// deliver prints records, and gives them to every exporter.
-func (p *pipeline) deliver(recs []flowcache.Record) error {
+// deliver completes records by what Kubernetes knows, selects, and exports them.
+func (p *pipeline) deliver(recs []flowcache.Record) {
 	if len(recs) == 0 {
-		return nil
+		return
 	}
 	if p.cluster != nil {
 		for i := range recs {
 			p.cluster.index.Name(&recs[i])
 		}
 	}
-	return p.tellRecords(p.selector.apply(recs))
+	p.tellRecords(p.selector.apply(recs))
 }
 
-// tellRecords prints records and gives them to exporters.
-func (p *pipeline) tellRecords(recs []flowcache.Record) error {
-	if len(recs) == 0 {
-		return nil
-	}
+// tellRecords gives records to printers and exporters.
+func (p *pipeline) tellRecords(recs []flowcache.Record) {
 	p.flows.add(recs)
 	for i := range recs {
 		recs[i].Start += p.stepped
 		recs[i].End += p.stepped
 	}
-	if p.printer != nil {
-		if err := p.printer.print(recs); err != nil {
-			return err
-		}
-	}
-	if p.exporters == nil {
-		return nil
-	}
 	for part := range slices.Chunk(recs, flowcache.RecordsAtOnce) { // an exporter has room for them all, or none
 		r := p.pool.Get()
 		r.List = append(r.List, part...)
-		p.exporters.Offer(r)
+		p.offer(r)
 	}
-	return nil
+}
+
+// offer hands over a batch, which who takes it releases.
+func (p *pipeline) offer(r *flowcache.Records) {
+	r.Retain(len(p.printers))
+	for _, t := range p.printers {
+		t.Offer(r)
+	}
+	if p.exporters == nil {
+		r.Release()
+		return
+	}
+	p.exporters.Offer(r)
 }
 
 // flush ends all flows by force.
-func (p *pipeline) flush() error {
+func (p *pipeline) flush() {
 	p.enricher.NoMore()
-	if err := p.retry(); err != nil {
-		return err
-	}
+	p.retry()
 	ctx, cancel := context.WithTimeout(context.Background(), roomTime)
 	defer cancel()
 	for more := true; more; {
@@ -297,11 +284,9 @@ func (p *pipeline) flush() error {
 		}
 		var recs []flowcache.Record
 		recs, more = p.cache.Flush(p.scratch[:0], flowcache.RecordsAtOnce)
-		if err := p.give(recs); err != nil {
-			return err
-		}
+		p.give(recs)
 	}
-	return p.tellRecords(p.selector.flush())
+	p.tellRecords(p.selector.flush())
 }
 
 // ask gets the state of the loop; false if the loop is gone.

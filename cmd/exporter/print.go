@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"net/netip"
 	"path"
 	"strconv"
@@ -12,12 +10,6 @@ import (
 
 	"github.com/sockflow/sockflow/flowcache"
 )
-
-// printer writes records for people or programs.
-type printer interface {
-	print(records []flowcache.Record) error
-	interfaces(list []flowcache.Interface) error
-}
 
 // jsonRecord is a record as a JSON line. Names are those of the Information Elements where there is one.
 type jsonRecord struct {
@@ -232,35 +224,38 @@ func stateName(s uint8) string {
 	return strconv.Itoa(int(s))
 }
 
-// tablePrinter writes one line a record, for a terminal.
-type tablePrinter struct {
-	w     *bufio.Writer
+// tableForm is one line a record, for a terminal.
+type tableForm struct {
 	lines int
+	line  []byte
 }
 
-func newTablePrinter(w io.Writer) *tablePrinter { return &tablePrinter{w: bufio.NewWriter(w)} }
-
 const (
-	tableFormat = "%-12s %-5s %-28s %-28s %9s %9s %-6s %s\n"
+	tableFormat = "%-12s %-5s %-28s %-28s %9s %9s %-6s %s"
 	headerEvery = 40
 )
 
 // interfaces are not for people to read as they go by.
-func (p *tablePrinter) interfaces([]flowcache.Interface) error { return nil }
+func (f *tableForm) interfaces(dst []byte, _ []flowcache.Interface) []byte { return dst }
 
-func (p *tablePrinter) print(records []flowcache.Record) error {
-	for i := range records {
-		r := &records[i]
-		if p.lines%headerEvery == 0 {
-			fmt.Fprintf(p.w, tableFormat, "TIME", "PROTO", "SOURCE", "DESTINATION", "SENT", "RECEIVED", "END", "WHO")
+func (f *tableForm) records(dst []byte, list []flowcache.Record) []byte {
+	for i := range list {
+		r := &list[i]
+		if f.lines%headerEvery == 0 {
+			dst = append(appendTableHeader(dst), '\n')
 		}
-		p.lines++
-		src, dst := r.Key.Netip()
-		fmt.Fprintf(p.w, tableFormat, time.Unix(0, r.End).Format("15:04:05.000"), protocol(r.Key.Proto),
-			netip.AddrPortFrom(src, r.Key.SrcPort), netip.AddrPortFrom(dst, r.Key.DstPort),
+		f.lines++
+		from, to := r.Key.Netip()
+		f.line = fmt.Appendf(f.line[:0], tableFormat, time.Unix(0, r.End).Format("15:04:05.000"), protocol(r.Key.Proto),
+			netip.AddrPortFrom(from, r.Key.SrcPort), netip.AddrPortFrom(to, r.Key.DstPort),
 			octets(r.Forward.Payload), octets(r.Reverse.Payload), r.EndReason, who(&r.Source, &r.Dest)+several(r.Flows))
+		dst = append(appendPrintable(dst, f.line), '\n')
 	}
-	return p.w.Flush()
+	return dst
+}
+
+func appendTableHeader(dst []byte) []byte {
+	return fmt.Appendf(dst, tableFormat, "TIME", "PROTO", "SOURCE", "DESTINATION", "SENT", "RECEIVED", "END", "WHO")
 }
 
 // several says how many flows a record stands for, if it is an aggregate.
@@ -337,7 +332,6 @@ func whoIs(e *flowcache.End) string {
 	if e.Kernel {
 		return "kernel"
 	}
-	s = printable(s)
 	if e.Process.PID != 0 {
 		s += "[" + strconv.FormatUint(uint64(e.Process.PID), 10) + "]"
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -21,9 +20,8 @@ func TestJSONLines(t *testing.T) {
 			t.Errorf("no %s in %s", key, b)
 		}
 	}
-	var table bytes.Buffer
-	if err := newTablePrinter(&table).print([]flowcache.Record{*sampleRecord()}); err != nil || !strings.Contains(table.String(), "curl[42] www-data →") {
-		t.Errorf("table: %v\n%s", err, table.String())
+	if table := (&tableForm{}).records(nil, []flowcache.Record{*sampleRecord()}); !strings.Contains(string(table), "curl[42] www-data →") {
+		t.Errorf("table:\n%s", table)
 	}
 }
 

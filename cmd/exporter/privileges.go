@@ -1,41 +1,100 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// What is kept once everything is attached. CAP_SYS_ADMIN is what the kernel asks of who enters another network namespace (setns(2)),
-// for audits, conntrack, interfaces, and all of netlink mode.
+// What is kept once everything is attached. CAP_SYS_ADMIN is what the kernel asks of who enters another network
+// namespace (setns(2)), for audits, conntrack, interfaces, and all of netlink mode.
 var keptCapabilities = []uint{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_SYS_ADMIN}
 
-// Values of --privileges.
+// Values of --privileges. Of collect and replay, which need none, drop is least.
 const (
 	privilegesDrop  = "drop"
 	privilegesLeast = "least"
 	privilegesKeep  = "keep"
 )
 
-// confine gives up what is not needed any more, for all threads and for good: capabilities, new privileges (PR_SET_NO_NEW_PRIVS), and
-// system calls that the program never makes. What is refused is told, and the program goes on.
-func confine(mode string, log *slog.Logger) {
-	if mode == privilegesKeep {
+// confinement is what a command still needs once everything is open.
+type confinement struct {
+	mode         string   // of --privileges
+	capabilities []uint   // kept
+	calls        calls    // system calls beyond those that every command makes
+	closed       bool     // only the paths below can be opened (Landlock)
+	read, write  []string // paths, with what is below them
+	alone        bool     // no TCP connection is made and none is listened for beside those that are open (Landlock)
+}
+
+// confine gives up everything else, for all threads and for good. What the kernel does not take is logged, and the
+// program goes on.
+func (c *confinement) confine(log *slog.Logger) {
+	if c.mode == privilegesKeep {
 		return
 	}
-	kept := keptCapabilities
-	if mode == privilegesLeast {
-		kept = slices.DeleteFunc(slices.Clone(kept), func(c uint) bool { return c == unix.CAP_SYS_ADMIN })
+	failed := errors.Join(dropCapabilities(c.capabilities), noNewPrivileges())
+	if c.closed {
+		failed = errors.Join(failed, c.closePaths(log))
 	}
-	if err := errors.Join(dropCapabilities(kept), noNewPrivileges(), filterSystemCalls()); err != nil {
-		log.Warn("privileges are not given up", "reason", err)
+	if failed = errors.Join(failed, filterSystemCalls(c.calls)); failed != nil {
+		log.Warn("privileges are not given up", "reason", failed)
 	}
+}
+
+// onlyIn returns mode, or keep where other work of the process, such as a test, needs what would be given up.
+func onlyIn(ctx context.Context, mode string) string {
+	if ctx.Value(wholeProcess{}) == nil {
+		return privilegesKeep
+	}
+	return mode
+}
+
+// allows reports whether files can be made in dir.
+func (c *confinement) allows(dir string) bool {
+	switch {
+	case c.mode == privilegesKeep:
+		return true
+	case !c.closed:
+		return c.calls.write
+	}
+	return slices.ContainsFunc(c.write, func(w string) bool { return dir == w || strings.HasPrefix(dir, strings.TrimSuffix(w, "/")+"/") })
+}
+
+// confinement is that of run and top.
+func (x *probe) confinement() *confinement {
+	s := x.s
+	c := &confinement{
+		mode: s.privileges, capabilities: keptCapabilities, write: s.outputs(),
+		calls: calls{
+			bpf: x.ebpf != nil, tables: x.owners != nil, setns: true, netlink: true, inet: true, unix: watchesRuntimes(&s.runtimes) || os.Getenv("NOTIFY_SOCKET") != "",
+		},
+	}
+	c.calls.write = len(c.write) > 0
+	if s.privileges != privilegesLeast {
+		return c
+	}
+	c.calls.setns = false
+	kept := []uint{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN}
+	if x.owners != nil {
+		// Who holds a socket is read in /proc/PID/fd, which Landlock forbids whatever its rules are: to it that is
+		// tracing.
+		x.log.Warn("files are not closed by Landlock: netlink snapshots find the owners of sockets in /proc")
+		kept = append(kept, unix.CAP_SYS_PTRACE)
+	} else {
+		c.closed, c.read = true, append(s.readable(), "/proc", s.proc)
+	}
+	c.capabilities = kept
+	return c
 }
 
 // allThreads makes a system call in every thread. A Go program with cgo cannot.
@@ -46,8 +105,8 @@ func allThreads(what string, trap, a, b, c uintptr) error {
 	return nil
 }
 
-// dropCapabilities keeps of the permitted, effective and inheritable ones what is in kept, and of the bounding and ambient sets nothing
-// else.
+// dropCapabilities keeps of the permitted, effective and inheritable ones what is in kept, and of the bounding and
+// ambient sets nothing else.
 func dropCapabilities(kept []uint) error {
 	have, err := permitted()
 	if err != nil {
@@ -100,77 +159,4 @@ func permitted() (uint64, error) {
 
 func noNewPrivileges() error {
 	return allThreads("set no_new_privs", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0)
-}
-
-// refusedCalls are system calls that the program never makes, and that whoever took it over would: to run another program, to change what is
-// mounted, loaded or running, to read others' memory, to become somebody else.
-var refusedCalls = []uint32{
-	unix.SYS_EXECVE, unix.SYS_EXECVEAT, unix.SYS_PTRACE, unix.SYS_PROCESS_VM_READV, unix.SYS_PROCESS_VM_WRITEV, unix.SYS_PIDFD_GETFD,
-	unix.SYS_MOUNT, unix.SYS_UMOUNT2, unix.SYS_PIVOT_ROOT, unix.SYS_CHROOT, unix.SYS_MOVE_MOUNT, unix.SYS_OPEN_TREE, unix.SYS_FSOPEN, unix.SYS_FSMOUNT,
-	unix.SYS_FSPICK, unix.SYS_FSCONFIG, unix.SYS_MOUNT_SETATTR, unix.SYS_UNSHARE,
-	unix.SYS_INIT_MODULE, unix.SYS_FINIT_MODULE, unix.SYS_DELETE_MODULE, unix.SYS_KEXEC_LOAD, unix.SYS_KEXEC_FILE_LOAD, unix.SYS_REBOOT,
-	unix.SYS_SWAPON, unix.SYS_SWAPOFF, unix.SYS_SETHOSTNAME, unix.SYS_SETDOMAINNAME, unix.SYS_SETTIMEOFDAY, unix.SYS_CLOCK_SETTIME, unix.SYS_CLOCK_ADJTIME,
-	unix.SYS_ADJTIMEX, unix.SYS_ACCT, unix.SYS_SYSLOG, unix.SYS_QUOTACTL, unix.SYS_VHANGUP,
-	unix.SYS_ADD_KEY, unix.SYS_REQUEST_KEY, unix.SYS_KEYCTL, unix.SYS_OPEN_BY_HANDLE_AT, unix.SYS_USERFAULTFD, unix.SYS_MKNODAT,
-	unix.SYS_SETUID, unix.SYS_SETGID, unix.SYS_SETREUID, unix.SYS_SETREGID, unix.SYS_SETRESUID, unix.SYS_SETRESGID, unix.SYS_SETGROUPS, unix.SYS_SETFSUID,
-	unix.SYS_SETFSGID,
-}
-
-// families are what sockets may be of.
-var families = []uint32{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK}
-
-// Offsets in struct seccomp_data (include/uapi/linux/seccomp.h); of arguments the low half, on a little-endian machine.
-const (
-	seccompNumber = 0
-	seccompArch   = 4
-	seccompArg0   = 16
-	x32           = 0x40000000
-
-	// Command of bpf(2) that no one needs once everything is attached.
-	bpfProgLoad = 5
-)
-
-// seccompProgram refuses with EPERM what is in refusedCalls, loading of eBPF programs, sockets of other families, and system calls by other
-// numbers than this machine's own.
-func seccompProgram(arch uint32) []unix.SockFilter {
-	const (
-		load  = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
-		equal = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
-		above = unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K
-		ret   = unix.BPF_RET | unix.BPF_K
-	)
-	no := unix.SockFilter{Code: ret, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)}
-	yes := unix.SockFilter{Code: ret, K: unix.SECCOMP_RET_ALLOW}
-	p := []unix.SockFilter{
-		{Code: load, K: seccompArch}, {Code: equal, K: arch, Jt: 1}, no,
-		{Code: load, K: seccompNumber}, {Code: above, K: x32, Jf: 1}, no,
-		// bpf(BPF_PROG_LOAD, ...)
-		{Code: equal, K: unix.SYS_BPF, Jf: 4}, {Code: load, K: seccompArg0}, {Code: equal, K: bpfProgLoad, Jf: 1}, no, yes,
-		// socket(family, ...)
-		{Code: equal, K: unix.SYS_SOCKET, Jf: uint8(2*len(families) + 2)}, {Code: load, K: seccompArg0},
-	}
-	for _, f := range families {
-		p = append(p, unix.SockFilter{Code: equal, K: f, Jf: 1}, yes)
-	}
-	p = append(p, no)
-	for _, n := range refusedCalls {
-		p = append(p, unix.SockFilter{Code: equal, K: n, Jf: 1}, no)
-	}
-	return append(p, yes)
-}
-
-func filterSystemCalls() error {
-	arch, ok := map[string]uint32{"amd64": 0xc000003e, "arm64": 0xc00000b7}[runtime.GOARCH] // AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64
-	if !ok {
-		return fmt.Errorf("filter system calls: not known how on %s", runtime.GOARCH)
-	}
-	filter := seccompProgram(arch)
-	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	// TSYNC: for every thread, and those that come.
-	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
-	runtime.KeepAlive(filter)
-	if errno != 0 {
-		return fmt.Errorf("filter system calls: %w", errno)
-	}
-	return nil
 }

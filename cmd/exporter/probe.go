@@ -32,55 +32,53 @@ type probe struct {
 	netlink    *sockdiag.Source     // the netlink source, or the audit; nil if there is none
 	owners     *enrich.Owners       // of the netlink source's sockets; nil where the source knows them
 	interfaces *sockdiag.Interfaces // nil if they are not read
+	confined   *confinement
 }
 
-// meter meters until ctx ends, and then ends in order: sources, cache, exporters.
-func meter(ctx context.Context, s *settings, exporters []exporter, printer printer, log *slog.Logger) error {
+// meter meters until ctx ends, and then ends in order: sources, cache, exporters. With a model it gets every record too.
+func meter(ctx context.Context, s *settings, exporters []exporter, model *topModel, log *slog.Logger) error {
 	beQuiet()
-	x, err := openProbe(s, exporters, printer, log)
-	if err != nil {
+	x := &probe{s: s, log: log}
+	defer x.close()
+	if err := x.open(exporters); err != nil {
 		return err
 	}
-	defer x.close()
-	confine(s.privileges, log)
+	x.confined = x.confinement()
+	x.confined.confine(log)
 	shedStart()
-	if r, ok := printer.(interface{ start() }); ok {
-		r.start()
+	if model != nil {
+		x.p.printers = append(x.p.printers, model)
+		close(model.started)
 	}
 	return x.run(ctx, exporters)
 }
 
-// openProbe opens all that takes privileges.
-func openProbe(s *settings, exporters []exporter, printer printer, log *slog.Logger) (x *probe, err error) {
-	x = &probe{s: s, log: log}
+// open opens all that takes privileges. With an error, some of it: close lets go of it.
+func (x *probe) open(exporters []exporter) (err error) {
+	s := x.s
 	x.boundMemory()
-	if err := x.newPipeline(exporters, printer); err != nil {
-		return nil, err
+	if err := x.newPipeline(exporters); err != nil {
+		return err
 	}
-	defer func() {
-		if err != nil {
-			x.close()
-		}
-	}()
 	if err := x.openSockets(); err != nil {
-		return nil, err
+		return err
 	}
 	if s.wire.iface != "" {
-		if x.p.wire, err = openWire(s, x.maxFlows, log); err != nil {
-			return nil, err
+		if x.p.wire, err = openWire(s, x.maxFlows, x.log); err != nil {
+			return err
 		}
 		x.p.ends, x.p.endsFor = newEnds(s), s.activeTimeout+s.idleTimeout+time.Minute
 		x.sources = append(x.sources, x.p.wire)
 	}
 	if x.interfaces, err = s.interfaces.open(s.proc); err != nil {
-		return nil, err
+		return err
 	}
 	x.p.processes.Seed()
-	return x, nil
+	return nil
 }
 
 // newPipeline makes the cache and what names its records.
-func (x *probe) newPipeline(exporters []exporter, printer printer) error {
+func (x *probe) newPipeline(exporters []exporter) error {
 	s := x.s
 	selector, err := s.selecting.open()
 	if err != nil {
@@ -113,17 +111,23 @@ func (x *probe) newPipeline(exporters []exporter, printer printer) error {
 		cache: cache, processes: processes, clock: time.Now,
 		enricher:  &enrich.Enricher{Processes: processes, CGroups: cgroups, Nudge: x.namer.Nudge},
 		conntrack: conntrack, cluster: cluster,
-		exporters: newGroup(s.exporting.policy, exporters), printer: printer, selector: selector,
-		flows:   newFlowMetrics(s.flowMetrics, s.flowMetricsMax),
-		batches: make(flowcache.Batches, 64), pool: make(flowcache.RecordPool, 64),
+		selector: selector,
+		flows:    newFlowMetrics(s.flowMetrics, s.flowMetricsMax),
+		batches:  make(flowcache.Batches, 64), pool: make(flowcache.RecordPool, 64),
 		status: make(chan func(pipelineStatus)),
 	}
+	x.p.exporters, x.p.printers = newGroup(s.exporting.policy, exporters)
 	return nil
 }
 
 // close lets go of what was opened. What reads it must have returned.
 func (x *probe) close() {
-	x.p.conntrack.Close()
+	if x.p != nil {
+		x.p.conntrack.Close()
+		if x.p.wire != nil {
+			x.p.wire.live.Close()
+		}
+	}
 	if x.ebpf != nil {
 		x.ebpf.Close()
 	}
@@ -147,7 +151,7 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 	}
 	go onSignal(srcCtx, syscall.SIGUSR1, func() { logStatus(srcCtx, m, x.log) }) // ends with srcCtx
 	go watchdog(srcCtx, m)                                                       // ends with srcCtx
-	again := &reloader{s: x.s, p: x.p, fleet: sending, begin: begin, log: x.log, notify: notifier(x.log)}
+	again := &reloader{s: x.s, p: x.p, fleet: sending, begin: begin, confined: x.confined, log: x.log, notify: notifier(x.log)}
 	reloading := make(chan struct{})
 	go func() { // ends with srcCtx
 		again.run(srcCtx, exportCtx)
@@ -156,14 +160,21 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 	notifyService(readyState)
 	context.AfterFunc(srcCtx, func() { notifyService(stoppingState) })
 
-	err := x.p.run(in)
+	if gone := readerGone(exporters); gone != nil {
+		go func() { // ends with srcCtx
+			select {
+			case <-gone:
+				stopSources(nil)
+			case <-srcCtx.Done():
+			}
+		}()
+	}
+
+	x.p.run(in)
 	if x.p.wire != nil {
 		close(x.p.wire.gone)
 	}
-	stopSources(err)
-	for b := range in { // a printer that failed: let the sources end
-		x.p.batches.Put(b)
-	}
+	stopSources(nil)
 	<-reloading // it may start exporters
 	stopExport()
 	sending.gone.Wait()
@@ -171,13 +182,10 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 	if x.p.wire != nil && x.p.wire.live.Drops() > 0 {
 		x.log.Warn("packets were dropped", "interface", x.s.wire.iface, "packets", x.p.wire.live.Drops())
 	}
-	if cause := context.Cause(srcCtx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
-		err = cause
+	if cause := context.Cause(srcCtx); !errors.Is(cause, context.Canceled) {
+		return cause
 	}
-	if errors.Is(err, syscall.EPIPE) {
-		return nil // the reader of our output has seen enough
-	}
-	return err
+	return nil
 }
 
 // observe runs everything that tells the pipeline, until ctx ends; the first source that fails stops all. The channel that it returns is

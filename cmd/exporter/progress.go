@@ -48,7 +48,7 @@ func newProgress(w io.Writer, c *captures) *progress {
 		return nil
 	}
 	p := &progress{quit: make(chan struct{}), done: make(chan struct{})}
-	go p.run(f, c) // ends with stop
+	go p.run(newLogWriter(f), c) // ends with stop
 	return p
 }
 

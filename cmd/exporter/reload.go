@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/ipfix"
 )
 
 // fleet are the exporters that run. Safe for concurrent use.
@@ -63,7 +65,7 @@ func (f *fleet) list() []exporter {
 	return list
 }
 
-// exporterURLs are the URLs that have an exporter; JSON is printed.
+// exporterURLs are the URLs of collectors; JSON is printed.
 func exporterURLs(collectors []string) []string {
 	return slices.DeleteFunc(slices.Clone(collectors), func(url string) bool { return strings.HasPrefix(url, "json:") })
 }
@@ -126,11 +128,12 @@ func (s *settings) changed(n *settings) (names []string) {
 
 // reloader applies --config again at each SIGHUP.
 type reloader struct {
-	s     *settings
-	p     *pipeline
-	fleet *fleet
-	begin func(exporters []exporter) // told of new exporters before they run
-	log   *slog.Logger
+	s        *settings
+	p        *pipeline
+	fleet    *fleet
+	begin    func(exporters []exporter) // told of new exporters before they run
+	confined *confinement
+	log      *slog.Logger
 
 	notify func(ok bool, line string) // of new exporters
 }
@@ -189,10 +192,14 @@ func (r *reloader) reload(ctx, exportCtx context.Context) (changed []string, ref
 	members := make([]*fleetMember, 0, len(peers))
 	for _, peer := range peers {
 		if i := slices.IndexFunc(old, func(m *fleetMember) bool { return m.Name() == peer.name() }); i >= 0 {
-			if err := peer.reconfigure(old[i].exporter); err != nil {
+			if err := r.reconfigure(peer, old[i].exporter); err != nil {
 				refused = append(refused, fmt.Errorf("collector %s: %w", peer.name(), err))
 			}
 			members = append(members, old[i])
+			continue
+		}
+		if err := r.mayWrite(peer); err != nil {
+			refused = append(refused, fmt.Errorf("collector %s: %w", peer.name(), err))
 			continue
 		}
 		x, err := peer.open(r.notify)
@@ -203,11 +210,16 @@ func (r *reloader) reload(ctx, exportCtx context.Context) (changed []string, ref
 		r.begin([]exporter{x})
 		members = append(members, r.fleet.start(exportCtx, []exporter{x})...)
 	}
+	for _, m := range old { // what is printed stays
+		if _, prints := m.exporter.(*printing); prints {
+			members = append(members, m)
+		}
+	}
 	r.fleet.set(members)
-	group := newGroup(n.exporting.policy, r.fleet.list())
+	group, printers := newGroup(n.exporting.policy, r.fleet.list())
 	done := make(chan error, 1)
 	swap := func(pipelineStatus) {
-		r.p.exporters, r.p.selector = group, r.p.selector.with(filters)
+		r.p.exporters, r.p.printers, r.p.selector = group, printers, r.p.selector.with(filters)
 		done <- r.p.cache.SetTimeouts(reportEvery(n), n.idleTimeout, flowcache.Now())
 	}
 	select {
@@ -224,6 +236,43 @@ func (r *reloader) reload(ctx, exportCtx context.Context) (changed []string, ref
 	}
 	r.s = n
 	return changed, refused, err
+}
+
+// reconfigure gives an exporter the options of p, but for a spool that it may not write.
+func (r *reloader) reconfigure(p *peer, of exporter) error {
+	var refused error
+	if x, ok := of.(*ipfix.Exporter); ok {
+		if now := x.Config(); p.ipfix.Spool != now.Spool {
+			if refused = r.mayWrite(p); refused != nil {
+				p.ipfix.Spool, p.ipfix.SpoolSize = now.Spool, now.SpoolSize
+			}
+		}
+	}
+	return errors.Join(refused, p.reconfigure(of))
+}
+
+// mayWrite reports whether what p has written can be: the privileges for it may have been given up, and the folder may
+// not be one that root writes into.
+func (r *reloader) mayWrite(p *peer) error {
+	dir, file := p.writes()
+	if dir == "" {
+		return nil
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	what := "option spool"
+	if file != "" {
+		what = "file"
+	}
+	if !r.confined.allows(abs) {
+		return fmt.Errorf("%s: files in %s cannot be written: that was given up at the start (--privileges); restart it", what, dir)
+	}
+	if err := checkFolder(dir, file); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
 }
 
 // keep gives a setting the value that it has in old.

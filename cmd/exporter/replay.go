@@ -2,13 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"io"
 	"log/slog"
 	"math"
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -31,7 +31,7 @@ type replaySettings struct {
 // notOfReplay are flags of run that have no meaning for a capture.
 var notOfReplay = []string{
 	"snapshot-interval", "source", "audit-interval", "without-hook", "local-pairs", "proc", "metrics", "containerd", "docker", "cri", "podman", "labels",
-	"interface", "promiscuous", "decap", "interface-interval", "kube", "kube-token", "kube-ca", "kube-pods", "kube-node", "kube-max", "privileges",
+	"interface", "promiscuous", "decap", "interface-interval", "kube", "kube-token", "kube-ca", "kube-pods", "kube-node", "kube-max",
 	"flow-metrics", "flow-metrics-max", "pprof", "memory-limit",
 }
 
@@ -56,6 +56,7 @@ are printed: a table on a terminal, JSON lines otherwise.`,
 			if !(o.speed >= 0) || math.IsInf(o.speed, 0) {
 				return usagef("--speed %g: must be a number that is not negative", o.speed)
 			}
+			s.privileges = onlyIn(cmd.Context(), s.privileges)
 			return replayFiles(&s, &o, files, stdout, stderr)
 		},
 	}
@@ -95,11 +96,10 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 			return err
 		}
 	}
-	exporters, printer, closePrinter, err := destinations(s, stdout, log)
+	exporters, err := destinations(s, stdout, log)
 	if err != nil {
 		return err
 	}
-	defer closePrinter()
 	for _, x := range exporters {
 		if x, ok := x.(*ipfix.Exporter); ok {
 			x.UseRecordTimes(s.boot)
@@ -109,7 +109,8 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 	if err != nil {
 		return err
 	}
-	p := &pipeline{exporters: newGroup(s.exporting.policy, exporters), printer: printer, selector: selector, pool: make(flowcache.RecordPool, 64)}
+	p := &pipeline{selector: selector, pool: make(flowcache.RecordPool, 64)}
+	p.exporters, p.printers = newGroup(s.exporting.policy, exporters)
 	m, err := replay.NewMeter(replay.Config{
 		ActiveTimeout: s.activeTimeout, IdleTimeout: s.idleTimeout, MaxFlows: s.maxFlows, Decap: o.decap, Pool: make(flowcache.RecordPool, 64),
 	})
@@ -117,6 +118,7 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 		return usageError{err}
 	}
 	in.meter, in.idle = m, s.idleTimeout
+	replayConfinement(s, files).confine(log)
 
 	exportCtx, stopExport := context.WithCancel(context.Background())
 	defer stopExport()
@@ -137,10 +139,16 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 			}
 		}
 		waitForRoom(ctx, exporters)
-		return p.hand(r.List)
+		select {
+		case <-readerGone(exporters):
+			return syscall.EPIPE
+		default:
+		}
+		p.hand(r.List)
+		return nil
 	})
 	if err == nil {
-		err = p.tellRecords(p.selector.flush()) // the interval of --aggregate-ports is the whole capture
+		p.tellRecords(p.selector.flush()) // the interval of --aggregate-ports is the whole capture
 	}
 	bar.stop()
 	waitForAll(ctx, exporters)
@@ -148,13 +156,30 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 	exporting.Wait()
 	summarize(exporters, log)
 	in.report(m.Stats(), time.Since(begun), names, log)
-	if errors.Is(err, syscall.EPIPE) {
-		return nil // the reader of our output has seen enough
-	}
 	if err == nil {
 		err = in.failed
 	}
 	return err
+}
+
+// replayConfinement leaves the captures, and what collectors need.
+func replayConfinement(s *settings, files []string) *confinement {
+	c := &confinement{mode: s.privileges, closed: true, alone: true, write: s.outputs(), calls: calls{seek: true}}
+	c.calls.write = len(c.write) > 0
+	for _, name := range files {
+		if name != "-" {
+			c.read = append(c.read, name)
+		}
+	}
+	s.eachCollector(func(url string, cfg *ipfix.Config) {
+		if cfg != nil && cfg.Network != "file" || strings.HasPrefix(url, "zmq:") {
+			c.alone, c.calls.inet, c.calls.netlink = false, true, true
+		}
+	})
+	if c.calls.inet {
+		c.read = append(c.read, s.readable()...)
+	}
+	return c
 }
 
 const (
@@ -169,27 +194,35 @@ const (
 // waitForRoom waits until no collector has more than so many records before it, or one takes none for too long.
 func waitForRoom(ctx context.Context, exporters []exporter) {
 	for _, x := range exporters {
-		waitFor(ctx, func() uint64 { return max(x.Stats().Waiting, maxWaiting) - maxWaiting })
+		waitFor(ctx, patienceWith(x), func() uint64 { return max(x.Stats().Waiting, maxWaiting) - maxWaiting })
 	}
 }
 
 // waitForAll waits until collectors have all records, those included that wait for a connection or an acknowledgment.
 func waitForAll(ctx context.Context, exporters []exporter) {
 	for _, x := range exporters {
-		waitFor(ctx, func() uint64 { return x.Stats().Waiting })
+		waitFor(ctx, patienceWith(x), func() uint64 { return x.Stats().Waiting })
 	}
 	if len(exporters) > 0 && ctx.Err() == nil {
 		time.Sleep(flushTime)
 	}
 	for _, x := range exporters {
-		waitFor(ctx, func() uint64 { return x.Stats().Backlog })
+		waitFor(ctx, patienceWith(x), func() uint64 { return x.Stats().Backlog })
 	}
 }
 
-// waitFor waits until left is 0, or has not become less for too long.
-func waitFor(ctx context.Context, left func() uint64) {
+// patienceWith is how long an exporter may take nothing: who reads what is printed, perhaps a person with a pager, has all the time.
+func patienceWith(x exporter) time.Duration {
+	if _, prints := x.(*printing); prints {
+		return math.MaxInt64
+	}
+	return stuck
+}
+
+// waitFor waits until left is 0, or has not become less for so long.
+func waitFor(ctx context.Context, patience time.Duration, left func() uint64) {
 	least, since := left(), time.Now()
-	for n := least; n > 0 && ctx.Err() == nil && time.Since(since) < stuck; n = left() {
+	for n := least; n > 0 && ctx.Err() == nil && time.Since(since) < patience; n = left() {
 		if n < least {
 			least, since = n, time.Now()
 		}

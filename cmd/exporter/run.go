@@ -19,20 +19,19 @@ import (
 // run meters until a signal.
 func run(s *settings, stdout, stderr io.Writer) error {
 	log := newLogger(stderr, s.logLevel)
-	exporters, printer, closePrinter, err := destinations(s, stdout, log)
+	exporters, err := destinations(s, stdout, log)
 	if err != nil {
 		return err
 	}
-	defer closePrinter()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return meter(ctx, s, exporters, printer, log)
+	return meter(ctx, s, exporters, nil, log)
 }
 
 func newLogger(w io.Writer, level string) *slog.Logger {
 	var l slog.Level
 	l.UnmarshalText([]byte(level)) // checked by settings
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l}))
+	return slog.New(slog.NewTextHandler(newLogWriter(w), &slog.HandlerOptions{Level: l}))
 }
 
 // base is what every collector's URL changes.
@@ -56,53 +55,64 @@ func (s *settings) base() (ipfix.Config, error) {
 	return base, nil
 }
 
-// destinations makes the exporters and the printer of the -c URLs.
-func destinations(s *settings, stdout io.Writer, log *slog.Logger) ([]exporter, printer, func(), error) {
+// destinations makes the exporters of the -c URLs, in their order. Without one, records are printed.
+func destinations(s *settings, stdout io.Writer, log *slog.Logger) (exporters []exporter, err error) {
 	peers, err := s.peers(func(c *ipfix.Config) {
 		if s.exporting.doctor {
 			c.Spool = ""
 		}
 	})
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	var exporters []exporter
-	var out printer
-	done := func() {}
-	fail := func(err error) ([]exporter, printer, func(), error) {
-		for _, x := range exporters {
-			if x, ok := x.(*ipfix.Exporter); ok {
-				x.Close() // it may have the lock of a spool
-			}
-		}
-		return nil, nil, nil, err
-	}
-	notify := notifier(log)
-	for _, p := range peers {
-		x, err := p.open(notify)
+	defer func() {
 		if err != nil {
-			return fail(err)
+			closeAll(exporters)
+		}
+	}()
+	notify := notifier(log)
+	printed := map[string]bool{}
+	for _, url := range s.collectors {
+		if !strings.HasPrefix(url, "json:") {
+			x, err := peers[0].open(notify)
+			if err != nil {
+				return exporters, err
+			}
+			exporters, peers = append(exporters, x), peers[1:]
+			continue
+		}
+		x, err := openJSON(url, stdout, notify)
+		if err != nil {
+			return exporters, err
+		}
+		exporters = append(exporters, x)
+		if printed[x.Name()] {
+			return exporters, usagef("collector %q: given twice", url)
+		}
+		printed[x.Name()] = true
+	}
+	if len(s.collectors) == 0 {
+		x := newPrinting("json:-", newJSONForm(), stdout, nil, printQueue, notify)
+		if f, ok := stdout.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
+			x = newPrinting("table:-", &tableForm{}, stdout, nil, printQueue, notify)
 		}
 		exporters = append(exporters, x)
 	}
-	for _, url := range s.collectors {
-		if !strings.HasPrefix(url, "json:") {
-			continue
-		}
-		if out != nil {
-			return fail(usagef("collector %q: only one json: destination", url))
-		}
-		if out, done, err = openJSON(url, stdout); err != nil {
-			return fail(err)
-		}
-	}
-	if len(s.collectors) == 0 {
-		out = newJSONPrinter(stdout)
-		if f, ok := stdout.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
-			out = newTablePrinter(stdout)
+	return exporters, nil
+}
+
+// closeAll closes what exporters opened that are not run: it may have the lock of a spool.
+func closeAll(exporters []exporter) {
+	for _, x := range exporters {
+		switch x := x.(type) {
+		case *ipfix.Exporter:
+			x.Close()
+		case *printing:
+			if x.file != nil {
+				x.file.Close()
+			}
 		}
 	}
-	return exporters, out, done, nil
 }
 
 // onSignal calls f at each signal until ctx ends.

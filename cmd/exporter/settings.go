@@ -95,7 +95,7 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&s.flowMetrics, "flow-metrics", "none", "sum up octets, connections, retransmissions and round-trip times on /metrics, by pod, container or process")
 	f.IntVar(&s.flowMetricsMax, "flow-metrics-max", 1000, "most label sets of --flow-metrics; what is beyond is summed up as \"other\"")
 	f.BoolVar(&s.pprof, "pprof", false, "serve profiles at /debug/pprof/ of --metrics")
-	f.StringVar(&s.privileges, "privileges", privilegesDrop, "once all is attached: drop, what is not needed; least, also CAP_SYS_ADMIN, and with it netlink in other namespaces; keep")
+	f.StringVar(&s.privileges, "privileges", privilegesDrop, "once all is attached: drop, what is not needed; least, also files (Landlock), CAP_SYS_ADMIN and CAP_SYS_PTRACE, and with them netlink in other namespaces; keep")
 	f.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&s.config, "config", "", "read settings from this YAML `file` (keys are the flags' names)")
 	addRuntimeFlags(f, &s.runtimes)

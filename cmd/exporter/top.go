@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gdamore/tcell/v2"
 	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -93,13 +94,40 @@ func top(s *settings, o *topOptions, stdout io.Writer) error {
 	defer stop()
 	meterCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	var screen tcell.Screen
+	if !o.batch { // before the metering gives up opening terminals
+		var err error
+		if screen, err = openScreen(); err != nil {
+			return err
+		}
+		defer func() {
+			done := make(chan struct{})
+			go func() { screen.Fini(); close(done) }() // ends at once, unless the terminal takes nothing
+			select {
+			case <-done:
+			case <-time.After(time.Second):
+			}
+		}()
+	}
 	metering := make(chan error, 1)
 	go func() { metering <- meter(meterCtx, s, nil, model, log) }() // ends with meterCtx
+	shown := make(chan error, 1)
+	go func() { // ends with meterCtx, unless the terminal takes nothing
+		if o.batch {
+			shown <- topBatch(meterCtx, model, o, untilDone(meterCtx, stdout), metering)
+		} else {
+			shown <- topScreen(meterCtx, screen, model, o, notes, metering)
+		}
+	}()
 	var err error
-	if o.batch {
-		err = topBatch(meterCtx, model, o, stdout, metering)
-	} else {
-		err = topScreen(meterCtx, model, o, notes, metering)
+	select {
+	case err = <-shown:
+	case <-ctx.Done():
+		select {
+		case err = <-shown:
+		case <-time.After(time.Second):
+			return nil
+		}
 	}
 	cancel()
 	if err != nil && !errors.Is(err, errMeteringEnded) {
@@ -157,7 +185,7 @@ func topBatch(ctx context.Context, m *topModel, o *topOptions, stdout io.Writer,
 			fmt.Fprintln(w, v.line(&rows[i], widths, order))
 		}
 		if err := w.Flush(); err != nil {
-			if errors.Is(err, syscall.EPIPE) {
+			if errors.Is(err, syscall.EPIPE) || errors.Is(err, errLate) {
 				return nil
 			}
 			return err

@@ -11,7 +11,7 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// topModel is what is known of live flows. It takes records as a printer does, in the cache loop, and gives copies to the screen.
+// topModel is what is known of live flows. It takes records in the cache loop, and gives copies to the screen.
 type topModel struct {
 	interval time.Duration
 	proc     string
@@ -43,18 +43,13 @@ func newTopModel(interval time.Duration, proc string) *topModel {
 	return &topModel{interval: interval, proc: proc, started: make(chan struct{}), flows: map[topKey]*topFlow{}}
 }
 
-// start is told when the metering begins.
-func (m *topModel) start() { close(m.started) }
-
-// interfaces are not shown.
-func (m *topModel) interfaces([]flowcache.Interface) error { return nil }
-
-// print takes records.
-func (m *topModel) print(records []flowcache.Record) error {
+// Offer takes records. Interfaces are not shown.
+func (m *topModel) Offer(batch *flowcache.Records) bool {
+	defer batch.Release()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for i := range records {
-		r := &records[i]
+	for i := range batch.List {
+		r := &batch.List[i]
 		k := topKey{r.Key, r.Source.Cookie, r.Dest.Cookie}
 		f := m.flows[k]
 		if f == nil {
@@ -74,7 +69,7 @@ func (m *topModel) print(records []flowcache.Record) error {
 		f.last, f.ended = r.End, r.Final
 		m.records++
 	}
-	return nil
+	return true
 }
 
 // snapshot returns copies of the flows at a time, and forgets those that ended. A flow that ended is shown for one interval more; one of

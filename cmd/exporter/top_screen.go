@@ -48,16 +48,19 @@ space        freeze, and go on
 h            this
 q            quit`
 
-// topScreen shows the model until q, a signal, or the end of the metering.
-func topScreen(ctx context.Context, m *topModel, o *topOptions, notes *lastNotes, metering <-chan error) error {
+func openScreen() (tcell.Screen, error) {
 	screen, err := tcell.NewScreen()
+	if err == nil {
+		err = screen.Init()
+	}
 	if err != nil {
-		return fmt.Errorf("open the terminal: %w; top --batch needs none", err)
+		return nil, fmt.Errorf("open the terminal: %w; top --batch needs none", err)
 	}
-	if err := screen.Init(); err != nil {
-		return fmt.Errorf("open the terminal: %w; top --batch needs none", err)
-	}
-	defer screen.Fini()
+	return screen, nil
+}
+
+// topScreen shows the model until q, a signal, or the end of the metering.
+func topScreen(ctx context.Context, screen tcell.Screen, m *topModel, o *topOptions, notes *lastNotes, metering <-chan error) error {
 	u := &topUI{screen: screen, model: m, notes: notes, stack: []topLevel{{view: viewNamed(o.view)}}, order: topOrder{column: -1}, filter: o.filter, tree: o.tree}
 	events, quit := make(chan tcell.Event, 16), make(chan struct{})
 	defer close(quit)
@@ -295,15 +298,15 @@ func (u *topUI) draw() {
 		u.text(0, 2+i, w, style, line)
 	}
 	if l.cursor < len(u.rows) {
-		u.text(0, h-2, w, plain, printable(u.rows[l.cursor].detail()))
+		u.text(0, h-2, w, plain, u.rows[l.cursor].detail())
 	}
 	switch {
 	case u.typing:
 		u.text(0, h-1, w, bold, "filter: "+u.filter+"_")
 	case u.filter != "":
-		u.text(0, h-1, w, bold, "filter: "+printable(u.filter)+"   esc: all")
+		u.text(0, h-1, w, bold, "filter: "+u.filter+"   esc: all")
 	case u.notes.String() != "":
-		u.text(0, h-1, w, plain, "note: "+printable(u.notes.String()))
+		u.text(0, h-1, w, plain, "note: "+u.notes.String())
 	default:
 		u.text(0, h-1, w, plain, "1 flows 2 processes 3 containers 4 pods  enter open  / filter  h help  q quit")
 	}
@@ -312,7 +315,7 @@ func (u *topUI) draw() {
 
 // text writes a line; a rune takes a cell.
 func (u *topUI) text(x, y, width int, style tcell.Style, s string) {
-	for _, r := range s {
+	for _, r := range printable(s) {
 		if x >= width {
 			return
 		}

@@ -298,12 +298,17 @@ func topRecords(n int) []flowcache.Record {
 	return recs
 }
 
+// give hands records to a model.
+func give(m *topModel, recs []flowcache.Record) {
+	r := flowcache.RecordPool(nil).Get()
+	r.List = recs
+	m.Offer(r)
+}
+
 // TestTopManyFlows: 10 000 flows on a small screen, and down from a pod to a flow.
 func TestTopManyFlows(t *testing.T) {
 	m := newTopModel(time.Second, t.TempDir())
-	if err := m.print(topRecords(10_000)); err != nil {
-		t.Fatal(err)
-	}
+	give(m, topRecords(10_000))
 	screen := tcell.NewSimulationScreen("UTF-8")
 	if err := screen.Init(); err != nil {
 		t.Fatal(err)
@@ -358,7 +363,7 @@ func TestTopManyFlows(t *testing.T) {
 	// A flow that ended is shown once more, and then gone.
 	recs := topRecords(1)
 	recs[0].Final = true
-	m.print(recs)
+	give(m, recs)
 	if n := len(m.snapshot(recs[0].End)); n != 10_000 {
 		t.Errorf("%d flows", n)
 	}
@@ -375,7 +380,7 @@ func TestTopRates(t *testing.T) {
 	r.Forward.Payload, r.Reverse.Payload = 4000, 400
 	r.Dest = r.Source
 	r.Dest.Process.PID, r.Dest.Cookie = 7, 99
-	m.print([]flowcache.Record{r})
+	give(m, []flowcache.Record{r})
 	flows := m.snapshot(14e9)
 	if f := flows[0]; f.out != 1000 || f.in != 100 || f.totalOut != 4000 {
 		t.Errorf("%+v", f)
@@ -395,7 +400,7 @@ func BenchmarkTop(b *testing.B) {
 	recs := topRecords(10_000)
 	v := viewNamed("flows")
 	for b.Loop() {
-		m.print(recs)
+		give(m, recs)
 		v.arrange(m.snapshot(recs[0].End), topScope{}, "", topOrder{column: -1}, false, "")
 	}
 }

@@ -102,6 +102,8 @@ func traffic(mode string, args []string) error {
 		return burst(args[0], args[1], args[2], args[3])
 	case "hold":
 		return hold(args[0], args[1])
+	case "without":
+		return without(args[0], args[1:])
 	case "dropper":
 		return dropper(args[0])
 	case "headless":

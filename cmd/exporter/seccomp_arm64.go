@@ -1,0 +1,4 @@
+package main
+
+// machineCalls are those that every command makes on this machine beyond allowedCalls.
+var machineCalls []uint32
