@@ -42,6 +42,7 @@ func acceptance(t *testing.T, r *running, netlink bool) {
 	opener := start(t, "kind-opener", "", "kind", "mptcp")
 	var opened report
 	if err := opener.out.Decode(&opened); err == nil && !netlink {
+		eventually(t, "metrics", func() bool { return strings.Contains(r.errs.String(), "metrics are served") })
 		eventually(t, "MPTCP is noticed", func() bool { return sum(scrape(t, 9469), "sockflow_hook_attached", `"subflow_state"`) == 1 })
 	}
 	opener.in.Close()

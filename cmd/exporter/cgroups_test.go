@@ -93,7 +93,7 @@ func TestCGroups(t *testing.T) {
 		{"kubepods-besteffort-pod" + under + ".slice:crio:" + id, jsonContainer{ID: id, Runtime: "cri-o", PodUID: pod}},
 		{"kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod" + under + ".slice/cri-containerd-" + id + ".scope",
 			jsonContainer{ID: id, Runtime: "containerd", PodUID: pod}},
-		{"docker/" + outer + "/kubelet/kubepods/pod" + pod + "/" + id, jsonContainer{ID: id, PodUID: pod}},
+		{"docker/" + outer + "/kubelet/kubepods/pod" + pod + "/" + id, jsonContainer{ID: outer, Runtime: "docker"}}, // who is root in it may make any group
 	}
 	places := map[string][]string{"all": v1}
 	if v2 != "" {

@@ -16,12 +16,12 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 packages=(qemu-system-x86 busybox-static cpio xz-utils kmod debian-archive-keyring)
 # What the exporter and the tests may want; Debian builds these as modules. Those a kernel has built in, or not at all, are passed over.
 modules=(inet_diag tcp_diag udp_diag unix_diag veth bridge nf_conntrack nf_nat nf_conntrack_netlink sctp)
-memory=1024 patience=400
+memory=1024 patience=900
 cgroups=${CGROUPS:-v2}
 if [ -n "${CONTAINERS:-}" ]; then
 	packages+=(containerd runc containernetworking-plugins iproute2)
 	modules+=(overlay llc stp)
-	memory=3072 patience=500
+	memory=3072 patience=900
 fi
 
 die() {
