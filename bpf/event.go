@@ -28,8 +28,10 @@ const (
 	flagKernel
 	flagShared
 	flagFinal
-	flagEnded
+	flagEnded // of a slot's state
 )
+
+const flagReset = flagEnded // of a record: the socket aborted, and sent a reset
 
 const (
 	socketLen   = 224
@@ -250,6 +252,9 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk clock, snapshot boo
 	o.Out, o.In = t.Counters()
 	o.Header = t.Header()
 	o.Control = t.ControlBits()
+	if !snapshot && r.flags&flagReset != 0 {
+		o.Control |= flowcache.FlagRST
+	}
 	o.TCP = flowcache.TCPMetrics{
 		SRTT: r.srtt >> 3, RTTVar: r.rttvar >> 2, MinRTT: r.minRTT,
 		Lost: r.lost, Unacked: r.unacked, CongestionWindow: r.cwnd,

@@ -30,6 +30,9 @@ type audit struct {
 // bornLate is how much older than an audit's begin a socket must be for its absence to count: the clocks of both are read one after the other.
 const bornLate = time.Second
 
+// heldPasses is how many passes ago a process must have let go of a socket, in CLOSE, for that to be gone.
+const heldPasses = 4
+
 // Reap frees the slots of sockets that an audit, begun at the time began, did not see: their ends were missed. alive is copied. A second audit
 // that comes before the first is worked through is left out. Safe for concurrent use with Run.
 func (s *Source) Reap(alive *Alive, began int64) {
@@ -39,7 +42,8 @@ func (s *Source) Reap(alive *Alive, began int64) {
 	}
 }
 
-// reap works through an audit. An end that was reported is not missed: its socket is held by a process, in CLOSE, which audits do not see.
+// reap works through an audit. An end that was reported is not missed; its socket may be held by a process on, in CLOSE, which audits do not
+// see and passes do.
 func (s *Source) reap(a *audit) error {
 	table := s.maps.Maps["slots"]
 	var cursor ebpf.MapBatchCursor
@@ -52,10 +56,12 @@ func (s *Source) reap(a *audit) error {
 			if v.Cookie == 0 || a.alive.has(keys[i]) || s.clk.time(v.State.Start)+int64(bornLate) > a.began {
 				continue
 			}
-			free = append(free, keys[i])
 			if v.State.Flags&flagEnded == 0 {
 				s.unseen.Add(1)
+			} else if v.State.Pass+heldPasses > s.pass {
+				continue // its process holds the socket, as a pass has seen
 			}
+			free = append(free, keys[i])
 		}
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			break

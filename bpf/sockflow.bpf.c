@@ -601,7 +601,7 @@ static __always_inline bool never_established(struct tcp_sock *tp, struct sock_s
 }
 
 /* The end of a connection in CLOSE, once: it may be seen at a reset, at an error, in a pass and when the socket is destroyed. */
-static __always_inline void end(struct sock *sk)
+static __always_inline void end(struct sock *sk, bool aborted)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct sock_state *st, s = {};
@@ -612,6 +612,8 @@ static __always_inline void end(struct sock *sk)
 	st = find(sk);
 	if (never_established(tp, st) || (st && st->flags & SOCK_ENDED))
 		return;
+	if (st && st->role == ROLE_INITIATOR && !tp->rcv_nxt && !tp->segs_out && sk->__sk_common.skc_dport)
+		return; /* nothing was ever sent: there was no way, or Fast Open waited for data */
 	if (!sk->__sk_common.skc_dport) {
 		/* Disconnected, or never connected. Of the latter there is no state. */
 		if (st && st->flags & SOCK_BORN && st->role == ROLE_INITIATOR)
@@ -634,7 +636,9 @@ static __always_inline void end(struct sock *sk)
 		}
 	}
 	state = last_state(tp, s.role, s.closed_in);
-	if (report_end(sk, tp, &s, state, SOCK_FINAL))
+	if (aborted && state == TCP_FIN_WAIT2)
+		state = TCP_FIN_WAIT1; /* no FIN is waited for any more */
+	if (report_end(sk, tp, &s, state, aborted ? SOCK_FINAL | SOCK_RESET : SOCK_FINAL))
 		return;
 	if (!st)
 		st = begin(sk, bpf_get_socket_cookie(sk));
@@ -688,7 +692,7 @@ int connect6(struct bpf_sock_addr *ctx)
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(destroyed, struct sock *sk)
 {
-	end(sk);
+	end(sk, false);
 	return 0;
 }
 
@@ -701,7 +705,7 @@ int BPF_PROG(destroyed2, struct sock *sk)
 
 	if (!tp)
 		return 0;
-	end(sk);
+	end(sk, false);
 	slot = slot_of(cookie);
 	if (cookie && slot && slot->cookie == cookie && !never_established(tp, &slot->state))
 		slot->cookie = 0;
@@ -713,7 +717,7 @@ SEC("tp_btf/tcp_send_reset")
 int BPF_PROG(send_reset, struct sock *sk)
 {
 	if (sk && sk->__sk_common.skc_state == TCP_CLOSE) /* none: the answer to a segment of no connection */
-		end(sk);
+		end(sk, true);
 	return 0;
 }
 
@@ -722,7 +726,7 @@ SEC("tp_btf/inet_sk_error_report")
 int BPF_PROG(error_report, struct sock *sk)
 {
 	if (sk->sk_protocol == IPPROTO_TCP && sk->__sk_common.skc_state == TCP_CLOSE)
-		end(sk);
+		end(sk, false);
 	return 0;
 }
 
@@ -1569,12 +1573,18 @@ static __always_inline int visit_connection(struct seq_file *seq, struct tcp_soc
 	if (st) {
 		held(st, sk, task);
 	} else {
-		if (state == TCP_CLOSE)
+		bool older = pass_number() < 2;
+
+		if (state == TCP_CLOSE && (!older || !sk->__sk_common.skc_dport))
 			return 0; /* not connected: connect() makes its state */
 		st = storage(sk);
 		if (!st)
 			return 0;
 		own(st, sk, task);
+		if (state == TCP_CLOSE) {
+			st->flags |= SOCK_ENDED; /* before there was anyone to report it */
+			return 0;
+		}
 		if (state != TCP_LISTEN)
 			accepted(st, tp);
 	}

@@ -25,6 +25,7 @@ enum {
 	SOCK_SHARED = 16,      /* other processes than the owner have used it too */
 	SOCK_FINAL = 32,       /* of an end: the counters include the last segment, a reset say */
 	SOCK_ENDED = 64,       /* in the kernel only: the end was reported, and the socket may live on */
+	SOCK_RESET = 64,       /* in records only, of an end: the socket aborted, and sent a reset */
 	SOCK_MEASURED = 128,   /* in the kernel only: the time of establishment was looked for */
 };
 

@@ -41,6 +41,8 @@ func unusual(name string) error {
 		err = refusedFirst(l, r)
 	case "accepted-late":
 		err = acceptedLate(l, r)
+	case "held-on":
+		err = heldOn(l, r)
 	case "older-pair":
 		err = olderPair(l, r)
 	case "would-block":
@@ -189,6 +191,53 @@ func acceptedLate(l lines, r *report) error {
 	n, _ := io.Copy(io.Discard, s)
 	s.Close()
 	r.Flows = append(r.Flows, counted{Proto: "tcp", Local: local, Remote: addrOf(ln.Addr()), Sent: uint64(n), PID: r.PID})
+	return nil
+}
+
+// heldOn has connections that end, in order and by a reset, and holds their sockets on.
+func heldOn(l lines, r *report) error {
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	if err := l.wait(); err != nil {
+		return err
+	}
+	var held []net.Conn
+	for _, reset := range []bool{false, true} {
+		c, err := net.Dial("tcp4", ln.Addr().String())
+		if err != nil {
+			return err
+		}
+		s, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		buf := make([]byte, 1000)
+		c.Write(buf)
+		io.ReadFull(s, buf)
+		s.Write(buf[:300])
+		io.ReadFull(c, buf[:300])
+		held = append(held, c)
+		if reset {
+			s.(*net.TCPConn).SetLinger(0)
+			s.Close()
+			c.Read(buf) // the reset
+		} else {
+			c.(*net.TCPConn).CloseWrite()
+			s.(*net.TCPConn).CloseWrite()
+			io.Copy(io.Discard, s)
+			io.Copy(io.Discard, c)
+			held = append(held, s)
+		}
+		r.Flows = append(r.Flows, counted{Proto: "tcp", Local: addrOf(c.LocalAddr()), Remote: addrOf(c.RemoteAddr()), Sent: 1000, Received: 300, PID: r.PID})
+	}
+	if err := l.wait(); err != nil { // passes and audits have come by
+		return err
+	}
+	for _, c := range held {
+		c.Close()
+	}
 	return nil
 }
 
@@ -355,6 +404,7 @@ func TestUnusualSockets(t *testing.T) {
 		{name: "early", both: true},
 		{name: "refused-first", both: true},
 		{name: "accepted-late", later: 20 * time.Second},
+		{name: "held-on", later: 8 * time.Second},
 		{name: "older-pair", last: true, both: true},
 		{name: "would-block"},
 	} {
@@ -363,7 +413,7 @@ func TestUnusualSockets(t *testing.T) {
 			if tc.last {
 				time.Sleep(300 * time.Millisecond) // the connection is made
 			}
-			r := runExporter(t, "--metrics", "none", "--interface-interval", "0", "--snapshot-interval", "1s")
+			r := runExporter(t, "--metrics", "none", "--interface-interval", "0", "--snapshot-interval", "1s", "--audit-interval", "1s")
 			time.Sleep(1500 * time.Millisecond) // a pass sees what is there
 			p.tell()
 			time.Sleep(tc.later)
