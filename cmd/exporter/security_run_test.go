@@ -86,6 +86,22 @@ func TestKeep(t *testing.T) {
 	r.stop()
 }
 
+// TestMetricsConfined: /metrics has the process's own figures whatever was given up.
+func TestMetricsConfined(t *testing.T) {
+	needRoot(t)
+	for _, privileges := range []string{"keep", "drop", "least"} {
+		port := freePort(t)
+		r := runExporter(t, "--metrics", fmt.Sprintf("127.0.0.1:%d", port), "--privileges", privileges, "-c", "udp://127.0.0.1:9")
+		m := scrape(t, port)
+		for _, name := range []string{"process_cpu_seconds_total", "process_open_fds", "process_resident_memory_bytes", "process_start_time_seconds", "go_goroutines"} {
+			if m[name] <= 0 {
+				t.Errorf("--privileges %s: no %s", privileges, name)
+			}
+		}
+		r.stop()
+	}
+}
+
 // TestLeastNetlink: netlink mode finds owners of sockets with least privileges, too, and says what it leaves open for
 // that.
 func TestLeastNetlink(t *testing.T) {
