@@ -65,7 +65,7 @@ const (
 	sweepInterval  = 30 * time.Second
 	letGoInterval  = time.Second
 	maxHeld        = 4096                   // records that may wait for names
-	roomTime       = 500 * time.Millisecond // in which exporters may make room for the last records; then they have 1.5 s for the rest
+	roomTime       = time.Second // in which exporters may make room for the last records; then they have 1.5 s for the rest
 )
 
 // run merges and expires until in is closed, and then flushes.
