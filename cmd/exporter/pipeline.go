@@ -64,7 +64,7 @@ const (
 	restInterval   = time.Second           // longest
 	sweepInterval  = 30 * time.Second
 	letGoInterval  = time.Second
-	maxHeld        = 4096                   // records that may wait for names
+	maxHeld        = 4096        // records that may wait for names
 	roomTime       = time.Second // in which exporters may make room for the last records; then they have 1.5 s for the rest
 )
 
