@@ -74,7 +74,7 @@ bpf-packages:
 test: packages
 	@if [ "$$(id -u)" = 0 ]; then export REQUIRE_ROOT=1; fi; export CGO_ENABLED=1; failed=0; \
 	$(GO) test -count=1 -race -timeout 10m $$($(GO) list ./... | grep -v /cmd/exporter$$) || failed=1; \
-	$(GO) test -count=1 -race -timeout 20m ./cmd/exporter || failed=1; \
+	$(GO) test -count=1 -race -timeout 45m ./cmd/exporter || failed=1; \
 	exit $$failed
 
 # In full: 200 pods, five a second; a runtime that hangs for a minute. Smaller ones are among the tests.
