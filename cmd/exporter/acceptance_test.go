@@ -21,11 +21,14 @@ func TestAcceptance(t *testing.T) {
 	netlink := slices.Contains(args, "netlink")
 	r := runExporter(t, append(args, "--snapshot-interval", "1s", "--audit-interval", "2s")...)
 	t.Log(r.errs.String())
-	acceptance(t, r, netlink || strings.Contains(r.errs.String(), "metering by netlink"))
+	acceptance(t, r, netlink || strings.Contains(r.errs.String(), "metering by netlink"), func() {
+		eventually(t, "metrics", func() bool { return strings.Contains(r.errs.String(), "metrics are served") })
+		eventually(t, "MPTCP is noticed", func() bool { return sum(scrape(t, 9469), "sockflow_hook_attached", `"subflow_state"`) == 1 })
+	})
 }
 
 // acceptance makes traffic of every kind, stops the exporter, and compares its records with what the programs counted.
-func acceptance(t *testing.T, r *running, netlink bool) {
+func acceptance(t *testing.T, r *running, netlink bool, mptcpNoticed func()) {
 	t.Helper()
 	os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
 	if old, err := os.ReadFile("/proc/sys/net/ipv4/tcp_fastopen"); err == nil {
@@ -42,8 +45,7 @@ func acceptance(t *testing.T, r *running, netlink bool) {
 	opener := start(t, "kind-opener", "", "kind", "mptcp")
 	var opened report
 	if err := opener.out.Decode(&opened); err == nil && !netlink {
-		eventually(t, "metrics", func() bool { return strings.Contains(r.errs.String(), "metrics are served") })
-		eventually(t, "MPTCP is noticed", func() bool { return sum(scrape(t, 9469), "sockflow_hook_attached", `"subflow_state"`) == 1 })
+		mptcpNoticed()
 	}
 	opener.in.Close()
 	opener.cmd.Wait()

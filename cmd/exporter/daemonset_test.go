@@ -286,7 +286,7 @@ func TestDaemonSet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	acceptance(t, r, false)
+	acceptance(t, r, false, func() { time.Sleep(3 * time.Second) }) // its metrics are the node's
 	recs := r.json()
 	names(t, recs, 2, jsonContainer{ID: older.container, PodUID: older.uid})
 	names(t, recs, 2, jsonContainer{ID: younger.container, PodUID: younger.uid})

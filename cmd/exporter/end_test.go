@@ -36,7 +36,7 @@ func TestLastRecords(t *testing.T) {
 			exporters := []exporter{x}
 			p := &pipeline{
 				cache: cache, clock: time.Now, enricher: &enrich.Enricher{Processes: enrich.NewProcesses(enrich.ProcConfig{Proc: "/proc"}, cgroups), CGroups: cgroups},
-				pool: make(flowcache.RecordPool, 64), room: func(ctx context.Context) { waitForRoom(ctx, exporters) },
+				pool: make(flowcache.RecordPool, 64), roomTime: time.Minute, room: func(ctx context.Context) { waitForRoom(ctx, exporters) },
 			}
 			p.exporters, _ = newGroup("all", exporters)
 			now := flowcache.Now()

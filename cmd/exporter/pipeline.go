@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -39,6 +40,8 @@ type pipeline struct {
 
 	alive bpf.Alive                           // what the audit under way has seen
 	reap  func(alive *bpf.Alive, began int64) // takes it when the audit is over; nil without eBPF
+
+	roomTime time.Duration // 0: the constant
 
 	// room waits until exporters have room for more, or ctx ends; nil: they are not waited for. For the end, when nothing is metered any more.
 	room func(ctx context.Context)
@@ -276,7 +279,7 @@ func (p *pipeline) offer(r *flowcache.Records) {
 func (p *pipeline) flush() {
 	p.enricher.NoMore()
 	p.retry()
-	ctx, cancel := context.WithTimeout(context.Background(), roomTime)
+	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(p.roomTime, roomTime))
 	defer cancel()
 	for more := true; more; {
 		if p.room != nil {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -93,17 +92,15 @@ func (p *printing) Stats() ipfix.Stats {
 
 // Run prints what is offered until ctx ends, then what waits, for at most 1.5 s, and closes the file.
 func (p *printing) Run(ctx context.Context) error {
-	late := make(chan struct{})
-	var once sync.Once
-	var timer *time.Timer
-	ended := context.AfterFunc(ctx, func() {
-		timer = time.AfterFunc(printDrain, func() { once.Do(func() { close(late) }) })
-	})
-	defer func() {
-		if !ended() && timer != nil {
-			timer.Stop()
+	late, done := make(chan struct{}), make(chan struct{})
+	defer close(done)
+	defer context.AfterFunc(ctx, func() { // ends with Run
+		select {
+		case <-time.After(printDrain):
+			close(late)
+		case <-done:
 		}
-	}()
+	})()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
