@@ -568,14 +568,14 @@ static __always_inline void accepted(struct sock_state *st, struct tcp_sock *tp)
 	st->start = at ?: bpf_ktime_get_ns();
 }
 
-/* Report the end of a connection in CLOSE. old_state is the state before. Returns 0 if it was reported. */
-static __always_inline int report_end(struct sock *sk, struct tcp_sock *tp, struct sock_state *st, __u8 old_state, __u8 flags)
+/* Report the end of a connection in CLOSE. old_state is the state before. Without room it is counted as lost. */
+static __always_inline void report_end(struct sock *sk, struct tcp_sock *tp, struct sock_state *st, __u8 old_state, __u8 flags)
 {
 	struct socket_record *r = bpf_ringbuf_reserve(&events, sizeof(*r), 0);
 
 	if (!r) {
 		lost(LOSS_RING_SOCKET);
-		return -1;
+		return;
 	}
 	__builtin_memset(r, 0, sizeof(*r));
 	r->kind = KIND_SOCKET;
@@ -590,7 +590,6 @@ static __always_inline int report_end(struct sock *sk, struct tcp_sock *tp, stru
 	put_state(r, st);
 	r->flags |= flags;
 	bpf_ringbuf_submit(r, 0);
-	return 0;
 }
 
 /* A child of a listener that was never established, and no process's: the second of one request, made on another CPU (inet_ehash_nolisten). It has
@@ -638,8 +637,7 @@ static __always_inline void end(struct sock *sk, bool aborted)
 	state = last_state(tp, s.role, s.closed_in);
 	if (aborted && state == TCP_FIN_WAIT2)
 		state = TCP_FIN_WAIT1; /* no FIN is waited for any more */
-	if (report_end(sk, tp, &s, state, aborted ? SOCK_FINAL | SOCK_RESET : SOCK_FINAL))
-		return;
+	report_end(sk, tp, &s, state, aborted ? SOCK_FINAL | SOCK_RESET : SOCK_FINAL); /* or count it as lost, once */
 	if (!st)
 		st = begin(sk, bpf_get_socket_cookie(sk));
 	if (st)
@@ -785,8 +783,8 @@ static __always_inline int state_changed(struct sock *sk, int old_state, int new
 	s = *st;
 	if (old_state == TCP_SYN_RECV && s.role == ROLE_UNKNOWN)
 		s.role = ROLE_RESPONDER;
-	if (!report_end(sk, tp, &s, old_state, 0))
-		st->flags |= SOCK_ENDED;
+	report_end(sk, tp, &s, old_state, 0);
+	st->flags |= SOCK_ENDED;
 	return 0;
 }
 
