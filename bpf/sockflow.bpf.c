@@ -1396,7 +1396,7 @@ static __always_inline int count(struct __sk_buff *skb, int in)
 	if (sk->type == SOCK_RAW)
 		put_socket(&zero, skb);
 	/* The kernel answers echoes by a socket of its own for each CPU: they are one. */
-	k.cookie = zero.kernel ? 0 : bpf_get_socket_cookie(skb);
+	k.cookie = zero.kernel && (k.local_port == 8 << 8 || k.local_port == 128 << 8) ? 0 : bpf_get_socket_cookie(skb);
 
 	octets = skb->len;
 	segments = skb->gso_segs;

@@ -38,6 +38,9 @@ const poolSlack = 20 * time.Millisecond
 // the time, to those that nobody has too, and connections go on when who had the address is gone. No record has the name of who had the address at
 // another time, and each has the name of who had it. make test-pods runs it in full.
 func TestAddressPool(t *testing.T) {
+	if os.Getenv("SOCKFLOW_POOL") == "" {
+		t.Skip("takes minutes: make test-pods")
+	}
 	oci, rootfs := image(t)
 	program := filepath.Join(filepath.Dir(oci), "pod")
 	serve := []string{"/bin/pod", "-serve", "7000", "-for", "1h"}
