@@ -1652,7 +1652,7 @@ int walk(struct bpf_iter__task_file *ctx)
 		return 0;
 	proto = sk->sk_protocol;
 	if (proto == IPPROTO_MPTCP) {
-		if (sk->__sk_common.skc_state != TCP_LISTEN) /* many a server listens like that, and speaks with TCP clients alone */
+		if (sk->__sk_common.skc_state != TCP_LISTEN && sk->__sk_common.skc_state != TCP_CLOSE) /* many a server listens like that, and speaks with TCP clients alone */
 			mptcp_seen();
 		return 0; /* its subflows are TCP sockets, which no process holds: audits see them */
 	}

@@ -69,7 +69,7 @@ func TestSteeredConnections(t *testing.T) {
 				return same
 			})
 			for cause, n := range scrape(t, port) {
-				if strings.HasPrefix(cause, "sockflow_lost_total") && strings.Contains(cause, "recursion_") && n != 0 {
+				if strings.HasPrefix(cause, "sockflow_lost_total") && strings.Contains(cause, "recursion_") && !strings.Contains(cause, "subflow_state") && n != 0 { // of MPTCP, if others use it here
 					t.Errorf("%s is %v", cause, n)
 				}
 			}
