@@ -174,7 +174,8 @@ func TestPods(t *testing.T) {
 				right++
 			case got.ID == want.ID && got.Pod == "" && got.Name == "" || got == jsonContainer{}:
 				missing++
-				t.Logf("no names: %s %v:%d > %v:%d, %s, %d and %d octets, %v, want %+v", j.Protocol, j.Source, j.SourcePort, j.Dest, j.DestPort, j.Reason, j.Forward.Payload, j.Reverse.Payload, end.addr, want)
+				t.Logf("no names: %s %v:%d > %v:%d, %s, %d and %d octets, %v: %+v, want %+v, of %+v", j.Protocol, j.Source, j.SourcePort, j.Dest, j.DestPort, j.Reason,
+					j.Forward.Payload, j.Reverse.Payload, end.addr, *end.e, want, j)
 			default:
 				wrong++
 				t.Errorf("wrong: %s %v:%d %+v, want %+v", j.Protocol, end.addr, end.port, got, want)

@@ -14,9 +14,12 @@ import (
 
 	apievents "github.com/containerd/containerd/api/events"
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	"github.com/containerd/containerd/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -393,6 +396,74 @@ func TestGenerationsOfContainerd(t *testing.T) {
 	}
 	if want := map[string]int64{"image1": at(100), "image2": at(200), "image3": at(300)}; fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// TestStartingPod: a list may show a pod's sandbox before its task runs. Its addresses are the pod's all the same, whether the event of its making
+// was read before that list or not; those of a sandbox whose task has exited are not.
+func TestStartingPod(t *testing.T) {
+	now := time.Now()
+	pod := func(n int, created time.Time) *containersapi.Container {
+		return &containersapi.Container{ID: podID(n), CreatedAt: timestamppb.New(created), Sandbox: podID(n), Labels: map[string]string{podName: fmt.Sprintf("pod%d", n)},
+			Extensions: map[string]*anypb.Any{sandboxMetadata: {Value: fmt.Appendf(nil, `{"Version":"v1","Metadata":{"IP":"10.3.0.%d"}}`, n)}}}
+	}
+	made := now.Add(-time.Second)
+	fake := &fakeContainers{has: map[string]*containersapi.Container{}}
+	for n := range 6 {
+		fake.has[podID(n)] = pod(n, made)
+	}
+	g := &told{cgroups: enrich.NewCGroups("/proc")}
+	out := make(chan *enrich.ContainerUpdate, 1)
+	c := &containerd{e: &endpoint{known: map[string]known{}, out: out, proc: "/proc"}, pods: map[string]*sandbox{}, containers: fake}
+	ctx := context.Background()
+	create := func(n int) { c.created(ctx, "k8s.io", &apievents.ContainerCreate{ID: podID(n)}, made.UnixNano()) }
+	list := func(n int, at time.Time, running map[string]bool) {
+		c.put(ctx, "k8s.io", fake.has[podID(n)], spec{}, at.UnixNano(), running)
+	}
+	event := func(topic string, m proto.Message) {
+		a, err := anypb.New(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.event(ctx, &types.Envelope{Namespace: "k8s.io", Topic: topic, Timestamp: timestamppb.New(now), Event: a})
+	}
+	exit := func(n int) {
+		event("/tasks/exit", &apievents.TaskExit{ID: podID(n), ContainerID: podID(n), ExitedAt: timestamppb.New(now)})
+	}
+	none := map[string]bool{}
+	// 0: made, listed, started. 1: listed, started; the event of its making is of no interest by then. 2: made, exited, listed.
+	create(0)
+	list(0, now, none)
+	event("/tasks/start", &apievents.TaskStart{ContainerID: podID(0)})
+	list(1, now, none)
+	event("/tasks/start", &apievents.TaskStart{ContainerID: podID(1)})
+	create(2)
+	exit(2)
+	list(2, now.Add(time.Millisecond), none)
+	event("/tasks/start", &apievents.TaskStart{ContainerID: podID(2)})
+	// 3: completed before anybody looked. 4: its exit was not told. 5: made, listed, started, exited.
+	list(3, now, none)
+	create(4)
+	list(4, now, none)
+	list(4, now.Add(2*startPatience), none)
+	create(5)
+	list(5, now.Add(-time.Millisecond), none)
+	event("/tasks/start", &apievents.TaskStart{ContainerID: podID(5)})
+	exit(5)
+	c.e.flush(ctx)
+	g.cgroups.Apply(<-out)
+	soonAfter, later := now.Add(time.Second), now.Add(time.Hour)
+	for _, c := range []struct {
+		pod  int
+		at   time.Time
+		want string
+	}{
+		{0, soonAfter, "pod0"}, {0, later, "pod0"}, {1, soonAfter, "pod1"}, {1, later, "pod1"}, {2, made.Add(time.Millisecond), "pod2"}, {2, soonAfter, ""},
+		{3, soonAfter, ""}, {4, soonAfter, "pod4"}, {4, later, ""}, {5, now.Add(-time.Millisecond), "pod5"}, {5, soonAfter, ""},
+	} {
+		if got := g.holder(fmt.Sprintf("10.3.0.%d", c.pod), c.at); got != c.want {
+			t.Errorf("pod%d, %v after it was made: %q, want %q", c.pod, c.at.Sub(made), got, c.want)
+		}
 	}
 }
 

@@ -52,6 +52,9 @@ const dockersNamespace = "moby"
 // Between two lists, though containers are seen that are not known.
 const leastBetween = 2 * time.Second
 
+// How long after it was made a sandbox's task may be started, on a machine that has much to do.
+const startPatience = time.Minute
+
 const maxMessage = 16 << 20 // kubelet's limit
 
 // dial returns a connection to a socket. It does not wait for it. connected, if set, is called with each connection that is made.
@@ -89,7 +92,7 @@ func (c *containerd) watch(ctx context.Context) error {
 		return err
 	}
 	stream, err := eventsapi.NewEventsClient(conn).Subscribe(ctx, &eventsapi.SubscribeRequest{
-		Filters: []string{`topic=="/containers/create"`, `topic=="/containers/delete"`, `topic=="/tasks/exit"`},
+		Filters: []string{`topic=="/containers/create"`, `topic=="/containers/delete"`, `topic=="/tasks/start"`, `topic=="/tasks/exit"`},
 	})
 	if err != nil {
 		return err
@@ -241,6 +244,11 @@ func (c *containerd) event(ctx context.Context, ev *types.Envelope) error {
 			return nil
 		}
 		return c.created(ctx, ns, &m, ev.GetTimestamp().AsTime().UnixNano())
+	case "/tasks/start":
+		var m apievents.TaskStart
+		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) == nil {
+			return c.started(ctx, ns, m.GetContainerID())
+		}
 	case "/tasks/exit":
 		var m apievents.TaskExit
 		if proto.Unmarshal(ev.GetEvent().GetValue(), &m) != nil || m.GetID() != m.GetContainerID() || !c.e.known[ns+"/"+m.GetContainerID()].has {
@@ -283,6 +291,19 @@ func (c *containerd) created(ctx context.Context, ns string, ev *apievents.Conta
 		c.put(ctx, ns, m, parseSpec(m.GetSpec().GetValue()), 0, nil)
 	}
 	return nil
+}
+
+// started asks again for a sandbox that a list showed without addresses, since its task was yet to be started.
+func (c *containerd) started(ctx context.Context, ns, id string) error {
+	key := ns + "/" + id
+	if c.pods[key] == nil || c.e.known[key].has || c.e.known[key].died != 0 {
+		return nil
+	}
+	m, err := c.get(ctx, ns, id)
+	if m != nil {
+		c.put(ctx, ns, m, parseSpec(m.GetSpec().GetValue()), 0, nil)
+	}
+	return err
 }
 
 // get returns a container, nil if it is gone.
@@ -331,10 +352,14 @@ func (c *containerd) put(ctx context.Context, ns string, m *containersapi.Contai
 	}
 	key, id := ns+"/"+m.GetID(), c.sandboxOf(m, s)
 	if id == m.GetID() {
-		if t.Addresses = c.addresses(ctx, ns, m); at == 0 {
+		t.Addresses = c.addresses(ctx, ns, m)
+		switch {
+		case at == 0 || !running[m.GetID()] && c.starts(key, t.Created, at):
 			t.At = t.Created
-		} else if t.At = at; !running[m.GetID()] {
-			t.Addresses = nil
+		case running[m.GetID()]:
+			t.At = at
+		default:
+			t.Addresses, t.At = nil, at
 		}
 		t.Behind = podOf(labels, w.PodLabels)
 		if old := c.pods[key]; old != nil || len(c.pods) < maxKnown {
@@ -352,6 +377,12 @@ func (c *containerd) put(ctx context.Context, ns string, m *containersapi.Contai
 		}
 	}
 	c.e.put(ctx, key, t, c.list)
+}
+
+// starts reports whether a sandbox that had no task at a time is one that was told of with its addresses and whose task is yet to be started.
+func (c *containerd) starts(key string, created, at int64) bool {
+	k := c.e.known[key]
+	return k.has && k.created == created && k.died == 0 && at-created < int64(startPatience)
 }
 
 // pod returns the names of a sandbox's pod, nil if there is none. Of one in which a container is made it tells first, if it has not told all.
