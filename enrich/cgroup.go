@@ -131,6 +131,7 @@ func (c *CGroups) learn(id uint64, path string) {
 	}
 	c.paths[id] = path
 	c.ids[path] = id
+	c.find(path, 0) // it may be a container's, which has addresses before any record is of it
 }
 
 // path returns the path of a control group below the root, or "".

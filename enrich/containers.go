@@ -66,6 +66,7 @@ type containers struct {
 	said      uint64               // how often names have changed: what was resolved before may not hold
 	answering map[string]bool
 	asking    map[string]int64
+	appeared  int64 // when a container was seen last that no runtime had told of
 	stats     ContainerStats
 }
 
@@ -322,7 +323,9 @@ func (c *containers) find(path string, since int64) (w *flowcache.Workload, r *r
 	case r == nil:
 		r = &resolved{path: path, first: c.now}
 		r.parsed, r.end = c.parsePlace(path)
-		c.resolve(r)
+		if c.resolve(r); r.open && !r.maybe() {
+			c.appeared = c.now
+		}
 		if len(c.works) >= maxCGroups {
 			c.rotate()
 		}
@@ -407,10 +410,14 @@ func (c *containers) expected(r *resolved, since int64) bool {
 	return len(c.answering) > 0 && c.now-since < int64(patience)
 }
 
-// asked reports whether a runtime is being asked for addresses that a container may have had at a time, and the answer is waited for.
-func (c *containers) asked(at int64) bool {
+// awaited reports whether a runtime may yet tell who had an address at a time: it is being asked, or a container appeared a moment ago that it has not
+// told of.
+func (c *containers) awaited(at int64) bool {
 	if c.now-at > int64(namePatience) {
 		return false
+	}
+	if len(c.answering) > 0 && c.now-c.appeared < int64(namePatience) {
+		return true
 	}
 	for _, since := range c.asking {
 		if at >= since {

@@ -513,3 +513,36 @@ func TestAskedAddresses(t *testing.T) {
 		t.Error("waits for too long")
 	}
 }
+
+// TestAppearingContainer: while a container runs that its runtime has not told of, the last record of a flow to an address that nobody has yet, in a network
+// of containers, waits as well: it may be that container's, whose own end of the flow is told later or not at all.
+func TestAppearingContainer(t *testing.T) {
+	e, p := newEnricher(t)
+	c := e.CGroups
+	tell(c, Container{Workload: flowcache.Workload{ContainerID: id64}, Created: 1, At: 1, Addresses: []flowcache.Addr{flowcache.AddrFrom4([4]byte{10, 1, 0, 9})}})
+	c.Apply(&ContainerUpdate{Runtime: "/run/r.sock", Answering: true})
+	client := flowcache.AddrFrom4([4]byte{10, 1, 0, 2})
+	record := func(from flowcache.Addr) *flowcache.Record {
+		return &flowcache.Record{Final: true, Start: 101 * second, Began: 101 * second, Key: flowcache.Key{Src: from, Proto: 6}, Dest: flowcache.End{Local: true, Kernel: true}}
+	}
+	e.Clock(101*second, 0)
+	if !e.EnrichOrWait(record(client)) {
+		t.Error("the record of a stranger waits though no container appeared")
+	}
+	p.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExec, Process: flowcache.Process{ID: flowcache.ProcessID{PID: 7, Start: 9}, CGroup: 77, CGroupPath: "/docker/" + in64}})
+	r := record(client)
+	if e.EnrichOrWait(r) {
+		t.Error("the record does not wait")
+	}
+	if !e.EnrichOrWait(record(flowcache.AddrFrom4([4]byte{192, 0, 2, 1}))) {
+		t.Error("the record of an address far from those of containers waits")
+	}
+	tell(c, Container{Workload: flowcache.Workload{ContainerID: in64, ContainerName: "new"}, Created: 100 * second, At: 100 * second, Addresses: []flowcache.Addr{client}})
+	if !e.EnrichOrWait(r) || r.Source.Container == nil || r.Source.Container.ContainerName != "new" {
+		t.Errorf("%+v", r.Source.Container)
+	}
+	e.Clock(105*second, 0)
+	if !e.EnrichOrWait(record(flowcache.AddrFrom4([4]byte{10, 1, 0, 3}))) {
+		t.Error("waits for too long")
+	}
+}

@@ -63,7 +63,7 @@ func (e *Enricher) enrich(r *flowcache.Record, mayWait bool) bool {
 	if r.Post != (flowcache.Translation{}) {
 		to = r.Post.Dst
 	}
-	wait := mayWait && len(c.asking) > 0 && c.asked(at)
+	wait := mayWait && c.awaited(at)
 	if !e.published(r, at) && wait {
 		return false
 	}

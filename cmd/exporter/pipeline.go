@@ -136,6 +136,9 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) {
 
 // take merges a batch: first the processes, which its sockets may belong to.
 func (p *pipeline) take(b *flowcache.Batch) {
+	if len(b.Processes) > 0 {
+		p.readClock() // it is noted when a container appeared
+	}
 	for i := range b.Processes {
 		p.processes.Apply(&b.Processes[i])
 	}

@@ -174,8 +174,12 @@ func TestPods(t *testing.T) {
 				right++
 			case got.ID == want.ID && got.Pod == "" && got.Name == "" || got == jsonContainer{}:
 				missing++
-				t.Logf("no names: %s %v:%d > %v:%d, %s, %d and %d octets, %v: %+v, want %+v, of %+v", j.Protocol, j.Source, j.SourcePort, j.Dest, j.DestPort, j.Reason,
-					j.Forward.Payload, j.Reverse.Payload, end.addr, *end.e, want, j)
+				t.Logf("no names: %v, want %+v, in these records of %d:", end.addr, want, j.SourcePort)
+				for line := range strings.Lines(r.out.String()) {
+					if strings.Contains(line, fmt.Sprintf(`:%d,`, j.SourcePort)) {
+						t.Log(line)
+					}
+				}
 			default:
 				wrong++
 				t.Errorf("wrong: %s %v:%d %+v, want %+v", j.Protocol, end.addr, end.port, got, want)
