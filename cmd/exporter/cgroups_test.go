@@ -103,7 +103,7 @@ func TestCGroups(t *testing.T) {
 		places["v1"], places["v2"] = v1, []string{v2}
 	}
 	// put puts a process into a group of each of some hierarchies.
-	put := func(pid int, group string, in []string) {
+	put := func(p *program, group string, in []string) {
 		t.Helper()
 		for _, root := range in {
 			dir := filepath.Join(root, group)
@@ -111,12 +111,13 @@ func TestCGroups(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() {
+				p.cmd.Process.Kill()
 				eventually(t, dir+" is empty", func() bool { return os.Remove(dir) == nil || !exists(dir) })
 				for up := filepath.Dir(dir); up != root; up = filepath.Dir(up) {
 					os.Remove(up)
 				}
 			})
-			if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), fmt.Append(nil, pid), 0); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), fmt.Append(nil, p.cmd.Process.Pid), 0); err != nil {
 				t.Fatalf("%s: %v", dir, err)
 			}
 		}
@@ -144,7 +145,7 @@ func TestCGroups(t *testing.T) {
 			for _, tc := range cases {
 				what := fmt.Sprintf("%s, %s in %s", age, tc.group, in)
 				p := startPlaced(t, addr)
-				put(p.cmd.Process.Pid, filepath.Join(top, tc.group), mounts)
+				put(p, filepath.Join(top, tc.group), mounts)
 				p.in.Write([]byte("\n")) // now it runs the program
 				connect(p, expected{what, tc.want})
 				running = append(running, p)
@@ -152,7 +153,7 @@ func TestCGroups(t *testing.T) {
 					continue
 				}
 				// Another hierarchy of cgroup v1 than that which knows the container, or than one of those.
-				put(p.cmd.Process.Pid, top+"/elsewhere", v1[:1])
+				put(p, top+"/elsewhere", v1[:1])
 				connect(p, expected{what + ", moved in " + v1[0], tc.want})
 			}
 		}
