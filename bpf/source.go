@@ -360,6 +360,9 @@ func (s *Source) attachLate() {
 		return
 	}
 	i := slices.IndexFunc(s.hooks, func(h Hook) bool { return h.late })
+	if i < 0 {
+		return
+	}
 	h := s.hooks[i]
 	if h.Spare && h.Err == nil && s.programs[h.Name] != nil {
 		l, err := link.AttachTracing(link.TracingOptions{Program: s.programs[h.Name]})
