@@ -11,7 +11,9 @@ type Enricher struct {
 	Processes *Processes
 	CGroups   *CGroups
 	Nudge     func() // if set, told of a container that no runtime has told of; must not wait
-	stepped   int64
+	// Crowded is set while so many records wait that none shall for the address of another end.
+	Crowded bool
+	stepped int64
 }
 
 // Enrich fills Who and Container of each end that is local, and Container of one that is not, or is the kernel itself, where its address
@@ -34,7 +36,10 @@ func (e *Enricher) Clock(now, stepped int64) {
 }
 
 // NoMore tells that no more names will come: nothing waits for them from here on.
-func (e *Enricher) NoMore() { clear(e.CGroups.answering) }
+func (e *Enricher) NoMore() {
+	clear(e.CGroups.answering)
+	clear(e.CGroups.asking)
+}
 
 // kernel stands for the owner of sockets that belong to no process.
 var kernel = &flowcache.Process{Path: "[kernel]", Name: "kernel", UID: flowcache.NoID, GID: flowcache.NoID, ParentUID: flowcache.NoID}
@@ -63,7 +68,7 @@ func (e *Enricher) enrich(r *flowcache.Record, mayWait bool) bool {
 	if r.Post != (flowcache.Translation{}) {
 		to = r.Post.Dst
 	}
-	wait := mayWait && c.awaited(at)
+	wait := mayWait && !e.Crowded && c.awaited(at)
 	if !e.published(r, at) && wait {
 		return false
 	}

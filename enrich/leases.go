@@ -44,7 +44,7 @@ type visit struct {
 }
 
 // maxVisits is how many visits are made at once.
-const maxVisits = 4096
+const maxVisits = 1024
 
 // port is a port of the host.
 type port struct {
@@ -71,8 +71,16 @@ func (t *leaseTable) move(old, now *container, since, at int64) (overflow int) {
 				t.byAddr[a].end(old.holder, at)
 			}
 		}
+		kept := slices.Contains[[]PublishedPorts]
+		if len(now.Published) > narrow {
+			set := make(map[PublishedPorts]bool, len(now.Published))
+			for _, p := range now.Published {
+				set[p] = true
+			}
+			kept = func(_ []PublishedPorts, p PublishedPorts) bool { return set[p] }
+		}
 		for _, p := range old.Published {
-			if !slices.Contains(now.Published, p) {
+			if !kept(now.Published, p) {
 				t.endPorts(p, old.holder, at)
 			}
 		}
@@ -136,7 +144,7 @@ func (t *leaseTable) endPorts(p PublishedPorts, holder string, at int64) {
 // end ends what a holder has at a time, or had for longer as far as was known.
 func (l leases) end(holder string, at int64) {
 	for i := range l {
-		if o := &l[i]; o.holder == holder && (o.till == 0 || o.since <= at && at < o.till) {
+		if o := &l[i]; (o.till == 0 || o.since <= at && at < o.till) && o.holder == holder {
 			o.till = max(at, o.since)
 		}
 	}
@@ -146,7 +154,7 @@ func (l leases) end(holder string, at int64) {
 // one time: who gets it ends the time of who had it. It returns the list and by how much it grew.
 func (l leases) begin(n lease, room bool) (leases, int) {
 	for i := range l {
-		if l[i].holder == n.holder && l[i].till == 0 {
+		if l[i].till == 0 && l[i].holder == n.holder {
 			if l[i].work = n.work; n.till != 0 {
 				l[i].till = max(n.till, l[i].since)
 			}
@@ -158,6 +166,7 @@ func (l leases) begin(n lease, room bool) (leases, int) {
 	}
 	for i := range l {
 		switch o := &l[i]; {
+		case o.till != 0 && o.till <= n.since: // most of them, and nothing else of these is looked at
 		case o.runtime != n.runtime || o.holder == n.holder && o.since == n.since:
 		case o.since <= n.since && (o.till == 0 || o.till > n.since):
 			o.till = n.since

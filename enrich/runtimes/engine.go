@@ -33,6 +33,8 @@ type engine struct {
 	asks    []ask // to be inspected, first to last; the first is under way if asking
 	asking  bool
 	answers chan answer
+	// starting are containers that were connected to a network and are yet to start, and since when: what they have is known when they have started.
+	starting map[string]int64
 }
 
 // ask is a container to inspect, because of an event of some time; 0: of none, but of a list.
@@ -51,6 +53,9 @@ type answer struct {
 	list  []listed
 	err   error
 }
+
+// startingTime is how long a container may take to start after it was connected, before it is no longer waited for.
+const startingTime = 10 * time.Second
 
 // maxAsks bounds the containers that wait to be inspected: those beyond are found by a list.
 const maxAsks = maxKnown
@@ -101,7 +106,7 @@ func (g *engine) watch(ctx context.Context) error {
 	}
 	defer stream.Close()
 	d := values.NewReader(stream, maxValue)
-	g.asks, g.asking, g.answers = nil, false, make(chan answer, 1)
+	g.asks, g.asking, g.answers, g.starting = nil, false, make(chan answer, 1), map[string]int64{}
 	events, failed := pump(ctx, func() (*event, error) {
 		b, err := d.Next()
 		if errors.Is(err, values.ErrTooLong) {
@@ -147,6 +152,7 @@ func (g *engine) watch(ctx context.Context) error {
 			listed = time.Now()
 			err = g.listAll(ctx)
 		case <-ping.C:
+			g.next(ctx)
 			if err = g.get(ctx, "/_ping", nil, nil); err == nil && !g.e.up { // again
 				if err = g.listAll(ctx); err == nil {
 					g.e.answers(ctx)
@@ -345,6 +351,14 @@ func (g *engine) next(ctx context.Context) {
 			since = s
 		}
 	}
+	for id, s := range g.starting {
+		switch {
+		case time.Now().UnixNano()-s > int64(startingTime) || g.e.known[id].started:
+			delete(g.starting, id)
+		case since == 0 || s < since:
+			since = s
+		}
+	}
 	g.e.ask(ctx, since)
 	if g.e.busy = len(g.asks) > 0; !g.e.busy && g.e.up {
 		g.e.settled.Store(true)
@@ -471,6 +485,10 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 			if k.connected == 0 {
 				k.connected = ev.TimeNano
 				g.e.known[now.id] = k
+				if len(g.starting) < maxAsks {
+					g.starting[now.id] = ev.TimeNano
+				}
+				g.next(ctx)
 			}
 			return nil
 		case ev.Action == "connect", ev.Action == "disconnect" && k.has:
@@ -482,6 +500,10 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 	}
 	if id == "" {
 		return nil
+	}
+	switch ev.Action {
+	case "start", "die", "died", "destroy", "remove":
+		delete(g.starting, id) // it is asked for now, or has nothing any more
 	}
 	switch ev.Action {
 	case "create":
@@ -512,8 +534,10 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 		g.ask(ctx, now)
 	case "die", "died":
 		g.e.release(ctx, id, ev.TimeNano)
+		g.next(ctx)
 	case "destroy", "remove":
 		g.e.end(id, time.Unix(0, ev.TimeNano))
+		g.next(ctx)
 	}
 	return nil
 }
