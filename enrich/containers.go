@@ -1,6 +1,7 @@
 package enrich
 
 import (
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -39,6 +40,8 @@ type ContainerUpdate struct {
 	// Asking is since when a container may have addresses that the runtime is being asked for; 0: none. Who speaks to them waits for the answer.
 	Asking     int64
 	Containers []Container
+	// Networks are those that containers of the runtime have addresses in; nil: nothing is said of them.
+	Networks []netip.Prefix
 }
 
 // ContainerStats counts what became of ends of records that are, or may be, in a container, and the containers.
@@ -151,6 +154,9 @@ func (c *containers) Apply(u *ContainerUpdate) {
 		c.asking[u.Runtime] = u.Asking
 	} else {
 		delete(c.asking, u.Runtime)
+	}
+	if u.Networks != nil {
+		c.leases.subnets[u.Runtime] = u.Networks[:min(len(u.Networks), maxSubnets)]
 	}
 	for i := range u.Containers {
 		c.put(&u.Containers[i], u.Runtime, u.Owner)

@@ -1,6 +1,7 @@
 package enrich
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/sockflow/sockflow/flowcache"
@@ -22,6 +23,7 @@ const (
 	maxLeases    = 256     // of one address or port, the newest
 	maxAllLeases = 1 << 17 // together
 	maxNets      = 4096
+	maxSubnets   = 256 // of a runtime
 	// Ranges of ports of up to this many are looked up by port, wider ones are looked through.
 	narrow = 16
 )
@@ -32,8 +34,10 @@ type leaseTable struct {
 	byPort map[port]leases
 	wide   []wideLease
 	nets   map[flowcache.Addr]bool // that had a lease: the first 24 bits of IPv4, 64 of IPv6
-	count  int
-	queue  []visit // of addresses and ports, to see what of them is to be forgotten, first to last
+	// subnets are those of which runtimes say that they have them, by runtime.
+	subnets map[string][]netip.Prefix
+	count   int
+	queue   []visit // of addresses and ports, to see what of them is to be forgotten, first to last
 }
 
 // visit is when to look at the leases of an address, or of a port.
@@ -61,6 +65,7 @@ func (t *leaseTable) init() {
 	t.byAddr = make(map[flowcache.Addr]leases)
 	t.byPort = make(map[port]leases)
 	t.nets = make(map[flowcache.Addr]bool)
+	t.subnets = make(map[string][]netip.Prefix)
 }
 
 // move ends what of the old a container has no more, as of at, and begins what is new, as of since. It returns how many there was no room for.
@@ -259,5 +264,18 @@ func network(a flowcache.Addr) flowcache.Addr {
 	return a
 }
 
-// near reports whether an address is in a network of which containers have had addresses.
-func (t *leaseTable) near(a flowcache.Addr) bool { return t.nets[network(a)] }
+// near reports whether an address is in a network of which containers have, or may have, addresses.
+func (t *leaseTable) near(a flowcache.Addr) bool {
+	if t.nets[network(a)] {
+		return true
+	}
+	ip := netip.AddrFrom16(a).Unmap()
+	for _, list := range t.subnets {
+		for _, p := range list {
+			if p.Contains(ip) {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -163,10 +163,18 @@ func TestStartingIsWaitedFor(t *testing.T) {
 	}
 	s.say(containerEvent(2, "start", began))
 	soon(t, "the second", func() bool { return g.holder("10.1.0.3", later) == "c2" && !waits() })
-	waits = func() bool { return g.waits("10.1.0.4", later, later) }
+	// In a network that had no container yet, too.
+	f.set(func() {
+		f.networks = `[{"Name":"new","IPAM":{"Config":[{"Subnet":"10.7.0.0/16","Gateway":"10.7.0.1"},{"Subnet":"fd07::/64"}]}},{"Name":"host","IPAM":{"Config":null}}]`
+	})
+	s.say(fmt.Sprintf(`{"Type":"network","Action":"create","Actor":{"ID":"m","Attributes":{"name":"new"}},"timeNano":%d}`, began.UnixNano()))
+	waits = func() bool { return g.waits("10.7.9.4", later, later) && g.waits("fd07::4", later, later) }
 	s.say(containerEvent(3, "create", began) + connect(3))
 	soon(t, "a record waits", waits)
 	s.say(containerEvent(3, "die", later))
+	if g.waits("10.8.0.4", later, later) {
+		t.Error("who speaks to an address elsewhere waits")
+	}
 	soon(t, "it waits no more", func() bool { return !waits() })
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -35,6 +36,7 @@ type engine struct {
 	answers chan answer
 	// starting are containers that were connected to a network and are yet to start, and since when: what they have is known when they have started.
 	starting map[string]int64
+	subnets  []netip.Prefix // of its networks, as they were said
 }
 
 // ask is a container to inspect, because of an event of some time; 0: of none, but of a list.
@@ -325,9 +327,42 @@ func (g *engine) listAll(ctx context.Context) error {
 	}
 	g.e.listed(g.list, began)
 	g.e.flush(ctx)
+	if err := g.networks(ctx); err != nil {
+		return err
+	}
 	// What the list does not say: where the control group is, since when it runs, and of podman the addresses.
 	for _, id := range fresh {
 		g.ask(ctx, ask{id: id})
+	}
+	return nil
+}
+
+// networks reads which networks there are: who speaks to an address in one of them waits while it is asked whose it is.
+func (g *engine) networks(ctx context.Context) error {
+	var list []struct {
+		IPAM struct {
+			Config []struct{ Subnet string }
+		}
+	}
+	err := g.get(ctx, "/networks", nil, &list)
+	var timeout net.Error
+	switch {
+	case errors.Is(err, errSilent) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout):
+		return err
+	case err != nil:
+		return nil // it may not be asked, or is not understood: nobody waits in networks that have had no container
+	}
+	networks := []netip.Prefix{}
+	for _, n := range list {
+		for _, c := range n.IPAM.Config {
+			if p, err := netip.ParsePrefix(c.Subnet); err == nil && p.Bits() > 0 {
+				networks = append(networks, p.Masked())
+			}
+		}
+	}
+	if !slices.Equal(networks, g.subnets) {
+		g.subnets = networks
+		g.e.tell(ctx, &enrich.ContainerUpdate{Runtime: g.e.socket, Answering: g.e.up || !g.e.said, Networks: networks})
 	}
 	return nil
 }
@@ -480,6 +515,8 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 		now.id = a["container"]
 		k, known := g.e.known[now.id]
 		switch {
+		case ev.Action == "create":
+			return g.networks(ctx)
 		case ev.Action == "connect" && !k.started && known:
 			// It starts: until it has, it is not answered for. Its event comes.
 			if k.connected == 0 {

@@ -20,15 +20,16 @@ import (
 
 // fake is an engine that answers as it is told.
 type fake struct {
-	t       *testing.T
-	socket  string
-	server  *http.Server
-	mu      sync.Mutex
-	silent  bool   // it takes requests and never answers
-	version string // what it is; empty: Docker
-	list    string
-	events  func(w http.ResponseWriter, r *http.Request)
-	asked   map[string]int
+	t        *testing.T
+	socket   string
+	server   *http.Server
+	mu       sync.Mutex
+	silent   bool   // it takes requests and never answers
+	version  string // what it is; empty: Docker
+	networks string // the list of them
+	list     string
+	events   func(w http.ResponseWriter, r *http.Request)
+	asked    map[string]int
 	// inspect has what is known of single containers; cut, if set, holds up lists in their middle.
 	inspect map[string]string
 	cut     chan struct{}
@@ -59,7 +60,7 @@ func (f *fake) listen() {
 
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
-	silent, list, events, cut, version := f.silent, f.list, f.events, f.cut, f.version
+	silent, list, events, cut, version, networks := f.silent, f.list, f.events, f.cut, f.version, f.networks
 	one := f.inspect[strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/containers/"), "/json")]
 	f.asked[r.URL.Path]++
 	f.mu.Unlock()
@@ -82,6 +83,8 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.(http.Flusher).Flush()
 			<-cut
 		}
+	case r.URL.Path == "/networks" && networks != "":
+		fmt.Fprint(w, networks)
 	case one != "":
 		fmt.Fprint(w, one)
 	case r.URL.Path == "/_ping":
