@@ -1,6 +1,7 @@
 package enrich
 
 import (
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -39,6 +40,8 @@ type ContainerUpdate struct {
 	// Asking is since when a container may have addresses that the runtime is being asked for; 0: none. Who speaks to them waits for the answer.
 	Asking     int64
 	Containers []Container
+	// Networks are those that containers of the runtime have addresses in; nil: nothing is said of them.
+	Networks []netip.Prefix
 }
 
 // ContainerStats counts what became of ends of records that are, or may be, in a container, and the containers.
@@ -118,11 +121,15 @@ const (
 	// How long names of a control group that was not there before are waited for: of a container; and of what may be none.
 	namePatience  = 3 * time.Second
 	maybePatience = time.Second
+	// How long an address is waited for that a runtime is being asked for: it answers, but a busy one answers late.
+	askPatience = 10 * time.Second
 	// How long a container is remembered after its end, and a control group that no record was of.
 	containerMemory = 5 * time.Minute
 	// How long an address is remembered after it was given up: TCP sends again for 15 minutes (tcp_retries2 of tcp(7)) before it ends.
 	leaseMemory   = 16 * time.Minute
 	maxDepartures = 2 * maxContainers
+	// Containers that are forgotten in one step.
+	departAtOnce = 1024
 	// Containers that had one path after the other and are remembered.
 	maxGenerations = 8
 )
@@ -147,6 +154,9 @@ func (c *containers) Apply(u *ContainerUpdate) {
 		c.asking[u.Runtime] = u.Asking
 	} else {
 		delete(c.asking, u.Runtime)
+	}
+	if u.Networks != nil {
+		c.leases.subnets[u.Runtime] = u.Networks[:min(len(u.Networks), maxSubnets)]
 	}
 	for i := range u.Containers {
 		c.put(&u.Containers[i], u.Runtime, u.Owner)
@@ -413,11 +423,11 @@ func (c *containers) expected(r *resolved, since int64) bool {
 // awaited reports whether a runtime may yet tell who had an address at a time: it is being asked, or a container appeared a moment ago that it has not
 // told of.
 func (c *containers) awaited(at int64) bool {
-	if c.now-at > int64(namePatience) {
-		return false
-	}
-	if len(c.answering) > 0 && c.now-c.appeared < int64(namePatience) {
+	if len(c.answering) > 0 && c.now-at <= int64(namePatience) && c.now-c.appeared < int64(namePatience) {
 		return true
+	}
+	if c.now-at > int64(askPatience) {
+		return false
 	}
 	for _, since := range c.asking {
 		if at >= since {
@@ -427,11 +437,11 @@ func (c *containers) awaited(at int64) bool {
 	return false
 }
 
-// Sweep forgets containers that ended long before now, and control groups that nothing was asked about for as long. It costs what is forgotten, and a step
-// of looking through addresses.
+// Sweep forgets containers that ended long before now, and control groups that nothing was asked about for as long. It is to be called once a second: it
+// costs no more than a step, and goes on with the next.
 func (c *containers) Sweep(now int64) {
 	c.now = max(c.now, now)
-	for len(c.ended) > 0 && now-c.ended[0].at > int64(containerMemory) {
+	for n := 0; n < departAtOnce && len(c.ended) > 0 && now-c.ended[0].at > int64(containerMemory); n++ {
 		c.depart()
 	}
 	c.leases.sweep(now)

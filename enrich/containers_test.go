@@ -251,7 +251,9 @@ func TestContainersAreBounded(t *testing.T) {
 		id := fmt.Sprintf("%064x", i)
 		tell(c, Container{Workload: flowcache.Workload{ContainerID: id}, Created: 1, Ended: 2})
 	}
-	c.Sweep(time.Now().UnixNano())
+	for range maxContainers/departAtOnce + 1 {
+		c.Sweep(time.Now().UnixNano())
+	}
 	if st := c.Stats(); st.Known != 0 {
 		t.Errorf("%+v after their ends", st)
 	}
@@ -508,7 +510,11 @@ func TestAskedAddresses(t *testing.T) {
 		t.Errorf("%+v", proxy.Dest.Container)
 	}
 	ask(100 * second)
-	e.Clock(105*second, 0)
+	e.Clock(110*second, 0)
+	if !waits(flowcache.AddrFrom4([4]byte{10, 1, 0, 3}), 101*second, true) {
+		t.Error("does not wait for who answers late")
+	}
+	e.Clock(112*second, 0)
 	if waits(flowcache.AddrFrom4([4]byte{10, 1, 0, 3}), 101*second, true) {
 		t.Error("waits for too long")
 	}
@@ -541,8 +547,50 @@ func TestAppearingContainer(t *testing.T) {
 	if !e.EnrichOrWait(r) || r.Source.Container == nil || r.Source.Container.ContainerName != "new" {
 		t.Errorf("%+v", r.Source.Container)
 	}
+	stranger := flowcache.AddrFrom4([4]byte{10, 1, 0, 3})
+	e.Crowded = true
+	if !e.EnrichOrWait(record(stranger)) {
+		t.Error("the record of another's address waits though there is hardly room for those of own names")
+	}
+	e.Crowded = false
 	e.Clock(105*second, 0)
 	if !e.EnrichOrWait(record(flowcache.AddrFrom4([4]byte{10, 1, 0, 3}))) {
 		t.Error("waits for too long")
+	}
+}
+
+// TestNoMore: at the end no record waits any more, whatever a runtime was asked for.
+func TestNoMore(t *testing.T) {
+	e, p := newEnricher(t)
+	c := e.CGroups
+	tell(c, Container{Workload: flowcache.Workload{ContainerID: id64}, Created: 1, At: 1, Addresses: []flowcache.Addr{flowcache.AddrFrom4([4]byte{10, 1, 0, 9})}})
+	c.Apply(&ContainerUpdate{Runtime: "/run/r.sock", Answering: true, Asking: 100 * second})
+	e.Clock(101*second, 0)
+	stranger := &flowcache.Record{Final: true, Start: 101 * second, Key: flowcache.Key{Dst: flowcache.AddrFrom4([4]byte{10, 1, 0, 2}), Proto: 17}}
+	own := inside(p, "/docker/"+in64, 5, 101*second)
+	own.Final = true
+	if e.EnrichOrWait(stranger) || e.EnrichOrWait(own) {
+		t.Error("they do not wait")
+	}
+	e.NoMore()
+	if !e.EnrichOrWait(stranger) || !e.EnrichOrWait(own) {
+		t.Error("they wait at the end")
+	}
+}
+
+// TestSweepInSteps: of thousands of containers that ended together some are forgotten in each step.
+func TestSweepInSteps(t *testing.T) {
+	c := NewCGroups("/proc")
+	const many = 3 * departAtOnce
+	for i := range many {
+		tell(c, Container{Workload: flowcache.Workload{ContainerID: fmt.Sprintf("%064x", i)}, Created: 1, Ended: second})
+	}
+	now := second + int64(containerMemory) + 1
+	for left := many; left > 0; {
+		c.Sweep(now)
+		left = max(0, left-departAtOnce)
+		if n := c.Stats().Known; n != left {
+			t.Fatalf("%d are known, want %d", n, left)
+		}
 	}
 }

@@ -11,7 +11,9 @@ type Enricher struct {
 	Processes *Processes
 	CGroups   *CGroups
 	Nudge     func() // if set, told of a container that no runtime has told of; must not wait
-	stepped   int64
+	// Crowded is set while so many records wait that none shall for the address of another end.
+	Crowded bool
+	stepped int64
 }
 
 // Enrich fills Who and Container of each end that is local, and Container of one that is not, or is the kernel itself, where its address
@@ -34,7 +36,10 @@ func (e *Enricher) Clock(now, stepped int64) {
 }
 
 // NoMore tells that no more names will come: nothing waits for them from here on.
-func (e *Enricher) NoMore() { clear(e.CGroups.answering) }
+func (e *Enricher) NoMore() {
+	clear(e.CGroups.answering)
+	clear(e.CGroups.asking)
+}
 
 // kernel stands for the owner of sockets that belong to no process.
 var kernel = &flowcache.Process{Path: "[kernel]", Name: "kernel", UID: flowcache.NoID, GID: flowcache.NoID, ParentUID: flowcache.NoID}
@@ -63,11 +68,11 @@ func (e *Enricher) enrich(r *flowcache.Record, mayWait bool) bool {
 	if r.Post != (flowcache.Translation{}) {
 		to = r.Post.Dst
 	}
-	wait := mayWait && c.awaited(at)
+	wait := mayWait && !e.Crowded && c.awaited(at)
 	if !e.published(r, at) && wait {
 		return false
 	}
-	if !c.peer(&r.Source, from, at) && wait || !c.peer(&r.Dest, to, at) && wait {
+	if !c.peer(&r.Source, from, at, wait) || !c.peer(&r.Dest, to, at, wait) {
 		return false
 	}
 	c.count(src, srcOpen)
@@ -170,20 +175,20 @@ func (c *containers) count(r *resolved, open bool) {
 // late reports whether names came after a record of the same control group had left without them, and after t.
 func (r *resolved) late(t int64) bool { return r != nil && r.namedAt != 0 && t < r.namedAt }
 
-// peer names an end of which no socket was seen by the container or pod of this host that had its address at a time. It reports whether there is no more to
-// be known.
-func (c *containers) peer(end *flowcache.End, a flowcache.Addr, at int64) bool {
+// peer names an end of which no socket was seen by the container or pod of this host that had its address at a time. It reports false if wait says
+// that more may be known soon, and it may be of this address.
+func (c *containers) peer(end *flowcache.End, a flowcache.Addr, at int64, wait bool) bool {
 	if end.Local && !end.Kernel {
 		return true
 	}
 	end.Container, end.NamedBy = nil, flowcache.NamedByNothing
 	list := c.leases.byAddr[a]
 	if list == nil {
-		return !c.leases.near(a)
+		return !wait || !c.leases.near(a)
 	}
 	l := list.at(at)
 	if l == nil {
-		return false
+		return !wait
 	}
 	end.Container, end.NamedBy = l.work, flowcache.NamedByAddress
 	return true

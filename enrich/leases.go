@@ -1,6 +1,7 @@
 package enrich
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/sockflow/sockflow/flowcache"
@@ -22,6 +23,7 @@ const (
 	maxLeases    = 256     // of one address or port, the newest
 	maxAllLeases = 1 << 17 // together
 	maxNets      = 4096
+	maxSubnets   = 256 // of a runtime
 	// Ranges of ports of up to this many are looked up by port, wider ones are looked through.
 	narrow = 16
 )
@@ -32,8 +34,10 @@ type leaseTable struct {
 	byPort map[port]leases
 	wide   []wideLease
 	nets   map[flowcache.Addr]bool // that had a lease: the first 24 bits of IPv4, 64 of IPv6
-	count  int
-	queue  []visit // of addresses and ports, to see what of them is to be forgotten, first to last
+	// subnets are those of which runtimes say that they have them, by runtime.
+	subnets map[string][]netip.Prefix
+	count   int
+	queue   []visit // of addresses and ports, to see what of them is to be forgotten, first to last
 }
 
 // visit is when to look at the leases of an address, or of a port.
@@ -44,7 +48,7 @@ type visit struct {
 }
 
 // maxVisits is how many visits are made at once.
-const maxVisits = 4096
+const maxVisits = 1024
 
 // port is a port of the host.
 type port struct {
@@ -61,6 +65,7 @@ func (t *leaseTable) init() {
 	t.byAddr = make(map[flowcache.Addr]leases)
 	t.byPort = make(map[port]leases)
 	t.nets = make(map[flowcache.Addr]bool)
+	t.subnets = make(map[string][]netip.Prefix)
 }
 
 // move ends what of the old a container has no more, as of at, and begins what is new, as of since. It returns how many there was no room for.
@@ -71,8 +76,16 @@ func (t *leaseTable) move(old, now *container, since, at int64) (overflow int) {
 				t.byAddr[a].end(old.holder, at)
 			}
 		}
+		kept := slices.Contains[[]PublishedPorts]
+		if len(now.Published) > narrow {
+			set := make(map[PublishedPorts]bool, len(now.Published))
+			for _, p := range now.Published {
+				set[p] = true
+			}
+			kept = func(_ []PublishedPorts, p PublishedPorts) bool { return set[p] }
+		}
 		for _, p := range old.Published {
-			if !slices.Contains(now.Published, p) {
+			if !kept(now.Published, p) {
 				t.endPorts(p, old.holder, at)
 			}
 		}
@@ -136,7 +149,7 @@ func (t *leaseTable) endPorts(p PublishedPorts, holder string, at int64) {
 // end ends what a holder has at a time, or had for longer as far as was known.
 func (l leases) end(holder string, at int64) {
 	for i := range l {
-		if o := &l[i]; o.holder == holder && (o.till == 0 || o.since <= at && at < o.till) {
+		if o := &l[i]; (o.till == 0 || o.since <= at && at < o.till) && o.holder == holder {
 			o.till = max(at, o.since)
 		}
 	}
@@ -146,7 +159,7 @@ func (l leases) end(holder string, at int64) {
 // one time: who gets it ends the time of who had it. It returns the list and by how much it grew.
 func (l leases) begin(n lease, room bool) (leases, int) {
 	for i := range l {
-		if l[i].holder == n.holder && l[i].till == 0 {
+		if l[i].till == 0 && l[i].holder == n.holder {
 			if l[i].work = n.work; n.till != 0 {
 				l[i].till = max(n.till, l[i].since)
 			}
@@ -158,6 +171,7 @@ func (l leases) begin(n lease, room bool) (leases, int) {
 	}
 	for i := range l {
 		switch o := &l[i]; {
+		case o.till != 0 && o.till <= n.since: // most of them, and nothing else of these is looked at
 		case o.runtime != n.runtime || o.holder == n.holder && o.since == n.since:
 		case o.since <= n.since && (o.till == 0 || o.till > n.since):
 			o.till = n.since
@@ -250,5 +264,18 @@ func network(a flowcache.Addr) flowcache.Addr {
 	return a
 }
 
-// near reports whether an address is in a network of which containers have had addresses.
-func (t *leaseTable) near(a flowcache.Addr) bool { return t.nets[network(a)] }
+// near reports whether an address is in a network of which containers have, or may have, addresses.
+func (t *leaseTable) near(a flowcache.Addr) bool {
+	if t.nets[network(a)] {
+		return true
+	}
+	ip := netip.AddrFrom16(a).Unmap()
+	for _, list := range t.subnets {
+		for _, p := range list {
+			if p.Contains(ip) {
+				return true
+			}
+		}
+	}
+	return false
+}

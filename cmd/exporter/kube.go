@@ -64,6 +64,13 @@ func (c *cluster) apply(changes []kube.Change) {
 	}
 }
 
+// forget goes on with forgetting what is long gone, where the source says nothing.
+func (c *cluster) forget() {
+	if c != nil && c.index.Pending() {
+		c.index.Apply(nil)
+	}
+}
+
 // open returns the cluster of the flags, nil if there is to be none.
 func (s *kubeSettings) open(nodeName string, log *slog.Logger) (*cluster, error) {
 	if s.server == "none" || s.server == "" {
@@ -130,12 +137,12 @@ func notifier(log *slog.Logger) func(ok bool, line string) {
 
 var (
 	kubeObjects  = describe(prometheus.GaugeValue, "kube_objects", "Kubernetes objects remembered.", "kind")
-	kubeOverflow = describe(prometheus.CounterValue, "kube_overflow_total", "Kubernetes objects that there was no room for (--kube-max).")
+	kubeOverflow = describe(prometheus.CounterValue, "kube_overflow_total", "Kubernetes objects that there was no room for (--kube-max), or that share their addresses with too many others.")
 	kubeFormer   = describe(prometheus.GaugeValue, "kube_former_objects", "Kubernetes objects that are gone, or have given up addresses, and are remembered for flows that began before.")
 	kubeNamed    = describe(prometheus.CounterValue, "kube_named_ends_total", "Ends of records that were named by Kubernetes: a pod, a service that was spoken to, or a node only.", "kind")
 	kubeChanges  = describe(prometheus.CounterValue, "kube_changes_total", "Changes of objects that the Kubernetes API server told.", "kind")
 	kubeRequests = describe(prometheus.CounterValue, "kube_requests_total", "Lists and watches that were asked of the Kubernetes API server, those included that were not answered.", "kind", "verb")
-	kubeTrouble  = describe(prometheus.CounterValue, "kube_errors_total", "What went wrong with the Kubernetes API server: refused (401 and 403), failed, gone (the server no longer remembered, and all was listed anew), malformed (an object that could not be read), large (an object left out: longer than 4 MB, or more than 4096 addresses or ports).", "kind", "cause")
+	kubeTrouble  = describe(prometheus.CounterValue, "kube_errors_total", "What went wrong with the Kubernetes API server: refused (401 and 403), failed, gone (the server no longer remembered, and all was listed anew), malformed (an object that could not be read), large (an object left out: longer than 4 MB, or more than 2048 addresses or ports).", "kind", "cause")
 )
 
 // collect shows what came of the cluster.

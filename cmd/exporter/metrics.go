@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -77,8 +78,9 @@ var (
 	runtimeSkipped = describe(prometheus.CounterValue, "runtime_skipped_total", "Containers and events of a runtime of which not all was read: too_long, more than 4 MB; malformed.", "runtime", "socket", "cause")
 	containerEnds  = describe(prometheus.CounterValue, "container_ends_total", "Ends of records in a container: named by its runtime; unnamed, with no more than the id, because no runtime had told of it (yet); address, of no socket that was seen and named by the address.", "names")
 	containerLate  = describe(prometheus.CounterValue, "container_late_total", "Containers whose names came after a record without them: later records have them.")
-	containerHeld  = describe(prometheus.CounterValue, "held_records_total", "Last records of flows of new containers that waited, for three seconds at most, for the names.")
+	containerHeld  = describe(prometheus.CounterValue, "held_records_total", "Last records of flows that waited for the names of new containers: for three seconds at most, or for ten while a runtime is asked for an address.")
 	containerFull  = describe(prometheus.CounterValue, "container_overflow_total", "Containers that the table of names had no room for.")
+	loopLate       = describe(prometheus.GaugeValue, "loop_late_seconds", "How late the loop that makes the records was for what came at any moment of the last one to two minutes, because it was busy: by quantile of these moments; 1 is the longest that it was busy with one thing.", "quantile")
 	selected       = describe(prometheus.CounterValue, "selection_records_total", "Flow records that are not told: filtered (no --filter selects them), merged (into others, by --aggregate-ports).", "fate")
 	selectionHeld  = describe(prometheus.GaugeValue, "selection_held_records", "Aggregated flow records that wait for the end of their interval.")
 	collected      = describe(prometheus.CounterValue, "collector_records_total", "Flow records by what became of them on the way to a collector: encoded, filtered (not for this collector), dropped_queue (it was away or slow for longer than queue and spool hold), dropped_too_big (no message can hold it).", "collector", "fate")
@@ -177,6 +179,9 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	st, ok := m.p.ask(m.done)
 	if !ok {
 		return // it ends
+	}
+	for q, d := range map[string]time.Duration{"0.99": st.late.Q99, "0.999": st.late.Q999, "1": st.late.Longest} {
+		out <- prometheus.MustNewConstMetric(loopLate.Desc, loopLate.kind, d.Seconds(), q)
 	}
 	c := st.cache
 	put(selected, st.selection.Filtered, "filtered")

@@ -34,6 +34,8 @@ type pipeline struct {
 	names     <-chan *enrich.ContainerUpdate // what runtimes tell
 	held      []flowcache.Record             // that wait for names
 	heldTotal uint64
+	heldNext  int           // where the next look at them begins
+	late      late          // how long the loop took for each thing that it did
 	wire      *wire         // the packets of an interface; nil: sockets are metered
 	ends      *enrich.Ends  // with wire: whose sockets its flows are
 	endsFor   time.Duration // how long they are remembered
@@ -60,14 +62,23 @@ type pipelineStatus struct {
 	held       uint64
 	kube       kube.IndexStats
 	selection  selectorStats
+	late       lateness
+}
+
+// lateness says how late the loop was for what came in the last one to two minutes.
+type lateness struct{ Q99, Q999, Longest time.Duration }
+
+func (p *pipeline) lateness(now time.Time) lateness {
+	return lateness{p.late.quantile(0.99, now), p.late.quantile(0.999, now), p.late.longest()}
 }
 
 const (
 	expireInterval = 40 * time.Millisecond // least time between two looks at what is due
 	restInterval   = time.Second           // longest
-	sweepInterval  = 30 * time.Second
 	letGoInterval  = time.Second
+	endsTicks      = 30          // of it between two looks for what may be forgotten of ends
 	maxHeld        = 4096        // records that may wait for names
+	retryAtOnce    = 512         // of them that are looked at in one step
 	roomTime       = time.Second // in which exporters may make room for the last records; then they have 1.5 s for the rest
 )
 
@@ -87,13 +98,13 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) {
 			expire.Reset(wait)
 		}
 	}
-	sweep := time.NewTicker(sweepInterval)
-	defer sweep.Stop()
 	letGo := time.NewTicker(letGoInterval)
 	defer letGo.Stop()
-	for {
+	var began time.Time // of the step
+	for ticks := 0; ; p.late.add(began, time.Now()) {
 		select {
 		case b, ok := <-in:
+			began = time.Now()
 			if !ok {
 				p.flush()
 				return
@@ -101,13 +112,17 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) {
 			p.take(b)
 			arm()
 		case r := <-p.wire.told():
+			began = time.Now()
 			p.name(r)
 		case changes := <-p.cluster.told():
+			began = time.Now()
 			p.cluster.apply(changes)
 		case u := <-p.names:
+			began = time.Now()
 			p.enricher.CGroups.Apply(u)
 			p.retry()
 		case <-expire.C:
+			began = time.Now()
 			p.retry()
 			for more := true; more; {
 				var recs []flowcache.Record
@@ -116,20 +131,24 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) {
 			}
 			wake = time.Time{}
 			arm()
-		case now := <-sweep.C:
-			p.enricher.CGroups.Sweep(now.UnixNano())
-			if p.ends != nil {
-				p.ends.Forget(flowcache.At(now.Add(-p.endsFor)))
-			}
 		case r := <-p.readings:
+			began = time.Now()
 			p.tell(r)
 		case <-p.selector.due():
+			began = time.Now()
 			p.tellRecords(p.selector.flush())
 		case now := <-letGo.C:
+			began = time.Now()
 			p.conntrack.LetGo()
 			p.processes.Sweep(flowcache.At(now))
+			p.enricher.CGroups.Sweep(now.UnixNano())
+			p.cluster.forget()
+			if ticks++; p.ends != nil && ticks%endsTicks == 0 {
+				p.ends.Forget(flowcache.At(now.Add(-p.endsFor)))
+			}
 		case f := <-p.status:
-			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats(), p.enricher.CGroups.Stats(), p.heldTotal, p.cluster.stats(), p.selector.stats()})
+			began = time.Now()
+			f(pipelineStatus{p.cache.Stats(), p.processes.Stats(), p.conntrack.Stats(), p.enricher.CGroups.Stats(), p.heldTotal, p.cluster.stats(), p.selector.stats(), p.lateness(began)})
 		}
 	}
 }
@@ -194,6 +213,7 @@ func (p *pipeline) give(recs []flowcache.Record) {
 	p.readClock()
 	ready := recs[:0]
 	for i := range recs {
+		p.enricher.Crowded = len(p.held) >= maxHeld/2
 		if len(p.held) < maxHeld && !p.enricher.EnrichOrWait(&recs[i]) {
 			p.held = append(p.held, recs[i])
 			p.heldTotal++
@@ -210,22 +230,29 @@ func (p *pipeline) give(recs []flowcache.Record) {
 	p.hand(ready)
 }
 
-// retry hands over the records whose names have come since, or will not come any more.
+// retry hands over the records whose names have come since, or will not come any more: of the next retryAtOnce that wait.
 func (p *pipeline) retry() {
 	if len(p.held) == 0 {
 		return
 	}
 	p.readClock()
-	recs, still := p.scratch[:0], p.held[:0]
-	for i := range p.held {
-		if r := &p.held[i]; p.enricher.EnrichOrWait(r) {
-			recs = append(recs, *r)
-		} else {
-			still = append(still, *r)
+	p.enricher.Crowded = false
+	recs := p.scratch[:0]
+	for range min(len(p.held), retryAtOnce) {
+		if p.heldNext >= len(p.held) {
+			p.heldNext = 0
 		}
+		r, last := &p.held[p.heldNext], len(p.held)-1
+		if !p.enricher.EnrichOrWait(r) {
+			p.heldNext++
+			continue
+		}
+		recs = append(recs, *r)
+		*r = p.held[last]
+		p.held[last] = flowcache.Record{}
+		p.held = p.held[:last]
 	}
-	clear(p.held[len(still):])
-	p.held, p.scratch = still, recs
+	p.scratch = recs
 	p.hand(recs)
 }
 
@@ -281,7 +308,9 @@ func (p *pipeline) offer(r *flowcache.Records) {
 // flush ends all flows by force.
 func (p *pipeline) flush() {
 	p.enricher.NoMore()
-	p.retry()
+	for len(p.held) > 0 {
+		p.retry()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(p.roomTime, roomTime))
 	defer cancel()
 	for more := true; more; {

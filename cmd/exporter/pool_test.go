@@ -197,7 +197,7 @@ func testPool(t *testing.T, n *node, p *pool, program string, args ...string) {
 		talk = append(talk, fmt.Sprintf("127.0.0.1:%d", port))
 	}
 	talker := exec.Command("nsenter", talk...)
-	pings := exec.Command("nsenter", "--net=/run/netns/"+n.name, "busybox", "sh", "-c", "while :; do for a in "+strings.Join(p.addresses, " ")+"; do busybox ping -c 1 -W 1 $a >/dev/null & done; sleep 1; done")
+	pings := exec.Command("nsenter", "--net=/run/netns/"+n.name, "busybox", "sh", "-c", fmt.Sprintf("while [ -d /proc/%d ]; do for a in ", os.Getpid())+strings.Join(p.addresses, " ")+"; do busybox ping -c 1 -W 1 $a >/dev/null & done; sleep 1; done")
 	for _, c := range []*exec.Cmd{talker, pings} {
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
@@ -322,6 +322,11 @@ func testPool(t *testing.T, n *node, p *pool, program string, args ...string) {
 		case got == "" && certain != "" && perhaps == "":
 			missing++
 			t.Logf("no name: %s %s %v:%d at %v, want %s: %+v", j.Start, j.Protocol, j.Dest, j.DestPort, at, certain, j.DestEnd)
+			for _, h := range tenures {
+				if h.name == certain {
+					t.Logf("which began at %v, was there at %v, was to go at %v and gone at %v", h.connecting, h.started, h.stopping, h.gone)
+				}
+			}
 		case certain == "" && perhaps == "" && got == "":
 			empty++
 		case certain == "" && got == "" || strings.Contains(perhaps, " "+got+" "):

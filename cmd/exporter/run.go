@@ -143,7 +143,7 @@ func logStatus(ctx context.Context, m *metrics, log *slog.Logger) {
 			"forgotten", st.cache.Forgotten),
 		slog.Group("records", "idle", st.cache.Records[flowcache.EndIdle], "active", st.cache.Records[flowcache.EndActive],
 			"end", st.cache.Records[flowcache.EndDetected], "forced", st.cache.Records[flowcache.EndForced], "lack", st.cache.Records[flowcache.EndLack]),
-		slog.Any("processes", st.processes), slog.Any("conntrack", st.conntrack), slog.Any("containers", st.containers), slog.Any("held", st.held), slog.Any("selection", st.selection),
+		slog.Any("processes", st.processes), slog.Any("conntrack", st.conntrack), slog.Any("containers", st.containers), slog.Any("held", st.held), slog.Any("late", st.late), slog.Any("selection", st.selection),
 	}
 	if w := m.p.wire; w != nil {
 		args = append(args, slog.Any("packets", w.meter.Stats()), slog.Uint64("dropped_packets", w.live.Drops()))

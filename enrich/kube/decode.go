@@ -72,8 +72,8 @@ const maxObject = 4 << 20
 
 // How many addresses and ports of one object are kept: one that has more is left out.
 const (
-	maxAddrs = 4096
-	maxPorts = 4096
+	maxAddrs = 2048
+	maxPorts = 2048
 )
 
 // errLarge says that an object has more addresses or ports than are kept.

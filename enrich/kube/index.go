@@ -63,10 +63,10 @@ const (
 	Set     Step = iota // Object is there, as it is
 	Delete              // it is gone: Kind and UID
 	Listing             // all objects of Kind follow
-	Listed              // and were said: any other is gone. Said once for each Sweep objects that there may be
+	Listed              // and were said: any other is gone. Said once for each Sweep of weight that there may be
 )
 
-// Sweep is how many objects one step Listed looks at.
+// Sweep is the weight of the objects that one step Listed looks at.
 const Sweep = 256
 
 // Change is a step in the life of the cluster.
@@ -111,6 +111,10 @@ const (
 	memory = int64(16 * time.Minute)
 	// maxClaims bounds those who have, or had, one address.
 	maxClaims = 256
+	// maxCrowd bounds with how many others an object shares all its addresses and ports together: they are looked through when it comes, changes and goes.
+	maxCrowd = 1 << 14
+	// forgetAtOnce is the weight of what is forgotten in one step because its time is over.
+	forgetAtOnce = 512
 )
 
 // door is a port of every node.
@@ -134,6 +138,7 @@ type claim struct {
 	since int64 // it may have had it from here on
 	from  int64 // it had it from here on
 	till  int64 // and until then; forever: still
+	n     int32 // claims from this one on, at most
 }
 
 type claims map[flowcache.Addr]*claim
@@ -221,23 +226,31 @@ func (x *Index) Apply(changes []Change) {
 			x.set(&c.Object, c.At)
 		}
 	}
-	for x.oldest != nil && (x.count > x.max || x.now-x.oldest.till > memory) {
+	for x.oldest != nil && x.count > x.max {
+		x.forget()
+	}
+	for done := 0; x.oldest != nil && x.now-x.oldest.till > memory && done < forgetAtOnce; {
+		done += x.oldest.weight
 		x.forget()
 	}
 }
 
-// sweep removes, of the next Sweep objects, those that the last list did not show.
+// Pending reports whether something is yet to be forgotten whose time is over. Apply of nothing goes on with it.
+func (x *Index) Pending() bool { return x.oldest != nil && x.now-x.oldest.till > memory }
+
+// sweep removes, of the next objects of the weight Sweep, those that the last list did not show.
 func (x *Index) sweep(k Kind, at int64) {
 	if x.swept[k] < 0 {
 		x.swept[k] = len(x.all[k])
 	}
-	for range Sweep {
+	for done := 0; done < Sweep; done++ {
 		x.swept[k] = min(x.swept[k], len(x.all[k])) - 1
 		if x.swept[k] < 0 {
 			x.swept[k] = 0
 			return
 		}
 		if e := x.all[k][x.swept[k]]; e.list != x.listing[k] {
+			done += e.weight() - 1
 			x.remove(e, at)
 		}
 	}
@@ -256,6 +269,17 @@ func (x *Index) set(o *Object, at int64) {
 			x.end(old, nil, at)
 		}
 		x.missing[o.Kind] = true
+		x.overflow()
+		return
+	}
+	crowd := maxCrowd
+	if old != nil {
+		crowd *= 2 // what is named is not left out because others came
+	}
+	if x.crowded(o, crowd) {
+		if old != nil {
+			x.end(old, nil, at)
+		}
 		x.overflow()
 		return
 	}
@@ -289,11 +313,35 @@ func (x *Index) set(o *Object, at int64) {
 	}
 }
 
+// crowded reports whether so many others have, or had, the addresses and ports of o that to look through them would hold up the loop. Only an object of
+// many addresses can be.
+func (x *Index) crowded(o *Object, most int) bool {
+	n := 0
+	count := func(c *claim) {
+		if c != nil {
+			n += int(c.n)
+		}
+	}
+	first, second := x.maps(o.Kind)
+	for _, a := range o.Addrs {
+		count(first[a])
+	}
+	for _, a := range o.External {
+		count(second[a])
+	}
+	for _, p := range o.Ports {
+		if p.Node != 0 {
+			count(x.doors[door{p.Node, p.Proto}])
+		}
+	}
+	return n > most
+}
+
 func (x *Index) overflow() {
 	x.stats.Overflow++
 	if !x.said {
 		x.said = true
-		x.notify("there are more Kubernetes objects than --kube-max: some are not named")
+		x.notify("there are more Kubernetes objects than --kube-max, or too many of one address: some are not named")
 	}
 }
 
@@ -482,7 +530,7 @@ func (x *Index) begin(c *claim, e *entry, since, from int64) *claim {
 		}
 		*old = (*old).next
 	}
-	return &claim{e: e, next: c, since: since, from: from, till: forever}
+	return &claim{e: e, next: c, since: since, from: from, till: forever, n: int32(min(n, maxClaims-1) + 1)}
 }
 
 // of returns the claim that e has.
@@ -498,15 +546,20 @@ func (c *claim) of(e *entry) *claim {
 // without returns c without what ended with z.
 func (c *claim) without(z *ended) *claim {
 	var list *claim
-	at := &list
+	at, n := &list, int32(0)
 	for ; c != nil; c = c.next {
 		if c.e == z.e && c.till != forever && c.till <= max(z.till, c.since) {
 			continue
 		}
 		*at = c
 		at = &c.next
+		n++
 	}
 	*at = nil
+	for c := list; c != nil; c = c.next {
+		c.n = n
+		n--
+	}
 	return list
 }
 

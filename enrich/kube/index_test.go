@@ -316,3 +316,84 @@ func BenchmarkName(b *testing.B) {
 		x.Name(&r)
 	}
 }
+
+// TestCrowd: services of many addresses that others have too are left out, before it costs the loop something to look through all of them; a service of few
+// addresses never is, nor one that is named and changes.
+func TestCrowd(t *testing.T) {
+	said := 0
+	x := NewIndex(0, func(string) { said++ })
+	service := func(uid string, addrs int) Object {
+		o := Object{Kind: Service, UID: uid, Name: uid, Ports: []Port{{6, uint16(len(x.all[Service]) + 1), 0}}}
+		for i := range addrs {
+			o.External = append(o.External, addr(fmt.Sprintf("198.51.%d.%d", i>>8, i&255)))
+		}
+		return o
+	}
+	x.Apply(set(service("first", maxAddrs)))
+	for i := range 100 {
+		x.Apply(set(service(fmt.Sprint("many", i), maxAddrs)))
+	}
+	for i := range 100 {
+		x.Apply(set(service(fmt.Sprint("few", i), 10)))
+	}
+	st := x.Stats()
+	if n := st.Objects[Service]; n < 101+maxCrowd/maxAddrs || n > 102+maxCrowd/maxAddrs || st.Overflow != uint64(201-n) || said != 1 {
+		t.Errorf("%d services, %d left out, said %d times", n, st.Overflow, said)
+	}
+	first := service("first", maxAddrs)
+	first.Ports = []Port{{6, 1, 0}, {6, 9999, 0}}
+	x.Apply(set(first))
+	r := flowcache.Record{Start: flowcache.Now(), Key: flowcache.Key{Dst: addr("198.51.0.1"), DstPort: 9999, Proto: 6}, Source: flowcache.End{Local: true}}
+	if x.Name(&r); r.Dest.Service != "/first" {
+		t.Errorf("after its change: %q", r.Dest.Service)
+	}
+}
+
+// TestForgetInSteps: what is long gone is forgotten in steps, also while nothing changes; a list that shows nothing removes large services by their weight.
+func TestForgetInSteps(t *testing.T) {
+	x := NewIndex(0, nil)
+	const many = 4 * forgetAtOnce
+	for i := range many {
+		x.Apply([]Change{{Step: Set, At: 1, Object: Object{Kind: Pod, UID: fmt.Sprint(i), Name: "p", Addrs: []flowcache.Addr{flowcache.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})}}}})
+	}
+	apply := func(k Kind, s Step, at int64) { x.Apply([]Change{{Step: s, At: at, Object: Object{Kind: k}}}) }
+	apply(Pod, Listing, 2)
+	for range many/Sweep + 1 {
+		apply(Pod, Listed, 2)
+	}
+	if st := x.Stats(); st.Objects[Pod] != 0 || st.Former != many || x.Pending() {
+		t.Fatalf("%+v", st)
+	}
+	apply(Pod, Listing, memory+3)
+	if n := x.Stats().Former; n > many-forgetAtOnce/2 || n < many-forgetAtOnce {
+		t.Errorf("%d are remembered after one step", n)
+	}
+	steps := 0
+	for ; x.Pending(); steps++ {
+		x.Apply(nil)
+	}
+	if st := x.Stats(); st.Former != 0 || x.count != 0 || len(x.pods) != 0 || steps < 2 || steps > 10 {
+		t.Errorf("%+v, weight %d, %d steps", st, x.count, steps)
+	}
+	// Large services: the steps that a source makes of their weights are enough, and not one of them removes all.
+	weight := 0
+	for i := range 20 {
+		o := Object{Kind: Service, UID: fmt.Sprint("s", i), Name: "s"}
+		for n := range maxAddrs {
+			o.External = append(o.External, flowcache.AddrFrom4([4]byte{20, byte(i), byte(n >> 8), byte(n)}))
+		}
+		weight += o.weight()
+		x.Apply(set(o))
+	}
+	apply(Service, Listing, memory+4)
+	apply(Service, Listed, memory+4)
+	if n := x.Stats().Objects[Service]; n == 20 || n < 18 {
+		t.Errorf("%d services are left after one step", n)
+	}
+	for range weight/Sweep + 1 {
+		apply(Service, Listed, memory+4)
+	}
+	if st := x.Stats(); st.Objects[Service] != 0 {
+		t.Errorf("%+v", st)
+	}
+}

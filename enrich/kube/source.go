@@ -120,7 +120,7 @@ type follower struct {
 	weight  int           // of pending
 	version string        // of what is known; empty: nothing is
 	before  bool          // a list was read
-	bound   int           // objects that there may be
+	bound   int           // the weight of the objects that there may be
 	wait    time.Duration // of the next failure
 	again   time.Duration // of the next list, should this one not be remembered for long
 	node    bool          // --kube-node is among the nodes
@@ -371,7 +371,7 @@ func (f *follower) take(ctx context.Context, it *item, err error, step Step) err
 	}
 	f.s.changes[f.kind].Add(1)
 	if step == Set {
-		if f.bound++; f.kind == Node && o.Name == f.s.cfg.Node {
+		if f.bound += o.weight(); f.kind == Node && o.Name == f.s.cfg.Node {
 			f.node = true
 			if f.missed {
 				f.checkNode()

@@ -129,6 +129,55 @@ func TestAddressByEvents(t *testing.T) {
 	soon(t, "the end", func() bool { return g.holder("10.1.0.2", at(61)) == "" && g.holder("10.1.0.2", at(59)) == "c2" })
 }
 
+// waits reports whether the last record of a flow to an address waits for whose it is.
+func (g *told) waits(ip string, at, now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e := &enrich.Enricher{Processes: enrich.NewProcesses(enrich.ProcConfig{}, g.cgroups), CGroups: g.cgroups}
+	e.Clock(now.UnixNano(), 0)
+	return !e.EnrichOrWait(&flowcache.Record{Final: true, Start: at.UnixNano(), Key: flowcache.Key{Dst: parseAddresses(ip)[0], Proto: 1}})
+}
+
+// TestStartingIsWaitedFor: from the event by which a container is connected, until it has started and was asked for or has died, who speaks to an address
+// that nobody has yet waits, however long the container takes to start.
+func TestStartingIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	f := newFake(t)
+	var s speaker
+	began := time.Now()
+	f.events = s.listen
+	f.inspect = map[string]string{id(1): networked(1, "c1", "10.1.0.2", began, time.Time{}), id(2): networked(2, "c2", "10.1.0.3", began, time.Time{})}
+	g := watch(t, only(f.socket))
+	soon(t, "it listens", s.listened)
+	connect := func(n int) string {
+		return fmt.Sprintf(`{"Type":"network","Action":"connect","Actor":{"ID":"n","Attributes":{"container":"%s"}},"timeNano":%d}`, id(n), began.UnixNano())
+	}
+	later := began.Add(time.Second)
+	waits := func() bool { return g.waits("10.1.0.3", later, later.Add(9*time.Second)) }
+	s.say(containerEvent(1, "create", began) + containerEvent(1, "start", began))
+	soon(t, "the first", func() bool { return g.holder("10.1.0.2", later) == "c1" && !waits() })
+	s.say(containerEvent(2, "create", began) + connect(2))
+	soon(t, "a record waits", waits)
+	if g.waits("10.1.0.3", began.Add(-time.Second), later) {
+		t.Error("a record from before waits")
+	}
+	s.say(containerEvent(2, "start", began))
+	soon(t, "the second", func() bool { return g.holder("10.1.0.3", later) == "c2" && !waits() })
+	// In a network that had no container yet, too.
+	f.set(func() {
+		f.networks = `[{"Name":"new","IPAM":{"Config":[{"Subnet":"10.7.0.0/16","Gateway":"10.7.0.1"},{"Subnet":"fd07::/64"}]}},{"Name":"host","IPAM":{"Config":null}}]`
+	})
+	s.say(fmt.Sprintf(`{"Type":"network","Action":"create","Actor":{"ID":"m","Attributes":{"name":"new"}},"timeNano":%d}`, began.UnixNano()))
+	waits = func() bool { return g.waits("10.7.9.4", later, later) && g.waits("fd07::4", later, later) }
+	s.say(containerEvent(3, "create", began) + connect(3))
+	soon(t, "a record waits", waits)
+	s.say(containerEvent(3, "die", later))
+	if g.waits("10.8.0.4", later, later) {
+		t.Error("who speaks to an address elsewhere waits")
+	}
+	soon(t, "it waits no more", func() bool { return !waits() })
+}
+
 // TestListReconciles: what happened while nobody listened is found by the list.
 func TestListReconciles(t *testing.T) {
 	t.Parallel()

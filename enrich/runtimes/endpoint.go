@@ -60,7 +60,7 @@ const (
 	appearInterval     = 2 * time.Second
 
 	maxKnown  = 1 << 15
-	batchSize = 128
+	batchSize = 128 // by weight
 )
 
 // endpoint is one socket.
@@ -83,6 +83,8 @@ type endpoint struct {
 	gone    int64 // when something was removed last
 	known   map[string]known
 	pending []enrich.Container
+	weights []int // of pending
+	weight  int   // together
 
 	root                              atomic.Pointer[string] // the control group of the container that the runtime runs in
 	settled                           atomic.Bool            // it has told all, or cannot
@@ -98,6 +100,7 @@ type known struct {
 	created int64
 	seen    uint64 // the list that showed it
 	has     bool   // an address, or a published port
+	extent  int    // how many of them it has had
 	pod     string // of the infra container of a pod of podman: the pod's name
 
 	connected int64 // to a network, before it started
@@ -223,13 +226,13 @@ func (e *endpoint) put(ctx context.Context, key string, c enrich.Container, list
 		c.Workload.CGroupPath = k.path
 	}
 	if c.At != 0 {
+		k.extent = max(k.extent, len(c.Addresses)+len(c.Published))
 		k.has = len(c.Addresses)+len(c.Published) > 0
 	}
 	k.path, k.id, k.created, k.seen = c.Workload.CGroupPath, c.Workload.ContainerID, c.Created, list
 	e.known[key] = k
 	e.containers.Store(int64(len(e.known)))
-	e.pending = append(e.pending, c)
-	if len(e.pending) >= batchSize {
+	if e.pend(c, 1+k.extent/4); e.weight >= batchSize {
 		e.flush(ctx)
 	}
 }
@@ -264,9 +267,7 @@ func (e *endpoint) end(key string, at time.Time) {
 	delete(e.known, key)
 	e.gone = max(e.gone, at.UnixNano())
 	e.containers.Store(int64(len(e.known)))
-	e.pending = append(e.pending, enrich.Container{
-		Workload: flowcache.Workload{ContainerID: k.id, CGroupPath: k.path}, Created: k.created, Ended: at.UnixNano(),
-	})
+	e.pend(enrich.Container{Workload: flowcache.Workload{ContainerID: k.id, CGroupPath: k.path}, Created: k.created, Ended: at.UnixNano()}, 1+k.extent/4)
 }
 
 // listed ends what the list does not show. Those told of by events since before it began are not older than began.
@@ -278,13 +279,23 @@ func (e *endpoint) listed(list uint64, began time.Time) {
 	}
 }
 
-// flush sends what is waiting.
+// pend has c sent by the next flush. Its weight is what of a batch it takes.
+func (e *endpoint) pend(c enrich.Container, weight int) {
+	e.pending, e.weights = append(e.pending, c), append(e.weights, weight)
+	e.weight += weight
+}
+
+// flush sends what is waiting, in batches that do not hold up who takes them: a list may have ended thousands.
 func (e *endpoint) flush(ctx context.Context) {
-	if len(e.pending) == 0 {
-		return
+	for from := 0; from < len(e.pending); {
+		to, weight := from, 0
+		for ; to < len(e.pending) && weight < batchSize; to++ {
+			weight += e.weights[to]
+		}
+		e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: e.up || !e.said, Containers: e.pending[from:to:to]})
+		from = to
 	}
-	e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: e.up || !e.said, Containers: e.pending})
-	e.pending = nil
+	e.pending, e.weights, e.weight = nil, nil, 0
 }
 
 // ask notes since when containers may have addresses that are being asked for, 0: none is; who speaks to them waits.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -33,6 +34,9 @@ type engine struct {
 	asks    []ask // to be inspected, first to last; the first is under way if asking
 	asking  bool
 	answers chan answer
+	// starting are containers that were connected to a network and are yet to start, and since when: what they have is known when they have started.
+	starting map[string]int64
+	subnets  []netip.Prefix // of its networks, as they were said
 }
 
 // ask is a container to inspect, because of an event of some time; 0: of none, but of a list.
@@ -51,6 +55,9 @@ type answer struct {
 	list  []listed
 	err   error
 }
+
+// startingTime is how long a container may take to start after it was connected, before it is no longer waited for.
+const startingTime = 10 * time.Second
 
 // maxAsks bounds the containers that wait to be inspected: those beyond are found by a list.
 const maxAsks = maxKnown
@@ -101,7 +108,7 @@ func (g *engine) watch(ctx context.Context) error {
 	}
 	defer stream.Close()
 	d := values.NewReader(stream, maxValue)
-	g.asks, g.asking, g.answers = nil, false, make(chan answer, 1)
+	g.asks, g.asking, g.answers, g.starting = nil, false, make(chan answer, 1), map[string]int64{}
 	events, failed := pump(ctx, func() (*event, error) {
 		b, err := d.Next()
 		if errors.Is(err, values.ErrTooLong) {
@@ -147,6 +154,7 @@ func (g *engine) watch(ctx context.Context) error {
 			listed = time.Now()
 			err = g.listAll(ctx)
 		case <-ping.C:
+			g.next(ctx)
 			if err = g.get(ctx, "/_ping", nil, nil); err == nil && !g.e.up { // again
 				if err = g.listAll(ctx); err == nil {
 					g.e.answers(ctx)
@@ -319,9 +327,42 @@ func (g *engine) listAll(ctx context.Context) error {
 	}
 	g.e.listed(g.list, began)
 	g.e.flush(ctx)
+	if err := g.networks(ctx); err != nil {
+		return err
+	}
 	// What the list does not say: where the control group is, since when it runs, and of podman the addresses.
 	for _, id := range fresh {
 		g.ask(ctx, ask{id: id})
+	}
+	return nil
+}
+
+// networks reads which networks there are: who speaks to an address in one of them waits while it is asked whose it is.
+func (g *engine) networks(ctx context.Context) error {
+	var list []struct {
+		IPAM struct {
+			Config []struct{ Subnet string }
+		}
+	}
+	err := g.get(ctx, "/networks", nil, &list)
+	var timeout net.Error
+	switch {
+	case errors.Is(err, errSilent) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout):
+		return err
+	case err != nil:
+		return nil // it may not be asked, or is not understood: nobody waits in networks that have had no container
+	}
+	networks := []netip.Prefix{}
+	for _, n := range list {
+		for _, c := range n.IPAM.Config {
+			if p, err := netip.ParsePrefix(c.Subnet); err == nil && p.Bits() > 0 {
+				networks = append(networks, p.Masked())
+			}
+		}
+	}
+	if !slices.Equal(networks, g.subnets) {
+		g.subnets = networks
+		g.e.tell(ctx, &enrich.ContainerUpdate{Runtime: g.e.socket, Answering: g.e.up || !g.e.said, Networks: networks})
 	}
 	return nil
 }
@@ -342,6 +383,14 @@ func (g *engine) next(ctx context.Context) {
 	since := int64(0)
 	for i := range g.asks {
 		if s := g.asks[i].since; s != 0 && (since == 0 || s < since) {
+			since = s
+		}
+	}
+	for id, s := range g.starting {
+		switch {
+		case time.Now().UnixNano()-s > int64(startingTime) || g.e.known[id].started:
+			delete(g.starting, id)
+		case since == 0 || s < since:
 			since = s
 		}
 	}
@@ -466,11 +515,17 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 		now.id = a["container"]
 		k, known := g.e.known[now.id]
 		switch {
+		case ev.Action == "create":
+			return g.networks(ctx)
 		case ev.Action == "connect" && !k.started && known:
 			// It starts: until it has, it is not answered for. Its event comes.
 			if k.connected == 0 {
 				k.connected = ev.TimeNano
 				g.e.known[now.id] = k
+				if len(g.starting) < maxAsks {
+					g.starting[now.id] = ev.TimeNano
+				}
+				g.next(ctx)
 			}
 			return nil
 		case ev.Action == "connect", ev.Action == "disconnect" && k.has:
@@ -482,6 +537,10 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 	}
 	if id == "" {
 		return nil
+	}
+	switch ev.Action {
+	case "start", "die", "died", "destroy", "remove":
+		delete(g.starting, id) // it is asked for now, or has nothing any more
 	}
 	switch ev.Action {
 	case "create":
@@ -512,8 +571,10 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 		g.ask(ctx, now)
 	case "die", "died":
 		g.e.release(ctx, id, ev.TimeNano)
+		g.next(ctx)
 	case "destroy", "remove":
 		g.e.end(id, time.Unix(0, ev.TimeNano))
+		g.next(ctx)
 	}
 	return nil
 }

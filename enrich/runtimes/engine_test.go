@@ -20,14 +20,16 @@ import (
 
 // fake is an engine that answers as it is told.
 type fake struct {
-	t      *testing.T
-	socket string
-	server *http.Server
-	mu     sync.Mutex
-	silent bool // it takes requests and never answers
-	list   string
-	events func(w http.ResponseWriter, r *http.Request)
-	asked  map[string]int
+	t        *testing.T
+	socket   string
+	server   *http.Server
+	mu       sync.Mutex
+	silent   bool   // it takes requests and never answers
+	version  string // what it is; empty: Docker
+	networks string // the list of them
+	list     string
+	events   func(w http.ResponseWriter, r *http.Request)
+	asked    map[string]int
 	// inspect has what is known of single containers; cut, if set, holds up lists in their middle.
 	inspect map[string]string
 	cut     chan struct{}
@@ -58,13 +60,15 @@ func (f *fake) listen() {
 
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
-	silent, list, events, cut := f.silent, f.list, f.events, f.cut
+	silent, list, events, cut, version, networks := f.silent, f.list, f.events, f.cut, f.version, f.networks
 	one := f.inspect[strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/containers/"), "/json")]
 	f.asked[r.URL.Path]++
 	f.mu.Unlock()
 	switch {
 	case silent:
 		<-r.Context().Done()
+	case r.URL.Path == "/version" && version != "":
+		fmt.Fprint(w, version)
 	case r.URL.Path == "/version":
 		fmt.Fprint(w, `{"Components":[{"Name":"Engine"}]}`)
 	case r.URL.Path == "/events":
@@ -79,6 +83,8 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.(http.Flusher).Flush()
 			<-cut
 		}
+	case r.URL.Path == "/networks" && networks != "":
+		fmt.Fprint(w, networks)
 	case one != "":
 		fmt.Fprint(w, one)
 	case r.URL.Path == "/_ping":

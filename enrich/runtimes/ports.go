@@ -12,7 +12,7 @@ import (
 type portSet []enrich.PublishedPorts
 
 // maxRanges is how many ranges of ports of a container are followed.
-const maxRanges = 1024
+const maxRanges = 256
 
 func (s *portSet) add(protocol string, from, to int) {
 	p := enrich.PublishedPorts{From: uint16(from), To: uint16(min(to, 65535))}

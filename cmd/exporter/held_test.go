@@ -1,0 +1,80 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/sockflow/sockflow/enrich"
+	"github.com/sockflow/sockflow/flowcache"
+)
+
+// TestHeldRecords: records that wait for names are looked at a part at a time, are handed over once each when the names have come, and all at the end, though
+// a runtime is still being asked.
+func TestHeldRecords(t *testing.T) {
+	cache, err := flowcache.New(flowcache.Config{IdleTimeout: time.Second, ActiveTimeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cgroups := enrich.NewCGroups("/proc")
+	k := &keeper{}
+	p := &pipeline{
+		cache: cache, clock: time.Now, pool: make(flowcache.RecordPool, 64), printers: []taker{k},
+		enricher: &enrich.Enricher{Processes: enrich.NewProcesses(enrich.ProcConfig{Proc: "/proc"}, cgroups), CGroups: cgroups},
+	}
+	now := time.Now().UnixNano()
+	const near = "\x0a\x01\x00"
+	addr := func(n byte) flowcache.Addr { return flowcache.AddrFrom4([4]byte{near[0], near[1], near[2], n}) }
+	tell := func(asking int64, containers ...enrich.Container) {
+		cgroups.Apply(&enrich.ContainerUpdate{Runtime: "/run/r.sock", Answering: true, Asking: asking, Containers: containers})
+	}
+	container := func(id string, a flowcache.Addr) enrich.Container {
+		return enrich.Container{
+			Workload: flowcache.Workload{ContainerID: id, ContainerName: id, CGroupPath: "/x/" + id}, Created: 1, At: 1, Addresses: []flowcache.Addr{a},
+		}
+	}
+	tell(now-1, container("other", addr(9)))
+	const many = maxHeld / 2
+	for i := range many {
+		a := addr(2)
+		if i%2 == 1 {
+			a = addr(3)
+		}
+		p.give([]flowcache.Record{{Final: true, Start: flowcache.Now(), Key: flowcache.Key{Dst: a, SrcPort: uint16(i), Proto: 17}, Forward: flowcache.Counters{Packets: 1}}})
+	}
+	if len(p.held) != many || len(k.records) != 0 {
+		t.Fatalf("%d records wait, %d are handed over", len(p.held), len(k.records))
+	}
+	// Who had one of the two addresses becomes known.
+	tell(now-1, container("web", addr(2)))
+	steps := 0
+	for ; len(p.held) > many/2 && steps < 100; steps++ {
+		before := len(p.held)
+		if p.retry(); before-len(p.held) > retryAtOnce {
+			t.Fatalf("%d were looked at in one step", before-len(p.held))
+		}
+	}
+	if len(p.held) != many/2 || steps < many/retryAtOnce-1 {
+		t.Errorf("%d wait after %d steps", len(p.held), steps)
+	}
+	p.flush()
+	seen := map[uint16]string{}
+	for _, r := range k.records {
+		name := ""
+		if r.Dest.Container != nil {
+			name = r.Dest.Container.ContainerName
+		}
+		if _, twice := seen[r.Key.SrcPort]; twice {
+			t.Errorf("record %d was handed over twice", r.Key.SrcPort)
+		}
+		seen[r.Key.SrcPort] = name
+	}
+	for i := range many {
+		want := "web"
+		if i%2 == 1 {
+			want = ""
+		}
+		if name, ok := seen[uint16(i)]; !ok || name != want {
+			t.Fatalf("record %d: %q, handed over %v, want %q", i, name, ok, want)
+		}
+	}
+}
