@@ -16,7 +16,7 @@ TAGS     := grpcnotrace
 FUZZTIME ?= 50000x
 
 # What the tests talk to.
-TEST_PACKAGES := nfdump bpftool iptables libfixbuf-tools tshark tcpdump iproute2 busybox-static netcat-openbsd python3-zmq prometheus systemd procps curl gcc libc6-dev containerd runc containernetworking-plugins docker.io podman pmacct openssl
+TEST_PACKAGES := nfdump bpftool iptables nftables libfixbuf-tools tshark tcpdump iproute2 busybox-static netcat-openbsd python3-zmq prometheus systemd procps curl gcc libc6-dev containerd runc containernetworking-plugins docker.io podman pmacct openssl
 # What turns bpf/sockflow.bpf.c into the committed object.
 BPF_PACKAGES  := clang-14 llvm-14 libbpf-dev
 

@@ -216,8 +216,8 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk clock, snapshot boo
 	if r.start != 0 {
 		o.First = clk.time(r.start)
 	}
-	// The owner that an accepted socket has from its listener is not its user yet; at its end there is no other.
-	if r.tgid != 0 && (r.flags&flagTouched != 0 || !snapshot || r.role != uint8(flowcache.RoleResponder)) {
+	// Of a live connection that was accepted and not used yet it is who holds the socket: one that is only spliced never is (docker-proxy's).
+	if r.tgid != 0 {
 		o.Process = flowcache.ProcessID{PID: r.tgid, Exec: r.exec, Start: ticks(r.taskStart)}
 		o.UID, o.GID = r.uid, r.gid
 	}

@@ -22,9 +22,13 @@ type Conntrack struct {
 	listCost   time.Duration
 	counted    time.Time // and when their entries
 	countCost  time.Duration
+	met        bool // an entry was found for the flow that is looked up now, translated or not
 	request    []byte
 	sequence   uint32
 	answer     [4096]byte
+	dump       []byte        // buffer of walks
+	credit     time.Duration // that walks may take, as of credited
+	credited   time.Time
 	stats      ConntrackStats
 }
 
@@ -35,6 +39,15 @@ type tracker struct {
 	conn    *netlink.Conn
 	fd      int // of conn, and valid as long
 	entries uint32
+	zones   []uint16 // that entries are in, other than 0
+	walk    *walk    // under way, to learn the zones
+	walked  time.Time
+}
+
+// place is where an entry is: a zone of a namespace.
+type place struct {
+	inode uint32
+	zone  uint16
 }
 
 // ConntrackStats counts what was asked.
@@ -42,7 +55,7 @@ type ConntrackStats struct {
 	Lookups    uint64 // flows
 	Translated uint64
 	Errors     uint64
-	Skipped    uint64 // flows that not every namespace was asked for, because too many track connections
+	Skipped    uint64 // flows that not every namespace or zone was asked for, because there are too many
 }
 
 const (
@@ -52,7 +65,7 @@ const (
 	lookShare = 50
 	// More namespaces than this are not asked for one flow.
 	maxConntrackNamespaces = 16
-	// A packet may be translated by several namespaces on its way, one after the other.
+	// A packet may be translated by several namespaces and zones on its way, one after the other.
 	maxTranslations = 4
 )
 
@@ -67,7 +80,7 @@ func (c *Conntrack) Stats() ConntrackStats { return c.stats }
 // Close lets go of the namespaces.
 func (c *Conntrack) Close() {
 	for inode, t := range c.open {
-		t.conn.Close()
+		t.close()
 		delete(c.open, inode)
 	}
 	c.busy = nil
@@ -88,13 +101,26 @@ func (c *Conntrack) Translate(k flowcache.Key, begin int64) (flowcache.Path, boo
 	c.stats.Lookups++
 	own := k.NetNS
 	k.NetNS = 0
+	c.met = false
+	p, ok := c.follows(k, own)
+	if !ok && c.learn(own, begin) {
+		p, ok = c.follows(k, own)
+	}
+	if ok {
+		c.stats.Translated++
+	}
+	return p, ok
+}
+
+// follows returns the path of k, from one translation to the next.
+func (c *Conntrack) follows(k flowcache.Key, own uint32) (flowcache.Path, bool) {
 	// beyond is what the other end sees, in k's direction. The namespace nearest to this end comes first, if it is known; the next one knows
 	// the flow by what the first made of it.
 	beyond, began := k, false
-	var passed [maxTranslations]uint32
+	var passed [maxTranslations]place
 	n := 0
 	for n < maxTranslations {
-		inode, orig, reply, ok := c.find(beyond, own, passed[:n])
+		at, orig, reply, ok := c.find(beyond, own, passed[:n])
 		if !ok {
 			break
 		}
@@ -106,42 +132,62 @@ func (c *Conntrack) Translate(k flowcache.Key, begin int64) (flowcache.Path, boo
 		} else {
 			beyond = orig.Reverse()
 		}
-		passed[n] = inode
+		passed[n] = at
 		n++
 	}
 	switch {
 	case n == 0 || beyond == k:
 		return flowcache.Path{}, false
 	case began:
-		c.stats.Translated++
 		return flowcache.Path{Near: k, Far: beyond}, true
 	}
-	c.stats.Translated++
 	return flowcache.Path{Near: beyond.Reverse(), Far: k.Reverse()}, true
 }
 
-// find looks for a namespace that translates k, other than those passed.
-func (c *Conntrack) find(k flowcache.Key, own uint32, passed []uint32) (inode uint32, orig, reply flowcache.Key, ok bool) {
+// find looks for an entry that translates k, in other places than those passed.
+func (c *Conntrack) find(k flowcache.Key, own uint32, passed []place) (at place, orig, reply flowcache.Key, ok bool) {
+	skipped := false
 	ask := func(t *tracker) bool {
-		if slices.Contains(passed, t.inode) {
-			return false
+		for i := -1; i < len(t.zones); i++ {
+			at = place{inode: t.inode}
+			if i == maxZones {
+				skipped = true
+				break
+			}
+			if i >= 0 {
+				at.zone = t.zones[i]
+			}
+			if slices.Contains(passed, at) {
+				continue
+			}
+			orig, reply, ok = c.get(t, k, at.zone)
+			c.met = c.met || ok
+			if ok = ok && orig != reply.Reverse(); ok {
+				if i > 0 { // the next flow is asked for here first
+					copy(t.zones[1:i+1], t.zones[:i])
+					t.zones[0] = at.zone
+				}
+				return true
+			}
 		}
-		orig, reply, ok = c.get(t, k)
-		return ok && orig != reply.Reverse()
+		return false
 	}
 	if t := c.open[own]; t != nil && t.entries > 0 && ask(t) {
-		return own, orig, reply, true
+		return at, orig, reply, true
 	}
 	for i, t := range c.busy {
 		if i == maxConntrackNamespaces {
-			c.stats.Skipped++
+			skipped = true
 			break
 		}
 		if t.inode != own && ask(t) {
-			return t.inode, orig, reply, true
+			return at, orig, reply, true
 		}
 	}
-	return 0, orig, reply, false
+	if skipped {
+		c.stats.Skipped++
+	}
+	return place{}, orig, reply, false
 }
 
 // look finds out which namespaces track connections: now and then, and sooner for a flow that began in a namespace not known, or after the last time.
@@ -174,7 +220,7 @@ func (c *Conntrack) follow() {
 	found := c.namespaces()
 	for inode, t := range c.open {
 		if _, still := found[inode]; !still {
-			t.conn.Close()
+			t.close()
 			delete(c.open, inode)
 		}
 	}
@@ -202,6 +248,15 @@ func (c *Conntrack) LetGo() {
 			c.listed, c.counted = time.Now(), time.Time{}
 			return
 		}
+	}
+}
+
+// close lets go of the namespace.
+func (t *tracker) close() {
+	t.conn.Close()
+	if t.walk != nil {
+		t.walk.conn.Close()
+		t.walk = nil
 	}
 }
 

@@ -26,7 +26,10 @@ func TestConntrackMessage(t *testing.T) {
 func FuzzConntrack(f *testing.F) {
 	k := flowcache.Key{Src: flowcache.AddrFrom4([4]byte{10, 0, 0, 1}), Dst: flowcache.AddrFrom4([4]byte{10, 0, 0, 2}), Proto: 17}
 	f.Add(answer(k, k.Reverse()))
-	f.Fuzz(func(_ *testing.T, b []byte) { parseConntrack(b) })
+	f.Fuzz(func(_ *testing.T, b []byte) {
+		parseConntrack(b)
+		eachEntry(b, func(b []byte) { eachZone(b, func(uint16) {}) })
+	})
 }
 
 // BenchmarkTranslate is the cost of one flow that is looked up and not found. It asks the namespace it runs in, which must track connections.

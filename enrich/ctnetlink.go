@@ -18,9 +18,11 @@ const (
 
 	ctaTupleOrig  = 1
 	ctaTupleReply = 2
+	ctaZone       = 18
 
 	ctaTupleIP    = 1
 	ctaTupleProto = 2
+	ctaTupleZone  = 3 // of one direction alone
 
 	ctaIPv4Src = 1
 	ctaIPv4Dst = 2
@@ -42,7 +44,9 @@ const (
 const (
 	nlmsgHeader = 16 // struct nlmsghdr
 	nlmsgError  = 2
+	nlmsgDone   = 3
 	nlmRequest  = 1
+	nlmDump     = 0x300
 )
 
 var (
@@ -105,14 +109,17 @@ func (c *Conntrack) entries(t *tracker) (n uint32) {
 	return n
 }
 
-// get looks k up, as either direction of an entry.
-func (c *Conntrack) get(t *tracker, k flowcache.Key) (orig, reply flowcache.Key, ok bool) {
+// get looks k up in a zone, as either direction of an entry.
+func (c *Conntrack) get(t *tracker, k flowcache.Key, zone uint16) (orig, reply flowcache.Key, ok bool) {
 	family := uint8(afInet6)
 	if k.Is4() {
 		family = afInet
 	}
 	c.begin(ctGet, family)
 	c.request = appendTuple(c.request, ctaTupleOrig, k)
+	if zone != 0 {
+		c.request = appendAttribute(c.request, ctaZone, byte(zone>>8), byte(zone))
+	}
 	b, err := c.call(t)
 	if err == nil {
 		orig, reply, err = parseConntrack(b)

@@ -379,12 +379,12 @@ type docker struct {
 	daemon *exec.Cmd
 }
 
-// startDocker starts a dockerd whose containers have addresses of 10.x.0.0/24.
-func startDocker(n *node, subnet int, rootfs string) *docker {
+// startDocker starts a dockerd whose containers have addresses of 10.x.0.0/24, with some more arguments.
+func startDocker(n *node, subnet int, rootfs string, args ...string) *docker {
 	n.t.Helper()
 	d := &docker{node: n, socket: n.dir + "/d.sock"}
-	d.daemon = n.start(d.socket, nil, "dockerd", "--data-root", n.dir+"/docker", "--exec-root", n.dir+"/dx", "--pidfile", n.dir+"/d.pid",
-		"-H", "unix://"+d.socket, "--bip", fmt.Sprintf("10.%d.0.1/24", subnet))
+	d.daemon = n.start(d.socket, nil, append([]string{"dockerd", "--data-root", n.dir + "/docker", "--exec-root", n.dir + "/dx", "--pidfile", n.dir + "/d.pid",
+		"-H", "unix://" + d.socket, "--bip", fmt.Sprintf("10.%d.0.1/24", subnet)}, args...)...)
 	eventually(n.t, "docker answers", func() bool { return exec.Command("docker", "-H", "unix://"+d.socket, "version").Run() == nil })
 	d.run("import", rootfs, "shop/web:2")
 	n.t.Cleanup(func() {

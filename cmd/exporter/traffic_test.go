@@ -100,6 +100,10 @@ func traffic(mode string, args []string) error {
 		return mover(args[0], args[1])
 	case "burst":
 		return burst(args[0], args[1], args[2], args[3])
+	case "relay":
+		return relay(args[0])
+	case "sidecar":
+		return sidecar()
 	case "hold":
 		return hold(args[0], args[1])
 	case "without":
