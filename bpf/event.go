@@ -251,9 +251,9 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk clock, snapshot boo
 	}
 	o.Out, o.In = t.Counters()
 	o.Header = t.Header()
-	o.Control = t.ControlBits()
-	if !snapshot && r.flags&flagReset != 0 {
-		o.Control |= flowcache.FlagRST
+	o.ControlOut, o.ControlIn = t.ControlBits()
+	if !snapshot {
+		r.resets(o, state)
 	}
 	o.TCP = flowcache.TCPMetrics{
 		SRTT: r.srtt >> 3, RTTVar: r.rttvar >> 2, MinRTT: r.minRTT,
@@ -266,25 +266,35 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk clock, snapshot boo
 	if r.interval != 0 {
 		o.TCP.DeliveryRate = uint64(r.delivered) * uint64(r.mss) * 1_000_000 / uint64(r.interval)
 	}
-	if snapshot {
+	if !snapshot && state == flowcache.TCPSynSent {
+		o.TCP.ConnectError = r.err
+	}
+}
+
+// resets adds the reset that ended a connection to the direction that it had. state is the last one before CLOSE.
+func (r *socketRecord) resets(o *flowcache.Observation, state uint8) {
+	switch {
+	case r.err == econnrefused && state == flowcache.TCPSynSent:
+		o.ControlIn |= flowcache.FlagRST | flowcache.FlagACK // RFC 9293, 3.10.7.3: the answer to a SYN
 		return
+	case r.err == econnreset || r.err == epipe: // tcp_reset()
+		o.ControlIn |= flowcache.FlagRST
+		return
+	case r.flags&flagReset != 0:
+		o.ControlOut |= flowcache.FlagRST
 	}
 	switch state {
-	case flowcache.TCPSynSent:
-		o.TCP.ConnectError = r.err
-		if r.err == econnrefused {
-			o.Control |= flowcache.FlagRST | flowcache.FlagACK // RFC 9293, 3.10.7.3: the answer to a SYN
-		}
 	case flowcache.TCPEstablished, flowcache.TCPCloseWait, flowcache.TCPSynRecv:
-		// Closed without a FIN of ours: by a reset, of one side or the other, unless the peer fell silent.
-		if r.err != etimedout {
-			o.Control |= flowcache.FlagRST
+		// Closed without a FIN and with no error of the other side's: aborted here, which sends a reset.
+		if r.err == 0 || r.err == econnaborted {
+			o.ControlOut |= flowcache.FlagRST
 		}
 	}
 }
 
 const (
 	epipe        = 32
+	econnaborted = 103
 	econnreset   = 104
 	etimedout    = 110
 	econnrefused = 111

@@ -42,7 +42,7 @@ func FuzzRoundTrip(f *testing.F) {
 			Key:   flowcache.Key{Src: addr(src), Dst: addr(dst), SrcPort: uint16(ports >> 16), DstPort: uint16(ports), Proto: proto},
 			Start: boot.UnixNano() + int64(at)*1e6, End: boot.UnixNano() + int64(at)*1e6 + int64(pid%1000)*1e6, EndReason: flowcache.EndReason(flags%5 + 1),
 			Forward: flowcache.Counters{Octets: forward, Packets: back, Payload: forward ^ back}, Reverse: flowcache.Counters{Octets: back, Packets: forward, Payload: forward + back},
-			Control: flags, HasTCP: proto == flowcache.ProtoTCP, Arbitrary: flags&1 != 0, Origin: flowcache.OriginEBPF,
+			Control: uint16(flags), ControlBack: uint16(^flags), HasTCP: proto == flowcache.ProtoTCP, Arbitrary: flags&1 != 0, Origin: flowcache.OriginEBPF,
 			Source: flowcache.End{
 				Local: true, Process: flowcache.ProcessID{PID: pid}, UID: pid, GID: pid, Cookie: forward,
 				Who:       &flowcache.Process{Path: path, Name: user, CommandLine: pod, UserName: user, ParentPID: at, ParentPath: pod, UID: pid, GID: pid},

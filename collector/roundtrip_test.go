@@ -87,7 +87,7 @@ func sample(n int, v6 bool) flowcache.Record {
 	r := flowcache.Record{
 		Key:   flowcache.Key{Src: src, Dst: dst, SrcPort: uint16(40000 + n), DstPort: 443, Proto: flowcache.ProtoTCP, NetNS: 4026531840},
 		Start: boot.Add(time.Minute).UnixNano() + 123e6, End: boot.Add(2*time.Minute).UnixNano() + 456e6, EndReason: flowcache.EndDetected, Final: true,
-		Control: 0x1b, HasTCP: true, Origin: flowcache.OriginEBPF, Flows: 300 + u,
+		Control: 0x1b, ControlBack: 0x12, HasTCP: true, Origin: flowcache.OriginEBPF, Flows: 300 + u,
 		Forward: flowcache.Counters{Payload: 1000 + u, Octets: 1500 + u, Packets: 10 + u, RetransPackets: 1, RetransOctets: 100},
 		Reverse: flowcache.Counters{Payload: 2000 + u, Octets: 2600 + u, Packets: 12 + u},
 		TCP:     flowcache.TCPMetrics{SRTT: 120, RTTVar: 30, MinRTT: 90, State: 7, ConnectTime: 55, Lost: 2},
@@ -125,10 +125,16 @@ func want(l layout, r *flowcache.Record) map[string]any {
 	if !l.opt.Uniflow && l.opt.Dialect != templates.IANA {
 		w["reverseOctetDeltaCount"], w["reversePacketDeltaCount"] = r.Reverse.Octets, r.Reverse.Packets
 		w["reverseTransportOctetDeltaCount"] = r.Reverse.Payload
+		if r.HasTCP {
+			w["reverseTcpControlBits"] = uint64(r.ControlBack)
+		}
 		if l.proto == ipfix.NetFlowV9 {
 			delete(w, "reverseOctetDeltaCount")
 			delete(w, "reversePacketDeltaCount")
 			delete(w, "reverseTransportOctetDeltaCount")
+			if l.opt.Dialect != templates.Known { // it is ntop's element
+				delete(w, "reverseTcpControlBits")
+			}
 			w["postOctetDeltaCount"], w["postPacketDeltaCount"] = r.Reverse.Octets, r.Reverse.Packets
 		}
 	}
@@ -171,6 +177,7 @@ func compare(l layout, got *collector.Record, r *flowcache.Record) error {
 func opposite(r flowcache.Record) flowcache.Record {
 	r.Key = r.Key.Reverse()
 	r.Forward, r.Reverse = r.Reverse, r.Forward
+	r.Control, r.ControlBack = r.ControlBack, r.Control
 	r.Source, r.Dest = r.Dest, r.Source
 	return r
 }

@@ -214,7 +214,7 @@ func (c *Cache) begin(e *entry, o *Observation) {
 	e.reset(o)
 	if r, ok := c.residue[o.Cookie]; ok && !o.Delta && o.Cookie != 0 {
 		e.out, e.in, e.outTold, e.inTold = r.out, r.in, r.out, r.in
-		e.exported, e.synTold = true, true
+		e.exported, e.ctlTold = true, [2]uint16{FlagSYN, FlagSYN}
 		delete(c.residue, o.Cookie)
 	}
 	e.merge(o)

@@ -42,7 +42,6 @@ func (e *entry) record(r *Record, peer *entry, reason EndReason, final bool) {
 		First:     !e.exported,
 		Final:     final,
 		Origin:    e.origin,
-		Control:   e.control,
 		Arbitrary: e.role == RoleUnknown,
 		HasTCP:    e.hasTCP,
 		TCP:       e.tcp,
@@ -59,12 +58,9 @@ func (e *entry) record(r *Record, peer *entry, reason EndReason, final bool) {
 	}
 	if peer != nil {
 		r.End = max(r.End, peer.last)
-		r.Control |= peer.control
 		r.Arbitrary = r.Arbitrary && peer.role == RoleUnknown
 	}
-	if e.synTold {
-		r.Control &^= FlagSYN
-	}
+	r.Control, r.ControlBack = controlBits(src, dst), controlBits(dst, src)
 	switch {
 	case src == nil:
 		r.Forward, r.Reverse = dst.in.since(&dst.inTold), dst.out.since(&dst.outTold)
@@ -82,10 +78,36 @@ func (e *entry) record(r *Record, peer *entry, reason EndReason, final bool) {
 	}
 	if peer == nil && e.id.key == e.id.key.Reverse() {
 		// A socket that talks to itself is both ends, and hears what it says.
-		r.Reverse, r.ReverseTotal = Counters{}, Counters{}
+		r.Reverse, r.ReverseTotal, r.ControlBack = Counters{}, Counters{}, 0
 		r.Source, r.Dest = e.end(), e.end()
 	}
 	e.tell(r.End)
+	if !r.First {
+		clearStale(&r.Control, &r.Forward)
+		clearStale(&r.ControlBack, &r.Reverse)
+	}
+}
+
+// controlBits returns the tcpControlBits of the direction from one end to the other that no record has carried yet. What an end sent it knows
+// itself, but for a reset that the kernel sends when the socket is gone: that is what the other end received.
+func controlBits(from, to *entry) uint16 {
+	switch {
+	case from == nil:
+		return to.control[1] &^ to.ctlTold[1]
+	case to == nil:
+		return from.control[0] &^ from.ctlTold[0]
+	}
+	return (from.control[0] | to.control[1]&(FlagRST|FlagECE|FlagCWR)) &^ from.ctlTold[0]
+}
+
+// clearStale takes away what a later record's segments cannot have had.
+func clearStale(control *uint16, c *Counters) {
+	if c.Payload == 0 && c.RetransOctets == 0 {
+		*control &^= FlagPSH
+	}
+	if c.Packets == 0 {
+		*control &^= FlagACK
+	}
 }
 
 // tell remembers that all counters are in a record that ended at t.
@@ -93,7 +115,9 @@ func (e *entry) tell(t int64) {
 	e.outTold.raise(&e.out)
 	e.inTold.raise(&e.in)
 	e.begin = t
-	e.synTold = e.synTold || e.control&FlagSYN != 0
+	for d := range e.control {
+		e.ctlTold[d] |= e.control[d] & flagsOnce
+	}
 	e.exported, e.changed = true, false
 }
 

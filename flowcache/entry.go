@@ -30,7 +30,8 @@ type entry struct {
 
 	role     Role
 	origin   Origin
-	control  uint8
+	control  [2]uint16 // tcpControlBits of what the socket sent, and received
+	ctlTold  [2]uint16 // of these the ones that are sent once, and that a record has carried
 	used     bool
 	armed    bool // its timer is set
 	listed   bool // it waits for a peer, in unpaired
@@ -39,7 +40,6 @@ type entry struct {
 	ended    bool // the socket is gone
 	other    Peer // and what it knew of the other end
 	told     bool // an end without a peer: its last record has left
-	synTold  bool // a record has carried the SYN
 	exported bool // a record has left
 	changed  bool // something to tell since
 	asked    bool // how its addresses are translated
@@ -78,7 +78,7 @@ func (e *entry) reset(o *Observation) {
 	if o.Preexisting && !o.Delta {
 		e.out, e.in = o.Out, o.In
 		e.outTold, e.inTold = o.Out, o.In
-		e.synTold = true // long ago
+		e.ctlTold = [2]uint16{FlagSYN, FlagSYN} // long ago
 	}
 }
 
@@ -86,7 +86,8 @@ func (e *entry) reset(o *Observation) {
 // in whatever order they come.
 func (e *entry) merge(o *Observation) {
 	e.origin = o.Origin
-	e.control |= o.Control
+	e.control[0] |= o.ControlOut
+	e.control[1] |= o.ControlIn
 	e.kernel = e.kernel || o.Kernel
 	e.seen = max(e.seen, o.Time)
 	if o.Process.PID != 0 {

@@ -133,7 +133,14 @@ const (
 	FlagRST
 	FlagPSH
 	FlagACK
+	FlagURG
+	FlagECE
+	FlagCWR
+	FlagNS // RFC 3540; AE of RFC 9768
 )
+
+// flagsOnce are sent with the first segment of a direction, or with its last: one record has them.
+const flagsOnce = FlagSYN | FlagFIN
 
 // TCPMetrics are gauges of a TCP socket at its last observation. Times in microseconds, rates in octets per second.
 type TCPMetrics struct {

@@ -35,12 +35,13 @@ type Observation struct {
 	Event       Event
 	Role        Role
 	Origin      Origin
-	Delta       bool  // counters count since the source's previous observation of the flow; else since the socket's birth
-	Preexisting bool  // the socket is older than the metering: its first counters are the baseline and not counted
-	Snapshot    bool  // read in a pass over all sockets, and so perhaps older than an event that came before
-	Peer        Peer  // of an EventEnd: what this end knows of the other
-	Audit       bool  // read to check another source: a flow that it makes was missed by that
-	Control     uint8 // tcpControlBits that the socket's life proves
+	Delta       bool   // counters count since the source's previous observation of the flow; else since the socket's birth
+	Preexisting bool   // the socket is older than the metering: its first counters are the baseline and not counted
+	Snapshot    bool   // read in a pass over all sockets, and so perhaps older than an event that came before
+	Peer        Peer   // of an EventEnd: what this end knows of the other
+	Audit       bool   // read to check another source: a flow that it makes was missed by that
+	ControlOut  uint16 // tcpControlBits that the socket's life proves of what it sent
+	ControlIn   uint16 // and of what it received
 
 	Process ProcessID // owner; PID 0 when not known (or owned by the kernel)
 	Kernel  bool      // the socket belongs to the kernel itself

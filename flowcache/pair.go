@@ -118,7 +118,10 @@ func (c *Cache) meet(i uint32, conv uint64, sure bool) {
 	if !lead.exported {
 		lead.begin, lead.first = min(lead.begin, e.begin), min(lead.first, e.first)
 	}
-	lead.synTold = lead.synTold || e.synTold
+	for d := range lead.ctlTold {
+		lead.ctlTold[d] |= e.ctlTold[1-d]
+		e.ctlTold[1-d] = lead.ctlTold[d]
+	}
 	lead.told = false
 	if lead.activeAt == 0 {
 		lead.activeAt = e.activeAt // it had ended

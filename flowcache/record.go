@@ -94,24 +94,25 @@ type Workload struct {
 
 // Record is a Flow Record: what happened in a flow since its previous record.
 type Record struct {
-	Key        Key // Src is the initiator
-	Start, End int64
-	Began      int64 // when the flow began, of which this may be a later record; 0: not known
-	EndReason  EndReason
-	Arbitrary  bool // who began is not known: Src is the local end (biflowDirection 0)
-	First      bool // the first record of its flow
-	Final      bool // the last one
-	Origin     Origin
-	Control    uint8
-	Forward    Counters // from Src to Dst
-	Reverse    Counters // from Dst to Src
-	HasTCP     bool     // TCP is filled
-	TCP        TCPMetrics
-	Source     End         // at Src
-	Dest       End         // at Dst
-	Post       Translation // what Key becomes on the way to the other end
-	Pre        Translation // what Key was before, where only the end beyond the translation is here
-	Flows      uint64      // of an aggregate: the flows of which a first record is in it; else 0
+	Key         Key // Src is the initiator
+	Start, End  int64
+	Began       int64 // when the flow began, of which this may be a later record; 0: not known
+	EndReason   EndReason
+	Arbitrary   bool // who began is not known: Src is the local end (biflowDirection 0)
+	First       bool // the first record of its flow
+	Final       bool // the last one
+	Origin      Origin
+	Control     uint16   // tcpControlBits from Src to Dst
+	ControlBack uint16   // and from Dst to Src
+	Forward     Counters // from Src to Dst
+	Reverse     Counters // from Dst to Src
+	HasTCP      bool     // TCP is filled
+	TCP         TCPMetrics
+	Source      End         // at Src
+	Dest        End         // at Dst
+	Post        Translation // what Key becomes on the way to the other end
+	Pre         Translation // what Key was before, where only the end beyond the translation is here
+	Flows       uint64      // of an aggregate: the flows of which a first record is in it; else 0
 	// Totals of both directions as the sockets have them now: since their birth, or since the flow began where a source counts differences.
 	ForwardTotal, ReverseTotal Counters
 	// TCP segments, forward and reverse, that others had overtaken; known of packets only.

@@ -93,22 +93,29 @@ func (t *TCPTotals) Counters() (out, in Counters) {
 	return out, in
 }
 
-// ControlBits returns the tcpControlBits that a connection in this state proves.
-func (t *TCPTotals) ControlBits() uint8 {
-	bits := uint8(FlagSYN)
-	if t.State == TCPSynSent {
-		return bits
+// ControlBits returns the tcpControlBits of both directions that a connection in this state proves: PSH with payload, the rest by the
+// state. A direction has the peer's FIN as well where Counters counts it.
+func (t *TCPTotals) ControlBits() (out, in uint16) {
+	switch t.State {
+	case TCPSynSent:
+		return FlagSYN, 0
+	case TCPSynRecv: // with Fast Open there is a socket before the handshake is over
+		out, in = FlagSYN|FlagACK, FlagSYN
+	default:
+		out, in = FlagSYN|FlagACK, FlagSYN|FlagACK
 	}
-	bits |= FlagACK
-	if t.BytesSent > 0 || t.BytesReceived > 1 || t.BytesReceived == 1 && !t.finReceived() {
-		bits |= FlagPSH
+	if t.BytesSent > 0 {
+		out |= FlagPSH
+	}
+	if t.BytesReceived > 1 || t.BytesReceived == 1 && !t.finReceived() {
+		in |= FlagPSH
 	}
 	switch t.State {
-	case TCPFinWait1, TCPFinWait2, TCPLastAck, TCPClosing, TCPTimeWait, TCPCloseWait:
-		bits |= FlagFIN
+	case TCPFinWait1, TCPFinWait2, TCPLastAck, TCPClosing, TCPTimeWait:
+		out |= FlagFIN
 	}
-	if t.FINReceived {
-		bits |= FlagFIN
+	if t.finReceived() || t.Ended && !t.Error && t.State == TCPFinWait2 {
+		in |= FlagFIN
 	}
-	return bits
+	return out, in
 }

@@ -20,7 +20,7 @@ func ntopngRecord() *flowcache.Record {
 	a := flowcache.AddrFrom4
 	return &flowcache.Record{
 		Key:   flowcache.Key{Src: a([4]byte{192, 168, 77, 1}), Dst: a([4]byte{192, 168, 88, 9}), SrcPort: 40001, DstPort: 443, Proto: 6},
-		Start: 1764000000e9, End: 1764000002e9, EndReason: flowcache.EndDetected, Final: true, Control: 0x1b, HasTCP: true,
+		Start: 1764000000e9, End: 1764000002e9, EndReason: flowcache.EndDetected, Final: true, Control: 0x1b, ControlBack: 0x12, HasTCP: true,
 		Forward:      flowcache.Counters{Payload: 900, Octets: 1500, Packets: 10, RetransPackets: 5, RetransOctets: 70000},
 		Reverse:      flowcache.Counters{Payload: 8000, Octets: 9001, Packets: 11},
 		ForwardTotal: flowcache.Counters{Payload: 1900, Octets: 3000, Packets: 20, RetransPackets: 5, RetransOctets: 70000},
@@ -53,7 +53,7 @@ func TestTLVOctets(t *testing.T) {
 		"230105dc", "22020a", "23172329", "22180b",
 		"2416" + "69248100", "2415" + "69248102",
 		"2b82" + text("10.0.0.1"),
-		"22061b", "32e0ce1b", // TCP_FLAGS, CLIENT_TCP_FLAGS 57550
+		"22061b", "32e0ce1b", "32e0cf12", // TCP_FLAGS, CLIENT_TCP_FLAGS 57550, SERVER
 		"32e0ed05", "32e0ee00", // RETRANSMITTED_IN_PKTS 57581, OUT
 		"34e0ff00011170", "32e10000", // RETRANSMITTED_IN_BYTES 57599, OUT
 		"3ae0fc33330340", // SERVER_NW_LATENCY_MS 57596: 2.05

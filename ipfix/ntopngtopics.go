@@ -44,6 +44,7 @@ var ntopngFields = []struct {
 	{keyExporter4, 4, "EXPORTER_IPV4_ADDRESS", "this host"},
 	{keyExporter6, 16, "EXPORTER_IPV6_ADDRESS", "this host"},
 	{keyClientTCPFlags, 1, "CLIENT_TCP_FLAGS", "TCP flags of the client"},
+	{keyServerTCPFlags, 1, "SERVER_TCP_FLAGS", "TCP flags of the server"},
 	{keyRetransIn, 4, "RETRANSMITTED_IN_PKTS", "segments sent again by the source"},
 	{keyRetransOut, 4, "RETRANSMITTED_OUT_PKTS", "segments sent again by the destination"},
 	{keyRetransOctetsIn, 4, "RETRANSMITTED_IN_BYTES", "octets sent again by the source"},

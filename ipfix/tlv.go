@@ -43,6 +43,7 @@ const (
 	keyExporter6  = 131
 
 	keyClientTCPFlags     = 57472 + 78
+	keyServerTCPFlags     = 57472 + 79
 	keyRetransIn          = 57472 + 109
 	keyRetransOut         = 57472 + 110
 	keyClientLatency      = 57472 + 123 // ms
@@ -196,10 +197,11 @@ func appendTLV(dst []byte, r *flowcache.Record, exporter string) []byte {
 		b.text(keyExporter4, exporter)
 	}
 	if r.HasTCP {
-		b.number(keyTCPFlags, uint64(r.Control))
+		b.number(keyTCPFlags, uint64(uint8(r.Control|r.ControlBack)))
 		if !r.Arbitrary {
 			// Without the SYN of the client, ntopng takes the lower port for the server's.
-			b.number(keyClientTCPFlags, uint64(r.Control))
+			b.number(keyClientTCPFlags, uint64(uint8(r.Control)))
+			b.number(keyServerTCPFlags, uint64(uint8(r.ControlBack)))
 		}
 		b.number(keyRetransIn, r.Forward.RetransPackets)
 		b.number(keyRetransOut, r.Reverse.RetransPackets)

@@ -14,7 +14,7 @@ type packet struct {
 	payload uint32 // octets above the transport header
 	packets uint32
 	seq     uint32 // TCP
-	flags   uint8  // tcpControlBits
+	flags   uint8  // tcpControlBits but for NS
 	kind    kind
 	hash    uint32
 	guess   uint32 // a flow that may be its own
@@ -34,6 +34,7 @@ const (
 	kindSwapped                  // the tuple is in order, and the packet went from its second end to its first
 	kindAnswer                   // it shows that its sender was spoken to
 	kindMapped                   // IPv6 between IPv4-mapped addresses: not IPv4
+	kindNS                       // the ninth flag
 )
 
 // mappedBit is in the ports of IPv6 packets between IPv4-mapped addresses, whose addresses are as those of IPv4 are
@@ -289,6 +290,9 @@ func (d *decoder) transport(b []byte, proto uint8, length int, p *packet) {
 			p.kind |= kindTCP
 			p.seq = be32(b[4:])
 			p.flags = b[13]
+			if b[12]&1 != 0 {
+				p.kind |= kindNS
+			}
 			header = max(20, int(b[12]>>4)*4)
 			if b[13]&(flowcache.FlagSYN|flowcache.FlagACK) == flowcache.FlagSYN|flowcache.FlagACK {
 				p.kind |= kindAnswer

@@ -19,8 +19,8 @@ type flow struct {
 	prev    uint32
 	slot    uint16
 	state   state
-	control uint8  // tcpControlBits of the record under way
-	resent  uint16 // of TCP: from the first SYN to the latest, in units of synUnit
+	control [2]uint8 // tcpControlBits of the record under way, but for NS
+	resent  uint16   // of TCP: from the first SYN to the latest, in units of synUnit
 
 	tcp tcpFlow
 }
@@ -41,6 +41,8 @@ const (
 	stateClosed  // by both FINs, or RST
 	stateTold    // a record has left
 	stateMoved   // there are packets that no record has
+	stateNS0     // the first end has sent NS in the record under way
+	stateNS1
 )
 
 // initiator is the index of the initiator's direction.
@@ -52,7 +54,7 @@ func (f *flow) initiator() int {
 func (f *flow) begin(p *packet) {
 	f.last, f.start = p.time, p.time
 	f.octets, f.payload, f.packets = [2]uint64{}, [2]uint64{}, [2]uint64{}
-	f.state, f.control, f.resent = 0, 0, 0
+	f.state, f.control, f.resent = 0, [2]uint8{}, 0
 	if p.kind&kindTCP != 0 {
 		f.tcp = tcpFlow{}
 	}
@@ -82,7 +84,10 @@ func (f *flow) count(p *packet, activeTimeout int64, gaps *gapPool) (closed bool
 	f.last = max(f.last, p.time)
 	payload := p.payload
 	if p.kind&kindTCP != 0 {
-		f.control |= p.flags
+		f.control[d] |= p.flags
+		if p.kind&kindNS != 0 {
+			f.state |= stateNS0 << d
+		}
 		recent := f.state&stateTold == 0 && p.time-f.start <= reorderTime*1000
 		payload -= f.tcp.sequence(p, d, recent, gaps)
 		if p.flags&(flowcache.FlagSYN|flowcache.FlagFIN|flowcache.FlagRST) != 0 || f.state&(stateAccepted|stateEstablished) == stateAccepted {
@@ -104,7 +109,7 @@ func (f *flow) record(r *flowcache.Record, reason flowcache.EndReason, final boo
 	}
 	*r = flowcache.Record{
 		Key: t.key(), Start: f.start, End: f.last, EndReason: reason, First: f.state&stateTold == 0, Final: final,
-		Arbitrary: f.state&stateKnown == 0, Origin: flowcache.OriginPackets, Control: f.control,
+		Arbitrary: f.state&stateKnown == 0, Origin: flowcache.OriginPackets, Control: f.flags(i), ControlBack: f.flags(o),
 		Forward: flowcache.Counters{Payload: f.payload[i], Octets: f.octets[i], Packets: f.packets[i]},
 		Reverse: flowcache.Counters{Payload: f.payload[o], Octets: f.octets[o], Packets: f.packets[o]},
 		Source:  flowcache.End{UID: flowcache.NoID, GID: flowcache.NoID},
@@ -115,7 +120,16 @@ func (f *flow) record(r *flowcache.Record, reason flowcache.EndReason, final boo
 		f.tcpRecord(r, i)
 	}
 	f.octets, f.payload, f.packets = [2]uint64{}, [2]uint64{}, [2]uint64{}
-	f.control = 0
+	f.control = [2]uint8{}
 	r.ForwardTotal, r.ReverseTotal = r.Forward, r.Reverse
-	f.state &^= stateMoved
+	f.state &^= stateMoved | stateNS0 | stateNS1
+}
+
+// flags returns the tcpControlBits of direction d in the record under way.
+func (f *flow) flags(d int) uint16 {
+	bits := uint16(f.control[d])
+	if f.state&(stateNS0<<d) != 0 {
+		bits |= flowcache.FlagNS
+	}
+	return bits
 }

@@ -62,7 +62,7 @@ func summary(r *flowcache.Record) string {
 		s += fmt.Sprintf(" errno=%d", r.TCP.ConnectError)
 	}
 	if r.HasTCP {
-		s += fmt.Sprintf(" state=%d flags=%#x", r.TCP.State, r.Control)
+		s += fmt.Sprintf(" state=%d flags=%#x", r.TCP.State, r.Control|r.ControlBack)
 	}
 	return s
 }

@@ -90,6 +90,7 @@ func endKey(e *flowcache.End) end {
 func merge(to, r *flowcache.Record) {
 	to.Start, to.End = min(to.Start, r.Start), max(to.End, r.End)
 	to.Control |= r.Control
+	to.ControlBack |= r.ControlBack
 	to.Flows += r.Flows
 	add(&to.Forward, &r.Forward)
 	add(&to.Reverse, &r.Reverse)

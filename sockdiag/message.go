@@ -210,7 +210,7 @@ func (s *socket) tcp(o *flowcache.Observation, t *flowcache.TCPTotals) {
 	}
 	o.Out, o.In = t.Counters()
 	o.Header = t.Header()
-	o.Control = t.ControlBits()
+	o.ControlOut, o.ControlIn = t.ControlBits()
 	o.TCP = flowcache.TCPMetrics{
 		SRTT: s.info32(68), RTTVar: s.info32(72), MinRTT: s.info32(148),
 		Lost: s.info32(32), Unacked: s.info32(24), CongestionWindow: s.info32(80),

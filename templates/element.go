@@ -195,6 +195,8 @@ const NtopV9 = 57472
 func (e *Element) Number(opt Options) (Number, bool) {
 	opt = opt.withDefaults()
 	switch {
+	case opt.V9 && e.V9 >= NtopV9 && opt.Dialect != Known:
+		return Number{}, false
 	case opt.V9 && (e.Reverse || e.V9 != 0):
 		return Number{ID: e.V9}, e.V9 != 0
 	case e.Reverse:
@@ -225,7 +227,7 @@ func (e *Element) Length(opt Options) uint16 {
 			return uint16(opt.MaxString)
 		}
 		return e.V9Octets
-	case e.Name == "tcpControlBits":
+	case e.Name == "tcpControlBits" || e.Name == "reverseTcpControlBits":
 		// One octet: pmacct reads 0 from two. Reduced-size encoding of unsigned16 is legal (RFC 7011, section 6.2).
 		return 1
 	}

@@ -127,10 +127,12 @@ func flowFields() []field {
 		// NetFlow v9 has but the uptime clock (RFC 3954, section 8): FIRST_SWITCHED and LAST_SWITCHED.
 		{name: "flowStartSysUpTime", in: anyKind, on: v9Only, number: func(c *context, r *flowcache.Record) uint64 { return c.sinceBoot(r.Start) }},
 		{name: "flowEndSysUpTime", in: anyKind, on: v9Only, number: func(c *context, r *flowcache.Record) uint64 { return c.sinceBoot(r.End) }},
-		// A biflow has these reverse elements and no other: nfdump takes an unknown reverse element for the forward one.
+		// A biflow has these reverse elements, that of the flags below, and no other: nfdump takes an unknown reverse element for the forward one.
 		number("reverseOctetDeltaCount", anyKind, func(r *flowcache.Record) uint64 { return reverse(r).Octets }).when(biflow),
 		number("reversePacketDeltaCount", anyKind, func(r *flowcache.Record) uint64 { return reverse(r).Packets }).when(biflow),
 		number("reverseTransportOctetDeltaCount", anyKind, func(r *flowcache.Record) uint64 { return reverse(r).Payload }).when(biflow),
+		// Before the forward one: nfdump takes it for that, and the last that it reads holds.
+		number("reverseTcpControlBits", isTCP, func(r *flowcache.Record) uint64 { return uint64(r.ControlBack) }).when(biflow),
 		number("observationSource", anyKind, func(r *flowcache.Record) uint64 { return uint64(r.Origin) }),
 
 		number("tcpControlBits", isTCP, func(r *flowcache.Record) uint64 { return uint64(r.Control) }),

@@ -23,6 +23,7 @@ func flowRuns() []run {
 	key6 := append([]string{"sourceIPv6Address", "destinationIPv6Address"}, key4[2:]...)
 	counters := []string{"octetDeltaCount", "packetDeltaCount", "transportOctetDeltaCount", "flowStartMilliseconds", "flowEndMilliseconds"}
 	reverse := []string{"reverseOctetDeltaCount", "reversePacketDeltaCount", "reverseTransportOctetDeltaCount"}
+	back := []string{"reverseTcpControlBits"}
 	tcp := []string{
 		"observationSource", "tcpControlBits", "tcpState", "connectionError", "tcpConnectTimeMicroseconds",
 		"tcpSmoothedRoundTripTimeMicroseconds", "tcpMinimumRoundTripTimeMicroseconds", "retransmittedPacketDeltaCount",
@@ -34,8 +35,8 @@ func flowRuns() []run {
 	containerTexts := []string{"ContainerId", "ContainerName", "ContainerImage", "ContainerRuntime"}
 	podTexts := []string{"PodName", "PodNamespace", "PodUid", "PodLabels", "ServiceName"}
 	return []run{
-		{names: slices.Concat(key4, counters, reverse, tcp), octets: 144, put: putFlow4},
-		{names: slices.Concat(key6, counters, reverse, tcp), octets: 168, put: putFlow6},
+		{names: slices.Concat(key4, counters, reverse, back, tcp), octets: 145, put: putFlow4},
+		{names: slices.Concat(key6, counters, reverse, back, tcp), octets: 169, put: putFlow6},
 		{names: key4, octets: 15, put: putKey4},
 		{names: key6, octets: 39, put: putKey6},
 		{names: slices.Concat(counters, reverse), octets: 64, put: putBiflow},
@@ -104,7 +105,7 @@ func putBiflow(c *context, b []byte, r *flowcache.Record) {
 func putTCPLess(_ *context, b []byte, r *flowcache.Record) {
 	d := (*[25]byte)(b)
 	t := &r.TCP
-	d[0], d[1], d[2] = byte(r.Origin), r.Control, t.State
+	d[0], d[1], d[2] = byte(r.Origin), byte(r.Control), t.State
 	be.PutUint16(d[3:], t.ConnectError)
 	be.PutUint32(d[5:], t.ConnectTime)
 	be.PutUint32(d[9:], t.SRTT)
@@ -127,17 +128,19 @@ func putTCP(c *context, b []byte, r *flowcache.Record) {
 
 // putFlow4 is all that a biflow of TCP over IPv4 has beside its ends.
 func putFlow4(c *context, b []byte, r *flowcache.Record) {
-	d := (*[144]byte)(b)
+	d := (*[145]byte)(b)
 	putKey4(c, d[:15], r)
 	putBiflow(c, d[15:79], r)
-	putTCP(c, d[79:], r)
+	d[79] = byte(r.ControlBack)
+	putTCP(c, d[80:], r)
 }
 
 func putFlow6(c *context, b []byte, r *flowcache.Record) {
-	d := (*[168]byte)(b)
+	d := (*[169]byte)(b)
 	putKey6(c, d[:39], r)
 	putBiflow(c, d[39:103], r)
-	putTCP(c, d[103:], r)
+	d[103] = byte(r.ControlBack)
+	putTCP(c, d[104:], r)
 }
 
 func putProcess(b []byte, e *flowcache.End) {

@@ -344,6 +344,7 @@ func (s *Set) Opposite(r *flowcache.Record) *flowcache.Record {
 	*w = *r
 	w.Key = r.Key.Reverse()
 	w.Forward, w.Reverse = r.Reverse, r.Forward
+	w.Control, w.ControlBack = r.ControlBack, r.Control
 	w.Reordered, w.ReverseReordered = r.ReverseReordered, r.Reordered
 	w.Source, w.Dest = r.Dest, r.Source
 	w.Post = flowcache.Translation{Src: r.Post.Dst, Dst: r.Post.Src, SrcPort: r.Post.DstPort, DstPort: r.Post.SrcPort}

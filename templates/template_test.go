@@ -45,7 +45,7 @@ func mustNew(t testing.TB, o Options) *Set {
 func sample() *flowcache.Record {
 	return &flowcache.Record{
 		Key:   flowcache.Key{Src: flowcache.AddrFrom4([4]byte{192, 0, 2, 1}), Dst: flowcache.AddrFrom4([4]byte{192, 0, 2, 2}), SrcPort: 40000, DstPort: 443, Proto: 6, NetNS: 99},
-		Start: 1_700_000_000_123e6, End: 1_700_000_001_456e6, EndReason: flowcache.EndDetected, Control: 0x1b, HasTCP: true, Origin: flowcache.OriginEBPF,
+		Start: 1_700_000_000_123e6, End: 1_700_000_001_456e6, EndReason: flowcache.EndDetected, Control: 0x1b, ControlBack: 0x12, HasTCP: true, Origin: flowcache.OriginEBPF,
 		Forward: flowcache.Counters{Payload: 1000, Octets: 1500, Packets: 10, RetransPackets: 1},
 		Reverse: flowcache.Counters{Payload: 2000, Octets: 2600, Packets: 12},
 		TCP: flowcache.TCPMetrics{SRTT: 120, RTTVar: 30, MinRTT: 90, State: 7, ConnectTime: 55, Lost: 2, Unacked: 3, CongestionWindow: 10, DeliveryRate: 1e6, PacingRate: 2e6,
@@ -117,7 +117,9 @@ func TestTemplates(t *testing.T) {
 					t.Errorf("v9 cannot carry %+v", f)
 				case o.Dialect == IANA && f.PEN != 0:
 					t.Errorf("dialect iana carries %+v", f)
-				case f.PEN == PENReverse && f.ID != 1 && f.ID != 2 && f.ID != 401:
+				case f.PEN == PENReverse && f.ID == 6 && seen[Number{ID: 6}]:
+					t.Error("nfdump takes the reverse flags for the forward ones, unless these come after them")
+				case f.PEN == PENReverse && f.ID != 1 && f.ID != 2 && f.ID != 6 && f.ID != 401:
 					t.Errorf("nfdump would take reverse element %d for the forward one", f.ID)
 				}
 			}

@@ -26,6 +26,7 @@ type jsonRecord struct {
 	Reverse     jsonCounters `json:"reverse"`
 	Flows       uint64       `json:"flows,omitempty"` // of an aggregate
 	TCPFlags    string       `json:"tcpControlBits,omitempty"`
+	TCPBack     string       `json:"reverseTcpControlBits,omitempty"`
 	SourceEnd   *jsonEnd     `json:"source,omitempty"`
 	DestEnd     *jsonEnd     `json:"destination,omitempty"`
 	PostNAT     *jsonAddress `json:"postNAT,omitempty"`
@@ -115,7 +116,7 @@ func toJSON(r *flowcache.Record) *jsonRecord {
 		Observation: map[flowcache.Origin]string{flowcache.OriginEBPF: "ebpf", flowcache.OriginNetlink: "netlink", flowcache.OriginPackets: "packets"}[r.Origin],
 	}
 	if r.HasTCP {
-		j.TCPFlags = flags(r.Control)
+		j.TCPFlags, j.TCPBack = flags(r.Control), flags(r.ControlBack)
 		local := r.Forward
 		if r.Dest.Local {
 			local = r.Reverse
@@ -204,12 +205,14 @@ func protocol(p uint8) string {
 	return strconv.Itoa(int(p))
 }
 
-// flags shows tcpControlBits as nfdump does.
-func flags(b uint8) string {
-	s := []byte("...APRSF")
-	for i, bit := range []uint8{flowcache.FlagACK, flowcache.FlagPSH, flowcache.FlagRST, flowcache.FlagSYN, flowcache.FlagFIN} {
-		if b&bit == 0 {
-			s[3+i] = '.'
+// flags shows tcpControlBits as nfdump does, with NS before its eight: a letter or a dot for each.
+func flags(b uint16) string {
+	const letters = "NCEUAPRSF"
+
+	s := []byte(letters)
+	for i := range s {
+		if b>>(len(s)-1-i)&1 == 0 {
+			s[i] = '.'
 		}
 	}
 	return string(s)
