@@ -127,9 +127,10 @@ func TestSlowCollector(t *testing.T) {
 // TestStalled: a collector that takes nothing for the send timeout is given up.
 func TestStalled(t *testing.T) {
 	t.Parallel()
-	x, _, _ := idle(t, "?send-timeout=500ms", 0, Config{Queue: 1 << 20})
+	x, _, c := idle(t, "?send-timeout=500ms", 0, Config{Queue: 1 << 20})
 	x.give(50000)
 	eventually(t, "it is given up", func() bool { return x.Stats().Connects > 1 })
+	c.Close() // not before: nor by the garbage collector
 	if s := x.text(); !strings.Contains(s, "timed out") && !strings.Contains(s, "timeout") {
 		t.Errorf("said %s", s)
 	}
