@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -278,7 +279,7 @@ func closed(l *link, dead chan struct{}, read *error, writeError error) error {
 	switch {
 	case readError != nil && !errors.Is(readError, net.ErrClosed) && !errors.Is(readError, io.ErrUnexpectedEOF) && !errors.Is(readError, os.ErrDeadlineExceeded):
 		return readError
-	case writeError != nil && !l.fin():
+	case writeError != nil && (!l.fin() || errors.Is(writeError, syscall.ETIMEDOUT)): // who is told that it timed out has it alone: the other reads to an end
 		return writeError
 	}
 	return errClosed
