@@ -441,6 +441,22 @@ static __always_inline __u8 last_state(struct tcp_sock *tp, __u8 role, __u8 clos
 	return tp->snd_una == tp->write_seq ? TCP_FIN_WAIT2 : TCP_CLOSING;
 }
 
+#define COOKIE_REQUEST 4 /* octets of an empty Fast Open option with its padding (RFC 7413, section 4.1.1) */
+#define COOKIE 12        /* of one with the 8 octets that Linux gives out */
+#define TFO_COOKIE_UNAVAILABLE 1
+
+/* Octets of the Fast Open option in the SYN: of one sent with the connection's first SYN, never again; of one received if its cookie was good. The
+ * child of a request for a cookie does not know of it. */
+static __always_inline void put_fast_open(struct socket_record *r, struct tcp_sock *tp, __u8 role)
+{
+	if (role == ROLE_INITIATOR) {
+		if (BPF_CORE_READ_BITFIELD(tp, syn_fastopen))
+			r->cookie_out = bpf_core_field_exists(tp->fastopen_client_fail) && BPF_CORE_READ_BITFIELD(tp, fastopen_client_fail) == TFO_COOKIE_UNAVAILABLE ? COOKIE_REQUEST : COOKIE;
+	} else if (bpf_core_field_exists(tp->syn_fastopen_child) ? BPF_CORE_READ_BITFIELD(tp, syn_fastopen_child) : BPF_CORE_READ_BITFIELD(tp, syn_data_acked)) {
+		r->cookie_in = COOKIE;
+	}
+}
+
 /* state is the socket's, before CLOSE if it has ended. */
 static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp, __u8 state, __u8 role)
 {
@@ -473,6 +489,7 @@ static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp
 	r->rate_delivered = tp->rate_delivered;
 	r->rate_interval_us = tp->rate_interval_us;
 	r->header_len = tp->tcp_header_len;
+	put_fast_open(r, tp, role);
 	/* Where both ends began to count, whatever they see of each other: their sequence numbers now, less what went by. */
 	if (tp->rcv_nxt) {
 		r->seq = tp->snd_nxt - (__u32)sent - fin;

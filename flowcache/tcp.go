@@ -17,6 +17,8 @@ type TCPTotals struct {
 	Ended         bool   // these are the final counters
 	Last          bool   // of an ended socket: the segments that it sent last, a reset say, are among them
 	SYNRetrans    uint64 // of Retrans, as far as that is known
+	CookieOut     uint8  // octets of the Fast Open option in the SYN sent
+	CookieIn      uint8  // and in the SYN received
 	Error         bool   // of an ended socket: it ended by an error (reset by the peer, timed out)
 }
 
@@ -88,7 +90,10 @@ func (t *TCPTotals) Counters() (out, in Counters) {
 		out.Octets += (1 + t.SYNRetrans) * synOptions
 	}
 	if in.Packets > 0 && t.State != TCPSynSent {
-		in.Octets += synOptions
+		in.Octets += synOptions + uint64(t.CookieIn)
+	}
+	if out.Packets > 0 {
+		out.Octets += uint64(t.CookieOut)
 	}
 	return out, in
 }

@@ -80,7 +80,9 @@ struct socket_record {
 	__u8 flags;
 	__u8 v4;
 	__u8 syn_retrans; /* retransmissions of the SYN, as far as they are known */
-	__u8 pad[5];
+	__u8 cookie_out;  /* octets of the Fast Open option in the SYN sent */
+	__u8 cookie_in;   /* and in the SYN received */
+	__u8 pad[3];
 	__u32 exec;       /* of the owner: how often it had called execve, and its ancestors */
 };
 

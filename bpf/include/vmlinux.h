@@ -325,6 +325,10 @@ struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u16 tcp_header_len;
 	__u8 is_mptcp : 1;
+	__u8 syn_fastopen : 1;
+	__u8 syn_data_acked : 1;
+	__u8 syn_fastopen_child : 1; /* newer than Linux 6.12 */
+	__u8 fastopen_client_fail : 2;
 	__u32 segs_in;
 	__u32 rcv_nxt;
 	__u32 snd_nxt;
