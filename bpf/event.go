@@ -19,6 +19,7 @@ const (
 	kindExit
 	kindMove
 	kindMPTCP
+	kindBound
 )
 
 const (

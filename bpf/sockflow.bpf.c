@@ -1052,11 +1052,43 @@ static __always_inline int bound(struct bpf_sock *sk, struct listener *key)
 	return 1;
 }
 
+/* A datagram socket is bound: its owner until a process uses it, which may be long after datagrams have come, or a pass sees it. */
+static __always_inline int bound_datagram(struct bpf_sock *sk)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct sock_state by = {};
+	struct datagram_event *e;
+
+	own_caller(&by);
+	if (!by.tgid)
+		return 1;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		lost(LOSS_RING_SOCKET);
+		return 1;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->kind = KIND_BOUND;
+	e->time = bpf_ktime_get_ns();
+	e->cookie = bpf_get_socket_cookie(sk);
+	e->cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	e->netns = task->nsproxy->net_ns->ns.inum;
+	e->tgid = by.tgid;
+	e->task_start = by.task_start;
+	e->exec = by.exec;
+	e->uid = by.uid;
+	e->gid = by.gid;
+	bpf_ringbuf_submit(e, 0);
+	return 1;
+}
+
 SEC("cgroup/post_bind4")
 int bind4(struct bpf_sock *sk)
 {
 	struct listener key = {};
 
+	if (is_datagram(sk->protocol))
+		return bound_datagram(sk);
 	if (sk->protocol != IPPROTO_TCP)
 		return 1;
 	if (sk->src_ip4)
@@ -1069,6 +1101,8 @@ int bind6(struct bpf_sock *sk)
 {
 	struct listener key = {};
 
+	if (is_datagram(sk->protocol))
+		return bound_datagram(sk);
 	if (sk->protocol != IPPROTO_TCP)
 		return 1;
 	*(__u32 *)key.addr = sk->src_ip6[0];

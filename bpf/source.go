@@ -324,16 +324,19 @@ func (s *Source) event(b []byte) {
 		var o flowcache.Observation
 		r.observe(&o, s.clk, false)
 		s.add(&o)
-	case kindDatagram, kindRelease:
+	case kindDatagram, kindRelease, kindBound:
 		var e datagramEvent
 		if e.decode(b) != nil {
 			s.malformed.Add(1)
 			return
 		}
 		by := owner{flowcache.ProcessID{PID: e.tgid, Exec: e.exec, Start: ticks(e.taskStart)}, e.uid, e.gid, e.cgroup, e.netns, e.flags&flagKernel != 0}
-		if kindOf(b) == kindRelease {
+		switch kindOf(b) {
+		case kindRelease:
 			s.grams.release(e.cookie, s.clk.time(e.time), by)
-		} else {
+		case kindBound:
+			s.grams.bound(e.cookie, by)
+		default:
 			s.grams.own(e.cookie, by)
 		}
 	case kindMPTCP:

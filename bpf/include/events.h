@@ -15,6 +15,7 @@ enum event_kind {
 	KIND_EXIT = 6,
 	KIND_MOVE = 7,  /* to another control group */
 	KIND_MPTCP = 8, /* nothing but the kind: MPTCP is in use */
+	KIND_BOUND = 9, /* struct datagram_event: a datagram socket was bound, by whom */
 };
 
 enum {
