@@ -156,10 +156,11 @@ enum loss {
 	LOSS_RING_PROCESS = 1,
 	LOSS_DATAGRAM_MAP = 2,
 	LOSS_STORAGE = 3,
-	LOSS_ABANDONED = 4, /* connects given up (connect(AF_UNSPEC), SO_LINGER 0) or refused before an answer came */
+	LOSS_ABANDONED = 4, /* connects for which there was no way, or whose counters were cleared before their end was seen */
 	LOSS_REFUSED = 5,   /* datagrams that were counted, then refused by another program, and whose count could not be taken back */
-	SHARED_SOCKETS = 6, /* no loss: sockets that a second process used */
-	LOSS_MAX = 7,
+	LOSS_SUBFLOW = 6,   /* MPTCP subflows whose counters were cleared before their end was seen */
+	SHARED_SOCKETS = 7, /* no loss: sockets that a second process used */
+	LOSS_MAX = 8,
 };
 
 #endif

@@ -216,8 +216,13 @@ struct ns_common {
 	unsigned int inum;
 };
 
+struct netns_ipv4 {
+	__u8 sysctl_tcp_syn_linear_timeouts; /* Linux 6.5 */
+};
+
 struct net {
 	struct ns_common ns;
+	struct netns_ipv4 ipv4;
 };
 
 struct nsproxy {
@@ -294,10 +299,26 @@ struct socket {
 	struct sock *sk;
 };
 
+struct flowi4 {
+	__be32 saddr;
+	__be32 daddr;
+};
+
+struct flowi {
+	union {
+		struct flowi4 ip4;
+	} u;
+};
+
+struct inet_cork_full {
+	struct flowi fl;
+};
+
 struct inet_sock {
 	struct sock sk;
 	__be32 inet_saddr;
 	__be16 inet_sport;
+	struct inet_cork_full cork;
 };
 
 struct tcp_congestion_ops {
