@@ -254,7 +254,7 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk clock, snapshot boo
 		Error:         r.err != 0,
 	}
 	o.Out, o.In = t.Counters()
-	o.Header = t.Header()
+	o.Header, o.Tail = t.Header(), t.Tail()
 	o.Control = t.ControlBits()
 	if !snapshot && r.flags&flagReset != 0 {
 		o.Control |= flowcache.FlagRST
