@@ -86,6 +86,13 @@ func (d *datagrams) own(cookie uint64, o owner) {
 	}
 }
 
+// bound remembers who bound a socket, which is its owner as long as no process has used it.
+func (d *datagrams) bound(cookie uint64, o owner) {
+	if _, known := d.owners[cookie]; !known {
+		d.own(cookie, o)
+	}
+}
+
 // passed forgets the owners of sockets that are gone, after a whole pass over all sockets: those that neither this
 // pass nor the one before it showed, and that had no datagram since. A socket that no process has in its
 // descriptors (an io_uring's own) is in no pass: it loses its owner if it is silent for so long, on a host with so
@@ -229,7 +236,10 @@ func (d *datagrams) adopt(cookie uint64, emit func(*flowcache.Observation)) {
 }
 
 func (own *owner) complete(o *flowcache.Observation) {
-	o.Process, o.UID, o.GID, o.CGroup, o.Key.NetNS, o.Kernel = own.process, own.uid, own.gid, own.cgroup, own.netns, own.kernel
+	o.Process, o.UID, o.GID, o.CGroup, o.Kernel = own.process, own.uid, own.gid, own.cgroup, own.kernel
+	if o.Key.NetNS == 0 {
+		o.Key.NetNS = own.netns
+	}
 }
 
 func datagramObservation(o *flowcache.Observation, k *programDatagramKey, v *programDatagramValue, clk clock) {

@@ -19,6 +19,7 @@ const (
 	kindExit
 	kindMove
 	kindMPTCP
+	kindBound
 )
 
 const (
@@ -56,6 +57,7 @@ type socketRecord struct {
 	seq, peerSeq, exec                                  uint32
 	sport, dport, headerLen, err                        uint16
 	proto, state, oldState, role, flags, synRetrans     uint8
+	cookieOut, cookieIn                                 uint8
 	v4                                                  bool
 }
 
@@ -76,7 +78,7 @@ func (r *socketRecord) decode(b []byte) error {
 	r.seq, r.peerSeq = le.Uint32(b[192:]), le.Uint32(b[196:])
 	r.sport, r.dport, r.headerLen, r.err = le.Uint16(b[200:]), le.Uint16(b[202:]), le.Uint16(b[204:]), le.Uint16(b[206:])
 	r.proto, r.state, r.oldState, r.role, r.flags = b[208], b[209], b[210], b[211], b[212]
-	r.v4, r.synRetrans, r.exec = b[213] != 0, b[214], le.Uint32(b[220:])
+	r.v4, r.synRetrans, r.cookieOut, r.cookieIn, r.exec = b[213] != 0, b[214], b[215], b[216], le.Uint32(b[220:])
 	return nil
 }
 
@@ -247,10 +249,12 @@ func (r *socketRecord) observe(o *flowcache.Observation, clk clock, snapshot boo
 		Ended:         !snapshot,
 		Last:          r.flags&flagFinal != 0,
 		SYNRetrans:    uint64(r.synRetrans),
+		CookieOut:     r.cookieOut,
+		CookieIn:      r.cookieIn,
 		Error:         r.err != 0,
 	}
 	o.Out, o.In = t.Counters()
-	o.Header = t.Header()
+	o.Header, o.Tail = t.Header(), t.Tail()
 	o.ControlOut, o.ControlIn = t.ControlBits()
 	if !snapshot {
 		r.resets(o, state)

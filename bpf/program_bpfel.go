@@ -113,7 +113,8 @@ type programSockState struct {
 	Flags      uint8
 	SynRetrans uint8
 	ClosedIn   uint8
-	Pad        [4]uint8
+	Port       uint16
+	Pad        [2]uint8
 }
 
 // Names of all BPF objects in the ELF.

@@ -61,7 +61,8 @@ struct sock_state {
 	__u8 flags;
 	__u8 syn_retrans;
 	__u8 closed_in; /* the TCP state in which close() found it, 0 if it was not closed */
-	__u8 pad[4];
+	__be16 port; /* that connect() was called with: tcp_disconnect() clears it */
+	__u8 pad[2];
 };
 
 /* Key: the socket. Deleted by the kernel with it. */
@@ -441,6 +442,22 @@ static __always_inline __u8 last_state(struct tcp_sock *tp, __u8 role, __u8 clos
 	return tp->snd_una == tp->write_seq ? TCP_FIN_WAIT2 : TCP_CLOSING;
 }
 
+#define COOKIE_REQUEST 4 /* octets of an empty Fast Open option with its padding (RFC 7413, section 4.1.1) */
+#define COOKIE 12        /* of one with the 8 octets that Linux gives out */
+#define TFO_COOKIE_UNAVAILABLE 1
+
+/* Octets of the Fast Open option in the SYN: of one sent with the connection's first SYN, never again; of one received if its cookie was good. The
+ * child of a request for a cookie does not know of it. */
+static __always_inline void put_fast_open(struct socket_record *r, struct tcp_sock *tp, __u8 role)
+{
+	if (role == ROLE_INITIATOR) {
+		if (BPF_CORE_READ_BITFIELD(tp, syn_fastopen))
+			r->cookie_out = bpf_core_field_exists(tp->fastopen_client_fail) && BPF_CORE_READ_BITFIELD(tp, fastopen_client_fail) == TFO_COOKIE_UNAVAILABLE ? COOKIE_REQUEST : COOKIE;
+	} else if (bpf_core_field_exists(tp->syn_fastopen_child) ? BPF_CORE_READ_BITFIELD(tp, syn_fastopen_child) : BPF_CORE_READ_BITFIELD(tp, syn_data_acked)) {
+		r->cookie_in = COOKIE;
+	}
+}
+
 /* state is the socket's, before CLOSE if it has ended. */
 static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp, __u8 state, __u8 role)
 {
@@ -473,6 +490,7 @@ static __always_inline void put_tcp(struct socket_record *r, struct tcp_sock *tp
 	r->rate_delivered = tp->rate_delivered;
 	r->rate_interval_us = tp->rate_interval_us;
 	r->header_len = tp->tcp_header_len;
+	put_fast_open(r, tp, role);
 	/* Where both ends began to count, whatever they see of each other: their sequence numbers now, less what went by. */
 	if (tp->rcv_nxt) {
 		r->seq = tp->snd_nxt - (__u32)sent - fin;
@@ -596,7 +614,60 @@ static __always_inline void report_end(struct sock *sk, struct tcp_sock *tp, str
  * the cookie of the first, and so finds what is known of that. */
 static __always_inline bool never_established(struct tcp_sock *tp, struct sock_state *st)
 {
-	return !tp->rcvq_space.time && !(st && st->role == ROLE_INITIATOR);
+	return !tp->rcvq_space.time && (st ? st->role : role_of(tp)) != ROLE_INITIATOR;
+}
+
+#define ECONNRESET 104
+#define SYN_TIMEOUT 1000000000ULL /* TCP_TIMEOUT_INIT, ns */
+
+/* How many SYNs a connect() has sent by the latest of them. The timer that sends the next one has a fixed course, and is late by less than that. */
+static __always_inline __u32 syns_sent(struct sock *sk, struct tcp_sock *tp, __u64 start)
+{
+	__u64 last = tp->tcp_mstamp * 1000, timeout = SYN_TIMEOUT, next = start + SYN_TIMEOUT;
+	struct net *net = sk->__sk_common.skc_net.net;
+	__u32 n, linear = 0;
+
+	if (bpf_core_field_exists(net->ipv4.sysctl_tcp_syn_linear_timeouts))
+		linear = net->ipv4.sysctl_tcp_syn_linear_timeouts;
+	for (n = 1; n < 16 && next <= last; n++) {
+		if (n > linear)
+			timeout *= 2;
+		next += timeout;
+	}
+	return n;
+}
+
+/* A connection that was given up before there was an answer (SO_LINGER 0, shutdown(), connect(AF_UNSPEC)): tcp_disconnect() has cleared what it
+ * counted, and its addresses but for the route's flow. An IPv6 socket does not keep that: its own address is not known. */
+static __noinline void report_given_up(struct sock *sk, struct tcp_sock *tp, struct sock_state *st)
+{
+	struct inet_sock *inet = &tp->inet_conn.icsk_inet;
+	struct socket_record *r = bpf_ringbuf_reserve(&events, sizeof(*r), 0);
+
+	if (!r) {
+		lost(LOSS_RING_SOCKET);
+		return;
+	}
+	__builtin_memset(r, 0, sizeof(*r));
+	r->kind = KIND_SOCKET;
+	r->state = TCP_CLOSE;
+	r->old_state = TCP_SYN_SENT;
+	r->time = bpf_ktime_get_ns();
+	put_common(r, sk);
+	put_addresses(r, sk);
+	if (r->v4) {
+		mapped(r->saddr, inet->cork.fl.u.ip4.saddr);
+		mapped(r->daddr, inet->cork.fl.u.ip4.daddr);
+	}
+	put_state(r, st);
+	r->sport = bpf_ntohs(inet->inet_sport);
+	r->dport = bpf_ntohs(st->port);
+	r->header_len = tp->tcp_header_len;
+	r->segs_out = syns_sent(sk, tp, st->start);
+	r->total_retrans = r->segs_out - 1;
+	r->syn_retrans = r->segs_out - 1;
+	r->flags |= SOCK_FINAL;
+	bpf_ringbuf_submit(r, 0);
 }
 
 /* The end of a connection in CLOSE, once: it may be seen at a reset, at an error, in a pass and when the socket is destroyed. */
@@ -615,8 +686,19 @@ static __always_inline void end(struct sock *sk, bool aborted)
 		return; /* nothing was ever sent: there was no way, or Fast Open waited for data */
 	if (!sk->__sk_common.skc_dport) {
 		/* Disconnected, or never connected. Of the latter there is no state. */
-		if (st && st->flags & SOCK_BORN && st->role == ROLE_INITIATOR)
-			lost(LOSS_ABANDONED);
+		if (st && st->flags & SOCK_BORN && st->role) {
+			/* A SYN was sent, and not answered. */
+			if (st->role == ROLE_INITIATOR && sk->sk_err == ECONNRESET && st->port && tp->tcp_mstamp * 1000 > st->start && tp->rcvq_space.time * 1000 < st->start)
+				report_given_up(sk, tp, st);
+			else
+				lost(is_subflow(sk) ? LOSS_SUBFLOW : LOSS_ABANDONED);
+			st->flags |= SOCK_ENDED;
+		} else if (!st && tp->rcvq_space.time && is_subflow(sk)) { /* established once; not a listener's */
+			lost(LOSS_SUBFLOW);
+			st = begin(sk, bpf_get_socket_cookie(sk));
+			if (st)
+				st->flags |= SOCK_ENDED;
+		}
 		return;
 	}
 	if (st) {
@@ -624,6 +706,11 @@ static __always_inline void end(struct sock *sk, bool aborted)
 	} else {
 		s.uid = -1;
 		s.gid = -1;
+		if (!tp->rcvq_space.time) { /* MPTCP's, without an answer */
+			s.role = ROLE_INITIATOR;
+			s.flags = SOCK_BORN;
+			s.start = bpf_ktime_get_ns();
+		}
 	}
 	if (!s.start && (!st || s.flags & SOCK_BORN)) {
 		/* No process ever used it, and perhaps none accepted it. */
@@ -664,6 +751,7 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx)
 	if (!st)
 		return 1;
 	st->role = ROLE_INITIATOR;
+	st->port = ctx->user_port;
 	task = bpf_get_current_task_btf();
 	if (task->flags & PF_KTHREAD && is_subflow(&tp->inet_conn.icsk_inet.sk))
 		return 1; /* the kernel adds a path to a connection: see adopt() */
@@ -1035,11 +1123,43 @@ static __always_inline int bound(struct bpf_sock *sk, struct listener *key)
 	return 1;
 }
 
+/* A datagram socket is bound: its owner until a process uses it, which may be long after datagrams have come, or a pass sees it. */
+static __always_inline int bound_datagram(struct bpf_sock *sk)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct sock_state by = {};
+	struct datagram_event *e;
+
+	own_caller(&by);
+	if (!by.tgid)
+		return 1;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		lost(LOSS_RING_SOCKET);
+		return 1;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->kind = KIND_BOUND;
+	e->time = bpf_ktime_get_ns();
+	e->cookie = bpf_get_socket_cookie(sk);
+	e->cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	e->netns = task->nsproxy->net_ns->ns.inum;
+	e->tgid = by.tgid;
+	e->task_start = by.task_start;
+	e->exec = by.exec;
+	e->uid = by.uid;
+	e->gid = by.gid;
+	bpf_ringbuf_submit(e, 0);
+	return 1;
+}
+
 SEC("cgroup/post_bind4")
 int bind4(struct bpf_sock *sk)
 {
 	struct listener key = {};
 
+	if (is_datagram(sk->protocol))
+		return bound_datagram(sk);
 	if (sk->protocol != IPPROTO_TCP)
 		return 1;
 	if (sk->src_ip4)
@@ -1052,6 +1172,8 @@ int bind6(struct bpf_sock *sk)
 {
 	struct listener key = {};
 
+	if (is_datagram(sk->protocol))
+		return bound_datagram(sk);
 	if (sk->protocol != IPPROTO_TCP)
 		return 1;
 	*(__u32 *)key.addr = sk->src_ip6[0];

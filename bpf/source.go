@@ -35,8 +35,9 @@ type Stats struct {
 	LostStorage    uint64 // sockets without storage: no owner
 	LostRecursion  uint64 // calls of tracing programs that the kernel skipped, for the program ran on that CPU already
 	UnseenEnds     uint64 // connections that an audit found gone, and whose end no program saw: no counters
-	Abandoned      uint64 // connects given up, or refused, before there was an answer: no record
+	Abandoned      uint64 // connects for which there was no way: no record
 	Refused        uint64 // datagrams counted as sent that were refused, the count of which could not be taken back
+	LostSubflows   uint64 // ends of MPTCP subflows that were not seen, before the program that sees them was attached: no record
 	Shared         uint64 // sockets that another process than the owner has used too
 	Snapshots      uint64
 	SnapshotErrors uint64
@@ -126,7 +127,7 @@ func (s *Source) Known(o *flowcache.Observation) {
 }
 
 // Causes of losses, in the order of enum loss.
-var causes = [...]string{"ring_socket", "ring_process", "datagram_map", "storage", "abandoned_connect", "refused_datagram"}
+var causes = [...]string{"ring_socket", "ring_process", "datagram_map", "storage", "abandoned_connect", "refused_datagram", "mptcp_subflow"}
 
 // Stats returns the counts so far. Safe for concurrent use.
 func (s *Source) Stats() Stats {
@@ -140,7 +141,7 @@ func (s *Source) Stats() Stats {
 		Events: s.events.Load(), Malformed: s.malformed.Load(),
 		Snapshots: s.snapshots.Load(), SnapshotErrors: s.snapshotErrors.Load(),
 		LostRecursion: s.recursion(nil),
-		LostSocket:    sum(0), LostProcess: sum(1), LostDatagrams: sum(2), LostStorage: sum(3), Abandoned: sum(4), Refused: sum(5), UnseenEnds: s.unseen.Load(), Shared: sum(len(causes)),
+		LostSocket:    sum(0), LostProcess: sum(1), LostDatagrams: sum(2), LostStorage: sum(3), Abandoned: sum(4), Refused: sum(5), LostSubflows: sum(6), UnseenEnds: s.unseen.Load(), Shared: sum(len(causes)),
 	}
 }
 
@@ -324,16 +325,19 @@ func (s *Source) event(b []byte) {
 		var o flowcache.Observation
 		r.observe(&o, s.clk, false)
 		s.add(&o)
-	case kindDatagram, kindRelease:
+	case kindDatagram, kindRelease, kindBound:
 		var e datagramEvent
 		if e.decode(b) != nil {
 			s.malformed.Add(1)
 			return
 		}
 		by := owner{flowcache.ProcessID{PID: e.tgid, Exec: e.exec, Start: ticks(e.taskStart)}, e.uid, e.gid, e.cgroup, e.netns, e.flags&flagKernel != 0}
-		if kindOf(b) == kindRelease {
+		switch kindOf(b) {
+		case kindRelease:
 			s.grams.release(e.cookie, s.clk.time(e.time), by)
-		} else {
+		case kindBound:
+			s.grams.bound(e.cookie, by)
+		default:
 			s.grams.own(e.cookie, by)
 		}
 	case kindMPTCP:

@@ -110,6 +110,9 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 		return dst
 	}
 
+	if o.Event == EventEnd && o.Key.Src.IsUnspecified() {
+		c.complete(&o.Key, o.Cookie)
+	}
 	if i := c.lookup(&identity{o.Key, o.Cookie}); i != 0 {
 		c.stats.Merged++
 		if e := c.at(i); o.Audit && e.origin != o.Origin {

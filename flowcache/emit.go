@@ -20,11 +20,40 @@ func (c *Cache) emit(dst []Record, e, peer *entry, reason EndReason, final bool)
 		dst = dst[:len(dst)+1]
 	}
 	r := &dst[len(dst)-1]
+	if final && e.tail != 0 {
+		c.settle(e, peer)
+	}
+	if final && peer != nil && peer.tail != 0 {
+		c.settle(peer, e)
+	}
 	e.record(r, peer, reason, final)
 	if peer == nil {
 		c.translate(r, e, final)
 	}
 	return dst
+}
+
+// settle adds to e, which closed first, what followed when its socket was gone. If the other end is a socket of this host it is known, or will
+// be with that; else the other end's FIN and the acknowledgement are supposed.
+func (c *Cache) settle(e, peer *entry) {
+	out, in := Counters{Packets: 1, Octets: uint64(e.tail)}, Counters{Packets: 1, Octets: uint64(e.tail)}
+	switch {
+	case peer == nil && c.cfg.Merge && e.conv != 0 && (c.here[0].has(e.id.key.Dst) || c.here[1].has(e.id.key.Dst)):
+		return // its record tells
+	case peer == nil || peer.ended && (peer.control[0]|peer.control[1])&FlagRST == 0:
+	case !peer.ended:
+		return
+	case peer.other == PeerGone: // it sent more, and was answered by a reset, without options
+		out.Octets = 40
+		if !e.id.key.Is4() {
+			out.Octets = 60
+		}
+	default: // it sent a reset, which has no answer
+		out = Counters{}
+	}
+	e.out.Add(&out)
+	e.in.Add(&in)
+	e.tail = 0
 }
 
 // record writes what happened since the previous record into r, and remembers that it is told. With a peer, which is another

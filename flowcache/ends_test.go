@@ -202,3 +202,71 @@ func TestFull(t *testing.T) {
 		t.Errorf("%d records of %d peers in %d parts, and %d at last in a buffer for %d", len(told), len(seen), parts, len(rest), cap(rest))
 	}
 }
+
+// TestTail: what followed when the client's socket, which closed first, was gone. The server's end knows, before the client's is reported or after.
+func TestTail(t *testing.T) {
+	const header = 52
+	elsewhere := Counters{Packets: 5, Octets: 5 * header}
+	for _, tc := range []struct {
+		name    string
+		control uint8
+		peer    Peer
+		there   Counters // all that the client sent, of which its socket counted 4 packets
+	}{
+		{"its FIN", FlagFIN, PeerGone, Counters{Packets: 5, Octets: 5 * header}},
+		{"its reset", FlagRST, PeerUnknown, Counters{Packets: 4, Octets: 4 * header}},
+		{"data, answered by a reset", FlagRST, PeerGone, Counters{Packets: 5, Octets: 4*header + 40}},
+	} {
+		for _, late := range []int64{0, 2 * second} {
+			c := newCache(t, Config{Merge: true})
+			at := 1000 * second
+			server := endOf(tcpKey(1).Reverse(), 2, at, 0, 0, RoleResponder, tc.peer)
+			server.Control, server.In, server.Out = tc.control, tc.there, Counters{Packets: 3, Octets: 3 * header}
+			live := *server
+			live.Event, live.Control, live.Conversation = EventUpdate, 0, 0 // its address is this host's
+			recs := c.Observe(nil, &live)
+			client := endOf(tcpKey(1), 1, at, 0, 0, RoleInitiator, PeerOpen)
+			client.Out, client.In, client.Header, client.Tail = Counters{Packets: 4, Octets: 4 * header}, Counters{Packets: 2, Octets: 2 * header}, header, true
+			recs = c.Observe(recs, client)
+			recs, _ = c.Expire(recs, at+late, 9)
+			server.Time = at + late
+			recs = c.Observe(recs, server)
+			recs, _ = c.Expire(recs, at+late+second, 9)
+			var there, back Counters
+			for _, r := range recs {
+				there.Add(&r.Forward)
+				back.Add(&r.Reverse)
+			}
+			if there != tc.there || back != server.Out || len(recs) == 0 {
+				t.Errorf("%s, after %d s: %+v and %+v in %d records, want %+v and %+v", tc.name, late/second, there, back, len(recs), tc.there, server.Out)
+			}
+		}
+	}
+	// Of a server elsewhere nothing is known.
+	c := newCache(t, Config{Merge: true})
+	client := endOf(tcpKey(1), 1, 1000*second, 0, 0, RoleInitiator, PeerOpen)
+	client.Out, client.In, client.Header, client.Tail = Counters{Packets: 4, Octets: 4 * header}, Counters{Packets: 2, Octets: 2 * header}, header, true
+	recs := c.Observe(nil, client)
+	if recs, _ = c.Expire(recs, 1001*second, 9); len(recs) != 1 || recs[0].Forward != elsewhere || recs[0].Reverse.Packets != 3 {
+		t.Errorf("%+v", recs)
+	}
+}
+
+// TestEndWithoutAddress: a connection that ended without its local address is the live one of that socket, if a pass has seen it.
+func TestEndWithoutAddress(t *testing.T) {
+	for _, seen := range []bool{true, false} {
+		c := newCache(t, Config{Merge: true})
+		var recs []Record
+		if seen {
+			live := obs(tcpKey(1), 1, 1000*second, EventUpdate, 0, 0)
+			live.Origin = OriginEBPF
+			recs = c.Observe(recs, live)
+		}
+		o := obs(tcpKey(1), 1, 1001*second, EventEnd, 0, 0)
+		o.Key.Src, o.Origin = Addr{}, OriginEBPF
+		recs = c.Observe(recs, o)
+		if len(recs) != 1 || (recs[0].Key == tcpKey(1)) != seen || c.Stats().Live != 0 {
+			t.Errorf("seen %v: %+v, %d live", seen, recs, c.Stats().Live)
+		}
+	}
+}

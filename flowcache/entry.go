@@ -49,6 +49,8 @@ type entry struct {
 	parted   bool // it had a peer, and what is left may be another's
 	datagram bool // ends by silence or with its socket, and is told in deltas
 
+	tail uint16 // of an end that closed first: octets of the headers of the other's FIN and of its acknowledgement, not in the counters yet
+
 	owner    ProcessID
 	uid, gid uint32
 	cgroup   uint64
@@ -101,6 +103,9 @@ func (e *entry) merge(o *Observation) {
 	}
 	if e.role == RoleUnknown {
 		e.role = o.Role
+	}
+	if o.Tail {
+		e.tail = o.Header
 	}
 	moved := false
 	if o.Delta {

@@ -19,6 +19,18 @@ func (c *Cache) lookup(id *identity) uint32 {
 	return i
 }
 
+// complete gives the key of a connection that ended without its local address the one that its live flow has, if there is one.
+func (c *Cache) complete(k *Key, cookie uint64) {
+	i := c.connections[cookie]
+	if i == 0 {
+		return
+	}
+	live := c.at(i).id.key
+	if k.Src = live.Src; *k != live {
+		k.Src = Addr{}
+	}
+}
+
 // link makes flow i the live one of its socket.
 func (c *Cache) link(i uint32) {
 	if id := &c.at(i).id; id.key.Proto != ProtoTCP || id.cookie == 0 {

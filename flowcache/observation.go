@@ -56,7 +56,9 @@ type Observation struct {
 	Out, In Counters // from Src to Dst, and back
 	// Header is not 0 where packets are the kernel's count of TCP segments, which has 32 bits: octets of the headers of each.
 	Header uint16
-	TCP    TCPMetrics
+	// Tail: of an EventEnd, the socket closed first and was gone before the other end's FIN. That and its acknowledgement are not in Out and In.
+	Tail bool
+	TCP  TCPMetrics
 }
 
 // ProcessEvent is a step in the life of a process, in the order the kernel told it.

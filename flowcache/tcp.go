@@ -17,6 +17,8 @@ type TCPTotals struct {
 	Ended         bool   // these are the final counters
 	Last          bool   // of an ended socket: the segments that it sent last, a reset say, are among them
 	SYNRetrans    uint64 // of Retrans, as far as that is known
+	CookieOut     uint8  // octets of the Fast Open option in the SYN sent
+	CookieIn      uint8  // and in the SYN received
 	Error         bool   // of an ended socket: it ended by an error (reset by the peer, timed out)
 }
 
@@ -49,9 +51,8 @@ func (t *TCPTotals) bareHeader() uint64 {
 //
 // Payload is exact. IP octets are computed: payload and retransmissions, plus the headers of every segment. What the socket
 // does not count is added, and was found by comparison with captures: the SYN-ACK of an accepted connection, which the request
-// socket sent (its SYN is counted); the longer options of a SYN; for the end that closes first, the FIN and the last ACK, which
-// the TIME_WAIT socket handles when the connection's own is gone; for an end that aborts, the RST, sent after the end.
-// Not seen at all is payload that arrives for a closed socket.
+// socket sent (its SYN is counted); the longer options of a SYN; for an end that aborts, the RST, sent after the end.
+// Not seen at all is payload that arrives for a closed socket. What a TIME_WAIT socket handles is Tail.
 func (t *TCPTotals) Counters() (out, in Counters) {
 	const synOptions = 8 // MSS, SACK permitted, window scale and padding, beside the timestamps
 
@@ -67,11 +68,6 @@ func (t *TCPTotals) Counters() (out, in Counters) {
 	}
 	if t.Ended && !t.Error {
 		switch t.State {
-		case TCPFinWait2:
-			if !t.FINReceived {
-				out.Packets++
-				in.Packets++
-			}
 		case TCPEstablished, TCPSynRecv, TCPCloseWait:
 			if !t.Last {
 				out.Packets++
@@ -88,9 +84,18 @@ func (t *TCPTotals) Counters() (out, in Counters) {
 		out.Octets += (1 + t.SYNRetrans) * synOptions
 	}
 	if in.Packets > 0 && t.State != TCPSynSent {
-		in.Octets += synOptions
+		in.Octets += synOptions + uint64(t.CookieIn)
+	}
+	if out.Packets > 0 {
+		out.Octets += uint64(t.CookieOut)
 	}
 	return out, in
+}
+
+// Tail reports whether the connection's own socket was gone before the other end closed: a TIME_WAIT socket waits for its FIN and acknowledges
+// that, a packet each way. It may wait in vain, or meet a reset; who knows is the other end.
+func (t *TCPTotals) Tail() bool {
+	return t.Ended && !t.Error && t.State == TCPFinWait2 && !t.FINReceived
 }
 
 // ControlBits returns the tcpControlBits of both directions that a connection in this state proves: PSH with payload, the rest by the

@@ -15,6 +15,7 @@ enum event_kind {
 	KIND_EXIT = 6,
 	KIND_MOVE = 7,  /* to another control group */
 	KIND_MPTCP = 8, /* nothing but the kind: MPTCP is in use */
+	KIND_BOUND = 9, /* struct datagram_event: a datagram socket was bound, by whom */
 };
 
 enum {
@@ -80,7 +81,9 @@ struct socket_record {
 	__u8 flags;
 	__u8 v4;
 	__u8 syn_retrans; /* retransmissions of the SYN, as far as they are known */
-	__u8 pad[5];
+	__u8 cookie_out;  /* octets of the Fast Open option in the SYN sent */
+	__u8 cookie_in;   /* and in the SYN received */
+	__u8 pad[3];
 	__u32 exec;       /* of the owner: how often it had called execve, and its ancestors */
 };
 
@@ -153,10 +156,11 @@ enum loss {
 	LOSS_RING_PROCESS = 1,
 	LOSS_DATAGRAM_MAP = 2,
 	LOSS_STORAGE = 3,
-	LOSS_ABANDONED = 4, /* connects given up (connect(AF_UNSPEC), SO_LINGER 0) or refused before an answer came */
+	LOSS_ABANDONED = 4, /* connects for which there was no way, or whose counters were cleared before their end was seen */
 	LOSS_REFUSED = 5,   /* datagrams that were counted, then refused by another program, and whose count could not be taken back */
-	SHARED_SOCKETS = 6, /* no loss: sockets that a second process used */
-	LOSS_MAX = 7,
+	LOSS_SUBFLOW = 6,   /* MPTCP subflows whose counters were cleared before their end was seen */
+	SHARED_SOCKETS = 7, /* no loss: sockets that a second process used */
+	LOSS_MAX = 8,
 };
 
 #endif

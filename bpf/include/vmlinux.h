@@ -216,8 +216,13 @@ struct ns_common {
 	unsigned int inum;
 };
 
+struct netns_ipv4 {
+	__u8 sysctl_tcp_syn_linear_timeouts; /* Linux 6.5 */
+};
+
 struct net {
 	struct ns_common ns;
+	struct netns_ipv4 ipv4;
 };
 
 struct nsproxy {
@@ -294,10 +299,26 @@ struct socket {
 	struct sock *sk;
 };
 
+struct flowi4 {
+	__be32 saddr;
+	__be32 daddr;
+};
+
+struct flowi {
+	union {
+		struct flowi4 ip4;
+	} u;
+};
+
+struct inet_cork_full {
+	struct flowi fl;
+};
+
 struct inet_sock {
 	struct sock sk;
 	__be32 inet_saddr;
 	__be16 inet_sport;
+	struct inet_cork_full cork;
 };
 
 struct tcp_congestion_ops {
@@ -325,6 +346,10 @@ struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u16 tcp_header_len;
 	__u8 is_mptcp : 1;
+	__u8 syn_fastopen : 1;
+	__u8 syn_data_acked : 1;
+	__u8 syn_fastopen_child : 1; /* newer than Linux 6.12 */
+	__u8 fastopen_client_fail : 2;
 	__u32 segs_in;
 	__u32 rcv_nxt;
 	__u32 snd_nxt;

@@ -96,6 +96,8 @@ func traffic(mode string, args []string) error {
 		return refusedSender()
 	case "unusual":
 		return unusual(args[0])
+	case "wire":
+		return onTheWire(args[0], args[1:])
 	case "mover":
 		return mover(args[0], args[1])
 	case "burst":
