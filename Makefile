@@ -77,7 +77,7 @@ test: packages
 	$(GO) test -count=1 -race -timeout 45m ./cmd/exporter || failed=1; \
 	exit $$failed
 
-# In full: 200 pods, five a second; a runtime that hangs for a minute. Smaller ones are among the tests.
+# In full: 200 pods, five a second; a runtime that hangs for a minute; 170 containers of each of three runtimes over a pool of addresses. Smaller ones are among the tests.
 test-pods: packages
 	SOCKFLOW_PODS=200 SOCKFLOW_HANG=60 SOCKFLOW_POOL=170 REQUIRE_ROOT=1 $(GO) test -count=1 -v -timeout 60m -run '^(TestPods|TestHungRuntime|TestAddressPool)$$' ./cmd/exporter
 

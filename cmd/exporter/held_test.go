@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -76,5 +77,33 @@ func TestHeldRecords(t *testing.T) {
 		if name, ok := seen[uint16(i)]; !ok || name != want {
 			t.Fatalf("record %d: %q, handed over %v, want %q", i, name, ok, want)
 		}
+	}
+}
+
+// BenchmarkHeldRecords is what one look at records that wait costs the loop, when an update has changed who is who.
+func BenchmarkHeldRecords(b *testing.B) {
+	cgroups := enrich.NewCGroups("/proc")
+	processes := enrich.NewProcesses(enrich.ProcConfig{Proc: b.TempDir()}, cgroups)
+	p := &pipeline{clock: time.Now, enricher: &enrich.Enricher{Processes: processes, CGroups: cgroups}}
+	now := time.Now().UnixNano()
+	update := func(i int) {
+		cgroups.Apply(&enrich.ContainerUpdate{Runtime: "/run/r.sock", Answering: true, Asking: now - 1, Containers: []enrich.Container{{
+			Workload: flowcache.Workload{ContainerID: fmt.Sprintf("%064x", i%1000)}, Created: 1, At: 1, Addresses: []flowcache.Addr{flowcache.AddrFrom4([4]byte{10, 1, 0, 9})},
+		}}})
+	}
+	update(0)
+	for i := range maxHeld {
+		id := flowcache.ProcessID{PID: uint32(i + 1), Start: 1}
+		processes.Apply(&flowcache.ProcessEvent{Kind: flowcache.ProcessExec, Process: flowcache.Process{ID: id, Path: "/bin/pod", CGroup: uint64(i + 1), CGroupPath: fmt.Sprintf("/kubepods/burstable/x/docker/%064x", i+1<<20)}})
+		p.held = append(p.held, flowcache.Record{Final: true, Start: flowcache.Now(), Source: flowcache.End{Local: true, Process: id}, Key: flowcache.Key{Dst: flowcache.AddrFrom4([4]byte{10, 1, 0, 2}), Proto: 17}})
+	}
+	p.clock = func() time.Time { return time.Unix(0, now) } // they wait for ever
+	b.ReportAllocs()
+	for i := 1; b.Loop(); i++ {
+		update(i)
+		p.retry()
+	}
+	if len(p.held) != maxHeld {
+		b.Errorf("%d wait", len(p.held))
 	}
 }

@@ -35,13 +35,19 @@ type pool struct {
 // poolSlack is how far the clocks of a record and of the test may be apart: a record has milliseconds, a process's start 10 ms.
 const poolSlack = 20 * time.Millisecond
 
+// inFull skips what takes a minute each: make test-pods.
+func inFull(t *testing.T) {
+	t.Helper()
+	if os.Getenv("SOCKFLOW_POOL") == "" {
+		t.Skip("only in full: make test-pods")
+	}
+}
+
 // TestAddressPool: containers come and go over a pool of a few addresses and published ports, while connections, datagrams and pings go to each of them all
 // the time, to those that nobody has too, and connections go on when who had the address is gone. No record has the name of who had the address at
-// another time, and each has the name of who had it. make test-pods runs it in full.
+// another time, and each has the name of who had it. make test-pods runs it in full: then one in a thousand may have no name; of a few
+// pods of containerd, which make test runs, two.
 func TestAddressPool(t *testing.T) {
-	if os.Getenv("SOCKFLOW_POOL") == "" {
-		t.Skip("takes minutes: make test-pods")
-	}
 	oci, rootfs := image(t)
 	program := filepath.Join(filepath.Dir(oci), "pod")
 	serve := []string{"/bin/pod", "-serve", "7000", "-for", "1h"}
@@ -55,6 +61,7 @@ func TestAddressPool(t *testing.T) {
 		return list
 	}
 	t.Run("docker", func(t *testing.T) {
+		inFull(t)
 		n := newNode(t)
 		d := startDocker(n, 220, rootfs)
 		d.run("network", "create", "--subnet", "10.221.0.0/24", "--ip-range", "10.221.0.8/29", "pool")
@@ -102,6 +109,7 @@ func TestAddressPool(t *testing.T) {
 		testPool(t, n, p, program, "--docker", d.socket, "--containerd", "none", "--podman", "none", "--cri", "none")
 	})
 	t.Run("podman", func(t *testing.T) {
+		inFull(t)
 		n := newNode(t)
 		pm := startPodman(n, rootfs)
 		pm.run("network", "create", "--disable-dns", "--subnet", "10.222.0.0/24", "--ip-range", "10.222.0.8/29", "pool")
@@ -174,7 +182,7 @@ func TestAddressPool(t *testing.T) {
 }
 
 func testPool(t *testing.T, n *node, p *pool, program string, args ...string) {
-	count := size("SOCKFLOW_POOL", 12)
+	count := size("SOCKFLOW_POOL", 4)
 	// The bridge is there when the first container is.
 	if _, err := p.run(1000002); err != nil {
 		t.Fatal(err)
@@ -281,7 +289,7 @@ func testPool(t *testing.T, n *node, p *pool, program string, args ...string) {
 	for _, a := range p.addresses {
 		pooled[netip.MustParseAddr(a)] = true
 	}
-	right, missing, wrong, empty, edge, later := 0, 0, 0, 0, 0, 0
+	right, missing, wrong, empty, edge, later, unaccepted := 0, 0, 0, 0, 0, 0, 0
 	protocols := map[string]int{}
 	for i := range recs {
 		j := &recs[i]
@@ -319,6 +327,8 @@ func testPool(t *testing.T, n *node, p *pool, program string, args ...string) {
 		case certain != "" && got == certain:
 			right++
 			protocols[j.Protocol]++
+		case got == "" && certain != "" && perhaps == "" && j.Dest.IsLoopback() && j.Protocol == "tcp" && j.DestEnd.PID == 0 && j.Reverse.Payload == 0:
+			unaccepted++ // the proxy had not accepted it when it was given up
 		case got == "" && certain != "" && perhaps == "":
 			missing++
 			t.Logf("no name: %s %s %v:%d at %v, want %s: %+v", j.Start, j.Protocol, j.Dest, j.DestPort, at, certain, j.DestEnd)
@@ -336,9 +346,9 @@ func testPool(t *testing.T, n *node, p *pool, program string, args ...string) {
 			t.Errorf("wrong: %s %s %v:%d at %v has the name %q, want %q%s: %+v", j.Start, j.Protocol, j.Dest, j.DestPort, at, got, certain, perhaps, j.DestEnd)
 		}
 	}
-	t.Logf("%d containers in %.1f s, %d addresses; records: %d right %v, %d later ones of connections, %d without a name that there was, %d wrong, %d to nobody, %d while one came or went",
-		count, took.Seconds(), len(p.addresses), right, protocols, later, missing, wrong, empty, edge)
-	if missing*1000 > right || right < 20*count || empty < 10*count || protocols["tcp"] == 0 || protocols["udp"] == 0 || protocols["icmp"] == 0 {
+	t.Logf("%d containers in %.1f s, %d addresses; records: %d right %v, %d later ones of connections, %d without a name that there was, %d wrong, %d to nobody, %d while one came or went, %d that no proxy accepted",
+		count, took.Seconds(), len(p.addresses), right, protocols, later, missing, wrong, empty, edge, unaccepted)
+	if missing*1000 > right && (missing > 2 || os.Getenv("SOCKFLOW_POOL") != "") || right < 10*count || unaccepted*50 > right || empty < 10*count || protocols["tcp"] == 0 || protocols["udp"] == 0 || protocols["icmp"] == 0 {
 		t.Error("too few, or too many without a name")
 	}
 	if t.Failed() {

@@ -45,6 +45,7 @@ type ask struct {
 	at    int64 // of the event
 	since int64 // when what it has now began
 	pod   bool  // only what the list of podman has of it: its pod
+	ahead bool  // it goes before those that are not: it has an address by now, or is needed to know whose that is
 }
 
 // answer is what came of an ask.
@@ -374,8 +375,33 @@ func (g *engine) ask(ctx context.Context, a ask) {
 		g.e.overflow.Add(1)
 		return
 	}
-	g.asks = append(g.asks, a)
+	a.ahead = a.since != 0
+	g.asks = queue(g.asks, a, g.asking)
 	g.next(ctx)
+}
+
+// queue puts a among what is to be asked. What was just given an address goes ahead of what a list shows, and of whose pod it is, but for its own: it may not
+// live for long, and when it is gone nobody says what it had. The first stays where it is if it is under way.
+func queue(asks []ask, a ask, asking bool) []ask {
+	if !a.ahead {
+		return append(asks, a)
+	}
+	at := 0
+	if asking {
+		at = 1
+	}
+	for at < len(asks) && asks[at].ahead {
+		at++
+	}
+	together := []ask{a}
+	rest := asks[at:]
+	if i := slices.IndexFunc(rest, func(b ask) bool { return b.id == a.id && b.pod }); i >= 0 {
+		pod := rest[i]
+		pod.ahead = true
+		together = []ask{pod, a}
+		asks = slices.Delete(asks, at+i, at+i+1)
+	}
+	return slices.Insert(asks, at, together...)
 }
 
 // next asks for the first container that waits, if none is asked for now, and says since when addresses may be known soon.
@@ -565,6 +591,9 @@ func (g *engine) event(ctx context.Context, ev *event) error {
 			}
 			k.started, k.connected = true, 0
 			g.e.known[id] = k
+			if g.podman && k.has && k.died == 0 {
+				return nil // since its "init" it has what it has
+			}
 		}
 		g.ask(ctx, now)
 	case "init", "rename":
