@@ -224,6 +224,18 @@ type written struct {
 // errLate is the error of a write that was given up.
 var errLate = errors.New("nothing is read there")
 
+// free reports whether no write is under way.
+func (p *patientWriter) free() bool {
+	if p.busy {
+		select {
+		case <-p.result:
+			p.busy = false
+		default:
+		}
+	}
+	return !p.busy
+}
+
 // write writes b, which it copies, and waits until that is done or late is closed.
 func (p *patientWriter) write(b []byte, late <-chan struct{}) (int, error) {
 	if p.result == nil {
@@ -273,8 +285,9 @@ func (u *untilDoneWriter) Write(b []byte) (int, error) { return u.p.write(b, u.d
 // logWriter is where the log goes. A line that is not read within logPatience is dropped, and so are those that follow
 // until there is a reader: the log holds nothing else up.
 type logWriter struct {
-	p    patientWriter
-	lost int
+	p     patientWriter
+	lost  int
+	under int // of these, the ones that are not lost if the write that was given up ends: it has a line, or says so
 }
 
 const logPatience = 100 * time.Millisecond
@@ -283,18 +296,20 @@ func newLogWriter(w io.Writer) *logWriter { return &logWriter{p: patientWriter{w
 
 // Write writes a line; its error is nil. One goroutine may write at a time.
 func (l *logWriter) Write(line []byte) (int, error) {
-	late := make(chan struct{})
-	if l.p.busy {
-		close(late)
-	} else {
-		defer time.AfterFunc(logPatience, func() { close(late) }).Stop()
+	if !l.p.free() {
+		l.lost++
+		return len(line), nil
 	}
+	l.lost, l.under = l.lost-l.under, 0
+	late := make(chan struct{})
+	defer time.AfterFunc(logPatience, func() { close(late) }).Stop()
 	out := line
 	if l.lost > 0 {
 		out = fmt.Appendf(nil, "level=WARN msg=\"lines of the log are lost: nobody read them\" lines=%d\n%s", l.lost, line)
 	}
 	if _, err := l.p.write(out, late); errors.Is(err, errLate) {
 		l.lost++
+		l.under = l.lost
 	} else {
 		l.lost = 0
 	}

@@ -170,6 +170,29 @@ func TestLogUnread(t *testing.T) {
 	})
 }
 
+// TestLogLate: a line that takes longer than the log waits is not lost, if it is written in the end; of those that came meanwhile the next one says so.
+func TestLogLate(t *testing.T) {
+	var got syncBuffer
+	begun, gate := make(chan struct{}, 10), make(chan struct{})
+	log := newLogWriter(writerFunc(func(b []byte) (int, error) {
+		begun <- struct{}{}
+		<-gate
+		return got.Write(b)
+	}))
+	log.Write([]byte("first\n"))
+	<-begun
+	log.Write([]byte("second\n"))
+	close(gate)
+	eventually(t, "the first is written", log.p.free)
+	log.Write([]byte("third\n"))
+	want := "first\nlevel=WARN msg=\"lines of the log are lost: nobody read them\" lines=1\nthird\n"
+	eventually(t, "it is said what is lost", func() bool { return got.String() == want })
+	log.p.free()
+	if eventually(t, "nothing is under way", log.p.free); log.lost != log.under {
+		t.Errorf("%d lines are lost", log.lost-log.under)
+	}
+}
+
 // unread is a pipe that is not read, for standard output.
 func unread(t *testing.T) *os.File {
 	t.Helper()
