@@ -209,7 +209,7 @@ func TestTail(t *testing.T) {
 	elsewhere := Counters{Packets: 5, Octets: 5 * header}
 	for _, tc := range []struct {
 		name    string
-		control uint8
+		control uint16
 		peer    Peer
 		there   Counters // all that the client sent, of which its socket counted 4 packets
 	}{
@@ -221,9 +221,9 @@ func TestTail(t *testing.T) {
 			c := newCache(t, Config{Merge: true})
 			at := 1000 * second
 			server := endOf(tcpKey(1).Reverse(), 2, at, 0, 0, RoleResponder, tc.peer)
-			server.Control, server.In, server.Out = tc.control, tc.there, Counters{Packets: 3, Octets: 3 * header}
+			server.ControlOut, server.In, server.Out = tc.control, tc.there, Counters{Packets: 3, Octets: 3 * header}
 			live := *server
-			live.Event, live.Control, live.Conversation = EventUpdate, 0, 0 // its address is this host's
+			live.Event, live.ControlOut, live.Conversation = EventUpdate, 0, 0 // its address is this host's
 			recs := c.Observe(nil, &live)
 			client := endOf(tcpKey(1), 1, at, 0, 0, RoleInitiator, PeerOpen)
 			client.Out, client.In, client.Header, client.Tail = Counters{Packets: 4, Octets: 4 * header}, Counters{Packets: 2, Octets: 2 * header}, header, true
