@@ -3,8 +3,30 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"strings"
+	"syscall"
 	"testing"
 )
+
+// runWatching runs the exporter and returns when its first pass over all sockets is over: a second one has begun.
+func runWatching(t *testing.T, args ...string) *running {
+	t.Helper()
+	r := runExporter(t, append([]string{"--metrics", "none", "--interface-interval", "0", "--snapshot-interval", "200ms"}, args...)...)
+	eventually(t, "a second pass", func() bool {
+		r.cmd.Process.Signal(syscall.SIGUSR1)
+		_, after, _ := strings.Cut(r.errs.String(), " Snapshots:")
+		for after != "" {
+			var n int
+			fmt.Sscan(after[:strings.IndexAny(after+" ", " }")], &n)
+			if n > 1 {
+				return true
+			}
+			_, after, _ = strings.Cut(after, " Snapshots:")
+		}
+		return false
+	})
+	return r
+}
 
 // oneRecordEach wants one record of each conversation that the clients counted, as they and the server counted it, and none besides.
 func oneRecordEach(t *testing.T, recs []jsonRecord, server *report, clients ...*report) {
@@ -65,7 +87,7 @@ func oneRecordEach(t *testing.T, recs []jsonRecord, server *report, clients ...*
 
 // wayOf returns the addresses of a record, with its octets, to be read.
 func wayOf(j *jsonRecord) string {
-	s := fmt.Sprintf("%s %v:%d > %v:%d %d/%d", j.Protocol, j.Source, j.SourcePort, j.Dest, j.DestPort, j.Forward.Payload, j.Reverse.Payload)
+	s := fmt.Sprintf("%s %s to %s: %s %v:%d > %v:%d %d/%d", j.Start, j.Reason, j.End, j.Protocol, j.Source, j.SourcePort, j.Dest, j.DestPort, j.Forward.Payload, j.Reverse.Payload)
 	if p := j.PostNAT; p != nil {
 		s += fmt.Sprintf(" (%v:%d > %v:%d)", p.Source, p.SourcePort, p.Dest, p.DestPort)
 	}

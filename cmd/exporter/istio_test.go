@@ -134,7 +134,7 @@ func TestIstio(t *testing.T) {
 	for _, ns := range []string{a, b} {
 		restore(t, ns, istioIptables, "iptables-restore")
 	}
-	r := runExporter(t, "--metrics", "none", "--interface-interval", "0")
+	r := runWatching(t)
 	near, far := start(t, "envoy", a, "sidecar"), start(t, "envoy", b, "sidecar")
 	near.next()
 	far.next()

@@ -177,7 +177,7 @@ func TestKubeProxy(t *testing.T) {
 			} else {
 				restore(t, k.ns, kubeNftables, "nft", "-f", "-")
 			}
-			r := runExporter(t, "--metrics", "none", "--interface-interval", "0")
+			r := runWatching(t)
 			srv := start(t, "web", k.server, "server", kubeServer, "77", "8080", "5353")
 			srv.next()
 			var clients []*report
@@ -196,6 +196,9 @@ func TestKubeProxy(t *testing.T) {
 			time.Sleep(500 * time.Millisecond)
 			r.stop()
 			oneRecordEach(t, r.json(), sr, clients...)
+			if t.Failed() {
+				t.Log(r.errs.String())
+			}
 		})
 	}
 }
