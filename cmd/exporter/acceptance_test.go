@@ -119,8 +119,8 @@ func acceptance(t *testing.T, r *running, netlink bool, mptcpNoticed func()) {
 				}
 			case "refused":
 				for _, j := range recs {
-					if j.SourceEnd != nil && int(j.SourceEnd.PID) == rep.PID && (j.TCP.Error != uint16(syscall.ECONNREFUSED) || !strings.Contains(j.TCPFlags, "R")) {
-						t.Errorf("error %d, flags %s", j.TCP.Error, j.TCPFlags)
+					if j.SourceEnd != nil && int(j.SourceEnd.PID) == rep.PID && (j.TCP.Error != uint16(syscall.ECONNREFUSED) || strings.Contains(j.TCPFlags, "R") || !strings.Contains(j.TCPBack, "R")) {
+						t.Errorf("error %d, flags %s and back %s", j.TCP.Error, j.TCPFlags, j.TCPBack)
 					}
 				}
 			case "gso", "zero", "udplite", "broadcast":
