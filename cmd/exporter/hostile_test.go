@@ -280,7 +280,7 @@ func TestNamesUnderAttack(t *testing.T) {
 		t.Errorf("%d MiB of memory, limit %d", kib>>10, limit>>20)
 	}
 	var late []string
-	for _, l := range regexp.MustCompile(`sockflow_loop_late_seconds\{quantile="([0-9.]+)"\} (\S+)`).FindAllStringSubmatch(m, -1) {
+	for _, l := range regexp.MustCompile(`sockflow_loop_late_seconds\{share="([0-9.]+)"\} (\S+)`).FindAllStringSubmatch(m, -1) {
 		late = append(late, l[1]+": "+l[2])
 	}
 	t.Logf("%d MiB at most; the loop was late by (quantile: seconds) %s", kib>>10, strings.Join(late, ", "))
