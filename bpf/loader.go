@@ -133,6 +133,10 @@ func load(cfg Config, all bool) (*Source, error) {
 		s.Close()
 		return s, fmt.Errorf("%w: %s: %w", ErrUnsupported, s.hooks[0].Target, err)
 	}
+	if err := s.control(0); err != nil {
+		s.Close()
+		return s, err
+	}
 	if s.reader, err = ringbuf.NewReader(s.maps.Maps["events"]); err != nil {
 		s.Close()
 		return s, fmt.Errorf("open ring buffer: %w", err)

@@ -575,25 +575,26 @@ static __always_inline void accepted(struct sock_state *st, struct tcp_sock *tp)
 	struct control *c = control();
 	__u64 at = established_at(tp);
 
-	if (!c || c->pass < 2 || (at && at < c->began)) {
+	if (!c || !c->began || (at ? at < c->began : c->pass < 2)) {
 		st->flags &= ~SOCK_BORN;
 		st->role = ROLE_UNKNOWN;
 		st->start = 0;
 		return;
 	}
 	st->flags |= SOCK_BORN;
-	st->role = role_of(tp);
+	/* Until the first pass is over it may be a client that called connect() just before there was a program to see it. */
+	st->role = c->pass < 2 ? ROLE_UNKNOWN : role_of(tp);
 	st->start = at ?: bpf_ktime_get_ns();
 }
 
-/* Report the end of a connection in CLOSE. old_state is the state before. Without room it is counted as lost. */
-static __always_inline void report_end(struct sock *sk, struct tcp_sock *tp, struct sock_state *st, __u8 old_state, __u8 flags)
+/* Reserve the record of a connection that ended in CLOSE; old_state is the state before. NULL without room, which is counted as a loss. */
+static __always_inline struct socket_record *end_record(struct sock *sk, __u8 old_state)
 {
 	struct socket_record *r = bpf_ringbuf_reserve(&events, sizeof(*r), 0);
 
 	if (!r) {
 		lost(LOSS_RING_SOCKET);
-		return;
+		return NULL;
 	}
 	__builtin_memset(r, 0, sizeof(*r));
 	r->kind = KIND_SOCKET;
@@ -602,6 +603,16 @@ static __always_inline void report_end(struct sock *sk, struct tcp_sock *tp, str
 	r->time = bpf_ktime_get_ns();
 	put_common(r, sk);
 	put_addresses(r, sk);
+	return r;
+}
+
+/* Report the end of a connection, in CLOSE: see end_record(). */
+static __always_inline void report_end(struct sock *sk, struct tcp_sock *tp, struct sock_state *st, __u8 old_state, __u8 flags)
+{
+	struct socket_record *r = end_record(sk, old_state);
+
+	if (!r)
+		return;
 	put_tcp(r, tp, old_state, st->role);
 	if (!(st->flags & SOCK_TOUCHED))
 		adopt(st, sk, tp);
@@ -642,19 +653,10 @@ static __always_inline __u32 syns_sent(struct sock *sk, struct tcp_sock *tp, __u
 static __noinline void report_given_up(struct sock *sk, struct tcp_sock *tp, struct sock_state *st)
 {
 	struct inet_sock *inet = &tp->inet_conn.icsk_inet;
-	struct socket_record *r = bpf_ringbuf_reserve(&events, sizeof(*r), 0);
+	struct socket_record *r = end_record(sk, TCP_SYN_SENT);
 
-	if (!r) {
-		lost(LOSS_RING_SOCKET);
+	if (!r)
 		return;
-	}
-	__builtin_memset(r, 0, sizeof(*r));
-	r->kind = KIND_SOCKET;
-	r->state = TCP_CLOSE;
-	r->old_state = TCP_SYN_SENT;
-	r->time = bpf_ktime_get_ns();
-	put_common(r, sk);
-	put_addresses(r, sk);
 	if (r->v4) {
 		mapped(r->saddr, inet->cork.fl.u.ip4.saddr);
 		mapped(r->daddr, inet->cork.fl.u.ip4.daddr);

@@ -440,11 +440,11 @@ func (s *Source) detachFirst() {
 	}
 }
 
-// control says to the programs that a pass begins.
+// control gives the programs the time when they began to watch and the number of the pass that begins, 0 before the first.
 func (s *Source) control(pass uint32) error {
 	s.pass = pass
 	if err := s.maps.Maps["controls"].Put(uint32(0), programControl{Began: s.began, Pass: pass}); err != nil {
-		return fmt.Errorf("begin a pass: %w", err)
+		return fmt.Errorf("write the control map: %w", err)
 	}
 	return nil
 }
