@@ -54,6 +54,18 @@ func tcpSocket(at netip.Addr, proto int) (int, error) {
 	return unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, proto)
 }
 
+// connectAccepted returns the sockets of a connection to the listener ln at to: the client's and the server's.
+func connectAccepted(ln int, to netip.AddrPort, proto int) (client, server int, err error) {
+	if client, err = tcpSocket(to.Addr(), proto); err != nil {
+		return -1, -1, err
+	}
+	if err = unix.Connect(client, sockaddrOf(to)); err != nil {
+		return -1, -1, err
+	}
+	server, _, err = unix.Accept(ln)
+	return client, server, err
+}
+
 func sockaddrOf(a netip.AddrPort) unix.Sockaddr {
 	if a.Addr().Is4() {
 		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
@@ -136,14 +148,7 @@ func closedFirst(r *report) error {
 	}
 	for _, wait := range []time.Duration{10 * time.Millisecond, 1500 * time.Millisecond} {
 		for _, how := range []string{"closes", "aborts", "sends", "has more to read"} {
-			c, err := tcpSocket(to.Addr(), 0)
-			if err != nil {
-				return err
-			}
-			if err := unix.Connect(c, sockaddrOf(to)); err != nil {
-				return err
-			}
-			s, _, err := unix.Accept(ln)
+			c, s, err := connectAccepted(ln, to, 0)
 			if err != nil {
 				return err
 			}
@@ -212,14 +217,7 @@ func overMPTCP(r *report) error {
 		return err
 	}
 	for i := range 4 {
-		c, err := tcpSocket(to.Addr(), unix.IPPROTO_MPTCP)
-		if err != nil {
-			return err
-		}
-		if err := unix.Connect(c, sockaddrOf(to)); err != nil {
-			return err
-		}
-		s, _, err := unix.Accept(ln)
+		c, s, err := connectAccepted(ln, to, unix.IPPROTO_MPTCP)
 		if err != nil {
 			return err
 		}

@@ -3,42 +3,16 @@ package kube
 import (
 	"fmt"
 	"runtime"
-	"slices"
 	"testing"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/internal/testkit"
 )
 
-// steps are the shortest times in which each of some calls of Apply was made in several rounds, in processor time of this thread: what else runs on the
-// machine, and the garbage collector, do not come at the same step each time.
-type steps struct {
-	least []time.Duration
-	n     int // of this round
-}
+// steps measures calls of Apply.
+type steps struct{ testkit.Steps }
 
-func threadTime() time.Duration {
-	var t unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) != nil {
-		return 0
-	}
-	return time.Duration(t.Nano())
-}
-
-func (s *steps) apply(x *Index, changes []Change) {
-	began := threadTime()
-	x.Apply(changes)
-	took := threadTime() - began
-	if s.n == len(s.least) {
-		s.least = append(s.least, took)
-	}
-	s.least[s.n] = min(s.least[s.n], took)
-	s.n++
-}
-
-func (s *steps) longest() time.Duration { return slices.Max(s.least) }
+func (s *steps) apply(x *Index, changes []Change) { s.Do(func() { x.Apply(changes) }) }
 
 // batched applies objects as a Source hands them over.
 func (s *steps) batched(x *Index, at int64, step Step, objects []Object) {
@@ -81,7 +55,9 @@ func BenchmarkSteps(b *testing.B) {
 		pods := manyPods(DefaultMax)
 		var come, gone, again steps
 		for b.Loop() {
-			come.n, gone.n, again.n = 0, 0, 0
+			for _, s := range []*steps{&come, &gone, &again} {
+				s.Restart()
+			}
 			x := NewIndex(2*DefaultMax, nil)
 			come.batched(x, 1, Set, pods)
 			gone.apply(x, []Change{{Step: Listing, At: 2, Object: Object{Kind: Pod}}})
@@ -98,15 +74,17 @@ func BenchmarkSteps(b *testing.B) {
 				}
 			}
 		}
-		b.Logf("%v when they come, %v when they go, %v when they are forgotten", come.longest(), gone.longest(), again.longest())
-		b.ReportMetric(float64(max(come.longest(), gone.longest(), again.longest()))/1e6, "ms/longest-step")
+		b.Logf("%v when they come, %v when they go, %v when they are forgotten", come.Longest(), gone.Longest(), again.Longest())
+		b.ReportMetric(float64(max(come.Longest(), gone.Longest(), again.Longest()))/1e6, "ms/longest-step")
 		b.ReportMetric(0, "ns/op")
 	})
 	b.Run("services", func(b *testing.B) {
 		const many = maxClaims
 		var come, change, gone, forgotten steps
 		for b.Loop() {
-			come.n, change.n, gone.n, forgotten.n = 0, 0, 0, 0
+			for _, s := range []*steps{&come, &change, &gone, &forgotten} {
+				s.Restart()
+			}
 			x := NewIndex(10*DefaultMax, nil)
 			var list []Object
 			for i := range many {
@@ -127,8 +105,8 @@ func BenchmarkSteps(b *testing.B) {
 				forgotten.apply(x, []Change{{Step: Delete, At: memory + 4, Object: Object{Kind: Service}}})
 			}
 		}
-		b.Logf("%v when they come, %v when they change, %v when they go, %v when they are forgotten", come.longest(), change.longest(), gone.longest(), forgotten.longest())
-		b.ReportMetric(float64(max(come.longest(), change.longest(), gone.longest(), forgotten.longest()))/1e6, "ms/longest-step")
+		b.Logf("%v when they come, %v when they change, %v when they go, %v when they are forgotten", come.Longest(), change.Longest(), gone.Longest(), forgotten.Longest())
+		b.ReportMetric(float64(max(come.Longest(), change.Longest(), gone.Longest(), forgotten.Longest()))/1e6, "ms/longest-step")
 		b.ReportMetric(0, "ns/op")
 	})
 }
