@@ -892,26 +892,36 @@ int BPF_PROG(subflow_state, struct sock *sk, int old_state, int new_state)
 	return is_subflow(sk) ? state_changed(sk, old_state, new_state) : 0;
 }
 
-/* Tell user space about a datagram socket: its owner, or its end. */
-static __always_inline void datagram(struct sock *sk, struct sock_state *st)
+/* Reserve an event of a datagram socket and its owner. NULL without room, which is counted as a loss. */
+static __always_inline struct datagram_event *datagram_event(__u32 kind, __u64 cookie, const struct sock_state *owner)
 {
 	struct datagram_event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 
 	if (!e) {
 		lost(LOSS_RING_SOCKET);
-		return;
+		return NULL;
 	}
 	__builtin_memset(e, 0, sizeof(*e));
-	e->kind = KIND_DATAGRAM;
+	e->kind = kind;
 	e->time = bpf_ktime_get_ns();
-	e->cookie = bpf_get_socket_cookie(sk);
+	e->cookie = cookie;
+	e->tgid = owner->tgid;
+	e->task_start = owner->task_start;
+	e->exec = owner->exec;
+	e->uid = owner->uid;
+	e->gid = owner->gid;
+	return e;
+}
+
+/* Report the owner of a datagram socket. */
+static __always_inline void datagram(struct sock *sk, struct sock_state *st)
+{
+	struct datagram_event *e = datagram_event(KIND_DATAGRAM, bpf_get_socket_cookie(sk), st);
+
+	if (!e)
+		return;
 	e->cgroup = cgroup_of(sk);
 	e->netns = sk->__sk_common.skc_net.net->ns.inum;
-	e->task_start = st->task_start;
-	e->tgid = st->tgid;
-	e->uid = st->uid;
-	e->gid = st->gid;
-	e->exec = st->exec;
 	e->flags = st->flags & ~(SOCK_ENDED | SOCK_MEASURED);
 	bpf_ringbuf_submit(e, 0);
 }
@@ -1135,22 +1145,11 @@ static __always_inline int bound_datagram(struct bpf_sock *sk)
 	own_caller(&by);
 	if (!by.tgid)
 		return 1;
-	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-	if (!e) {
-		lost(LOSS_RING_SOCKET);
+	e = datagram_event(KIND_BOUND, bpf_get_socket_cookie(sk), &by);
+	if (!e)
 		return 1;
-	}
-	__builtin_memset(e, 0, sizeof(*e));
-	e->kind = KIND_BOUND;
-	e->time = bpf_ktime_get_ns();
-	e->cookie = bpf_get_socket_cookie(sk);
 	e->cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 	e->netns = task->nsproxy->net_ns->ns.inum;
-	e->tgid = by.tgid;
-	e->task_start = by.task_start;
-	e->exec = by.exec;
-	e->uid = by.uid;
-	e->gid = by.gid;
 	bpf_ringbuf_submit(e, 0);
 	return 1;
 }
@@ -1230,21 +1229,10 @@ int release(struct bpf_sock *sk)
 	}
 	if (!is_datagram(sk->protocol))
 		return 1;
-	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-	if (!e) {
-		lost(LOSS_RING_SOCKET);
-		return 1;
-	}
-	__builtin_memset(e, 0, sizeof(*e));
-	e->kind = KIND_RELEASE;
-	e->time = bpf_ktime_get_ns();
-	e->cookie = bpf_get_socket_cookie(sk);
 	own_caller(&by);
-	e->tgid = by.tgid;
-	e->task_start = by.task_start;
-	e->exec = by.exec;
-	e->uid = by.uid;
-	e->gid = by.gid;
+	e = datagram_event(KIND_RELEASE, bpf_get_socket_cookie(sk), &by);
+	if (!e)
+		return 1;
 	bpf_ringbuf_submit(e, 0);
 	return 1;
 }
