@@ -2,7 +2,7 @@ package flowcache
 
 import "encoding/binary"
 
-// addrSet remembers addresses, and one in some hundreds that it was not told of for a thousand that it was: a bit for each.
+// addrSet is a one-hash Bloom filter of addresses: 512 Kibit, about 1 in 500 false positives at 1 000 entries.
 type addrSet [1 << 13]uint64
 
 func (s *addrSet) bit(a Addr) (word *uint64, mask uint64) {

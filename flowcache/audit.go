@@ -1,14 +1,14 @@
 package flowcache
 
-// Sources tell of sockets one by one, and may miss some. A pass over all sockets that there are, by the source itself or by an
-// audit from elsewhere, shows what is missing and what is gone.
+// Sources report sockets one by one, and may miss some. A pass over all sockets, by the source itself or by an audit of
+// another source, shows which sockets the cache misses and which are gone.
 
 const maxSuspects = 1 << 16
 
 // passesHere is after how many passes addresses are learned anew.
 const passesHere = 64
 
-// SnapshotDone tells that a pass over all sockets is over. It appends to dst the records of what an audit found.
+// SnapshotDone notes the end of a pass over all sockets. It appends to dst the records of what an audit found.
 func (c *Cache) SnapshotDone(dst []Record) []Record {
 	if c.auditPasses > 0 {
 		if c.auditPasses--; c.auditPasses == 0 {
@@ -28,9 +28,9 @@ func (c *Cache) SnapshotDone(dst []Record) []Record {
 	return dst
 }
 
-// AuditDone tells that an audit, begun at the time began, has shown every TCP socket there is. What it showed and the cache does not
-// have, and what the cache has and it did not show, is judged after the next passes of the source itself: by then
-// what was under way has arrived.
+// AuditDone notes the end of an audit, a pass over every TCP socket that began at the time began. The next two calls of
+// SnapshotDone precede the decision on sockets that only the audit or only the cache has: by then the observations that
+// were on their way have arrived.
 func (c *Cache) AuditDone(began int64) {
 	c.auditBegan, c.auditPasses = began, 2
 }
@@ -71,7 +71,7 @@ func (c *Cache) judge(dst []Record) []Record {
 	return dst
 }
 
-// lonely lists the connections that have not met their peer, by addresses.
+// lonely returns the Conversations of unpaired connections, by the hash of their addresses.
 func (c *Cache) lonely() map[uint64]uint64 {
 	convs := map[uint64]uint64{}
 	for i := uint32(1); i < uint32(len(c.chunks))*chunkLen; i++ {
@@ -82,8 +82,8 @@ func (c *Cache) lonely() map[uint64]uint64 {
 	return convs
 }
 
-// Sweep ends the connections whose sockets a pass over all of them, begun at the time began, did not show: their ends were
-// not told, or were lost.
+// Sweep ends the connections whose sockets a pass over all sockets, begun at the time began, did not show. The source
+// did not report their ends, or the reports were lost.
 func (c *Cache) Sweep(dst []Record, began int64) []Record {
 	for i := uint32(1); i < uint32(len(c.chunks))*chunkLen; i++ {
 		e := c.at(i)

@@ -11,7 +11,7 @@ type Batch struct {
 	// Swept is when a pass began that saw every TCP socket there is, and ends with this batch; else 0. Connections that it did not
 	// show are gone.
 	Swept int64
-	Audit bool // Swept is that of an audit, which checks what another source tells
+	Audit bool // Swept is that of an audit, which checks what another source reports
 }
 
 // Reset empties b and keeps its memory.

@@ -15,7 +15,7 @@ type Stats struct {
 	Owners       uint64 // datagram sockets whose owner became known after their first flow
 	Paired       uint64 // conversations with both ends here
 	Audited      uint64 // flows that only an audit saw
-	Vanished     uint64 // connections whose end nobody told
+	Vanished     uint64 // connections whose end no source reported
 	Suspects     uint64 // of an audit under way: not yet known to be missed
 	Forgotten    uint64 // evicted flows whose totals could not be kept: they may be counted again
 	Records      [6]uint64
@@ -52,7 +52,7 @@ type Cache struct {
 	suspects    []Observation
 	missed      map[uint64]struct{} // sockets, by cookie, that the audit before saw and the cache did not have
 	suspected   bool                // it is being judged
-	// What evicted sockets have already told.
+	// The counters that records of evicted sockets have carried, by cookie.
 	residue map[uint64]residue
 	// Flows with addresses translated: what the other end sees, by entry.translated; and places that are free.
 	translations []Translation

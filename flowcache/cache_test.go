@@ -34,7 +34,7 @@ func obs(key Key, cookie uint64, t int64, ev Event, o, i uint64) *Observation {
 }
 
 // TestDeltasSumToTotals is the property the cache stands for: whatever the order and mix of events and snapshots, of
-// expiry, eviction and flush, the records of a socket sum to its totals, and none is told twice.
+// expiry, eviction and flush, the records of a socket sum to its totals, and no octet is in two records.
 func TestDeltasSumToTotals(t *testing.T) {
 	for seed := range uint64(400) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
@@ -335,8 +335,9 @@ func BenchmarkShortConnection(b *testing.B) {
 	}
 }
 
-// BenchmarkLateness prints how long after its deadline a record leaves, with live flows that the first pass finds, all to be told within
-// four seconds of that, and a loop that looks every 40 ms, between batches of them too, as the exporter does, in real time.
+// BenchmarkLateness prints how long after its deadline a record leaves, in real time. The first pass finds all flows
+// live, and each is due within four seconds of it. The loop expires flows every 40 ms, between batches too, as the
+// exporter does.
 func BenchmarkLateness(b *testing.B) {
 	const look = 40 * time.Millisecond
 	for _, n := range []int{100_000, 1_000_000} {
@@ -408,7 +409,8 @@ func TestWait(t *testing.T) {
 	}
 }
 
-// TestDue: flows that are due and not told yet can end, or be given up, like others, and nobody waits before they are told.
+// TestDue: flows that are due and not yet exported can end or be evicted like others, and nothing waits before they are
+// exported.
 func TestDue(t *testing.T) {
 	c := newCache(t, Config{ActiveTimeout: time.Second, MaxFlows: 5})
 	var recs []Record

@@ -5,9 +5,9 @@ import "time"
 // began is read from both clocks: the wall clock and CLOCK_MONOTONIC.
 var began = time.Now()
 
-// Now is the time by which sources tell and the cache lives, in Unix nanoseconds: the wall clock's when the program began, and from there
-// CLOCK_MONOTONIC, which nobody steps and which is the clock of bpf_ktime_get_ns too. Whoever tells times to others moves them to the
-// wall clock last.
+// Now returns Unix nanoseconds: the wall time at the start of the program plus CLOCK_MONOTONIC since, which no step of
+// the wall clock changes. bpf_ktime_get_ns reads the same clock. Sources and the cache use this time; exporters correct
+// times to the wall clock last.
 func Now() int64 { return At(time.Now()) }
 
 // At is Now at the time t, which time.Now returned.

@@ -18,20 +18,22 @@ type Config struct {
 	// default 50 ms. PeerMemory is how long it is remembered after that, for a peer that had not closed, half as long for one
 	// that may not know yet that it is to end, an eighth for one that ends with it; default 15 s, and should be more than the time between two passes over all sockets.
 	PeerWait, PeerMemory time.Duration
-	// Translate, if set, tells how the addresses of a flow are translated (NAT) between its ends: Key is what the end here sees, and begin
-	// when it began. It is asked once for a flow, and must be quick: at its begin where the source knows no Conversation, and else at its
-	// first record, if the other end is not here. Where both are here, they tell themselves.
+	// Translate, if set, returns how the addresses of a flow are translated (NAT) between its ends. k has the addresses
+	// that the socket here sees, begin is when the flow began. It is called once per flow, and must be quick: at the begin
+	// of the flow where the source knows no Conversation, else at its first record if the other end is not here. Where
+	// both ends are here, their sockets show the translation.
 	Translate func(k Key, begin int64) (Path, bool)
 
-	// Known, if set, completes what an audit saw of a connection that its source has not told, by what that knows of the socket all the same:
-	// its owner and role.
+	// Known, if set, completes an audit's observation of a connection that the source did not report. It adds the owner
+	// and the role where the source knows them.
 	Known func(o *Observation)
 
-	// Full, if set, takes the records of a call that are there when it has RecordsAtOnce of them and more to tell, as when a socket is closed that
-	// has spoken to many thousands of peers. It returns room for more. It must not use the cache.
+	// Full, if set, is called when a call has made RecordsAtOnce records and has another, as when a socket with many
+	// thousands of peers closes. It takes the records, and returns an empty slice to continue with. It must not call the
+	// Cache.
 	Full func([]Record) []Record
 
-	// Hold and Release, if set, are told which processes live flows belong to, so that their names are kept.
+	// Hold and Release, if set, are called with the processes that live flows belong to, so that their names are kept.
 	Hold, Release func(ProcessID)
 }
 

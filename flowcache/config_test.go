@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// TestSetTimeouts: live flows are told within the new timeout, each once, and nothing is counted twice.
+// TestSetTimeouts: live flows are exported within the new timeout, each once, and nothing is counted twice.
 func TestSetTimeouts(t *testing.T) {
 	c, err := New(Config{ActiveTimeout: time.Hour, IdleTimeout: time.Hour})
 	if err != nil {

@@ -52,7 +52,7 @@ func (c *Counters) unwrap(before *Counters, header uint16) {
 	}
 }
 
-// since returns c - told, where c is more.
+// since returns c minus the counters that records have carried already, and 0 where that would be negative.
 func (c *Counters) since(told *Counters) Counters {
 	return Counters{
 		Payload:        c.Payload - min(told.Payload, c.Payload),

@@ -2,7 +2,7 @@ package flowcache
 
 // A datagram socket has a flow with each of its peers. They end by silence or, together, when it closes.
 
-// adopt links entry i to the other flows of its socket.
+// adopt links entry i into the list of its socket's flows.
 func (c *Cache) adopt(i uint32) {
 	e := c.at(i)
 	first := c.sockets[e.id.cookie]
@@ -14,7 +14,7 @@ func (c *Cache) adopt(i uint32) {
 	e.adopted = true
 }
 
-// disown takes a flow from its datagram socket.
+// disown unlinks a flow from the list of its socket's flows.
 func (c *Cache) disown(e *entry) {
 	if !e.adopted {
 		return
@@ -92,7 +92,8 @@ func (c *Cache) rest(e, p *entry) (out, in Counters) {
 	return out.since(&heard), in.since(&said)
 }
 
-// claim tells the conversation of flow i, which ends, with its part of what a flow that has another peer counted. It reports whether there is one.
+// claim emits the ended flow i, paired with its share of the counters of a flow that is already paired with another
+// peer. It reports whether there is such a flow.
 func (c *Cache) claim(dst []Record, i uint32) ([]Record, bool) {
 	e := c.at(i)
 	p := c.unpaired[e.conv]
@@ -115,7 +116,8 @@ func (c *Cache) claim(dst []Record, i uint32) ([]Record, bool) {
 	return dst, true
 }
 
-// part tells the conversation of flow i and its peer p, and ends i. What p counted beyond it is left to p, for the next that comes by.
+// part emits the record of flow i and its peer p, and ends i. The excess that p counted stays with p, for its next
+// peer.
 func (c *Cache) part(dst []Record, i, p uint32) []Record {
 	e, peer := c.at(i), c.at(p)
 	out, in := c.rest(peer, e)
@@ -137,7 +139,8 @@ func (c *Cache) part(dst []Record, i, p uint32) []Record {
 	return dst
 }
 
-// leave lets what is left of flow i, whose socket was closed at the time now, wait for others whose end is not told yet.
+// leave keeps the rest of flow i, whose socket was closed at the time now, for PeerWait: other peers may not have been
+// reported yet.
 func (c *Cache) leave(i uint32, now int64) {
 	e := c.at(i)
 	c.disown(e)

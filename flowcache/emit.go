@@ -1,6 +1,6 @@
 package flowcache
 
-// emitFlow tells of flow i, and of its peer with it.
+// emitFlow emits the record of flow i and its peer.
 func (c *Cache) emitFlow(dst []Record, i uint32, reason EndReason, final bool) []Record {
 	e := c.at(i)
 	if e.peer == 0 {
@@ -39,7 +39,7 @@ func (c *Cache) settle(e, peer *entry) {
 	out, in := Counters{Packets: 1, Octets: uint64(e.tail)}, Counters{Packets: 1, Octets: uint64(e.tail)}
 	switch {
 	case peer == nil && c.cfg.Merge && e.conv != 0 && (c.here[0].has(e.id.key.Dst) || c.here[1].has(e.id.key.Dst)):
-		return // its record tells
+		return // the other end's record has the counts
 	case peer == nil || peer.ended && (peer.control[0]|peer.control[1])&FlagRST == 0:
 	case !peer.ended:
 		return
@@ -56,8 +56,8 @@ func (c *Cache) settle(e, peer *entry) {
 	e.tail = 0
 }
 
-// record writes what happened since the previous record into r, and remembers that it is told. With a peer, which is another
-// socket's flow, it is one record with both ends, and each direction as its sender counted it.
+// record writes what happened since the previous record into r, and marks it as exported. With a peer, another socket's
+// flow, the record has both ends, and each direction as its sender counted it.
 func (e *entry) record(r *Record, peer *entry, reason EndReason, final bool) {
 	src, dst := e, peer // initiator and responder
 	if e.role == RoleResponder || e.role == RoleUnknown && peer != nil && peer.role == RoleInitiator {
@@ -139,7 +139,7 @@ func clearStale(control *uint16, c *Counters) {
 	}
 }
 
-// tell remembers that all counters are in a record that ended at t.
+// tell marks all counters as exported, in a record that ended at t.
 func (e *entry) tell(t int64) {
 	e.outTold.raise(&e.out)
 	e.inTold.raise(&e.in)

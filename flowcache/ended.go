@@ -55,7 +55,7 @@ func (c *Cache) end(o *Observation) {
 	delete(c.residue, o.Cookie)
 }
 
-// isStale reports whether o tells of a connection that has ended since, or ended before.
+// isStale reports whether o is an observation of a connection that has ended.
 func (c *Cache) isStale(o *Observation) bool {
 	if o.Delta || o.Cookie == 0 || !o.Snapshot && o.Event != EventEnd {
 		return false

@@ -14,7 +14,8 @@ func endOf(k Key, cookie uint64, at int64, out, in uint64, role Role, peer Peer)
 	return o
 }
 
-// TestPeerLate: an end that was told alone, because the other's acknowledgement was lost, say, is remembered: what it told is not told again.
+// TestPeerLate: an end that was exported alone, for example because the other's acknowledgement was lost, is
+// remembered. Its counters are not exported again.
 func TestPeerLate(t *testing.T) {
 	for _, tc := range []struct {
 		peer     Peer
@@ -120,7 +121,8 @@ func TestPortAgain(t *testing.T) {
 	}
 }
 
-// TestAuditPeer: a connection that only an audit saw is the other end of one that its source told, though the two know it by different things.
+// TestAuditPeer: a connection that only an audit saw is paired with one that the source reported, though the two know
+// it by different keys: addresses, and the Conversation.
 func TestAuditPeer(t *testing.T) {
 	c := newCache(t, Config{Merge: true, ActiveTimeout: time.Second, Known: func(o *Observation) { o.Role, o.Process.PID = RoleResponder, 77 }})
 	at := 1000 * second

@@ -41,13 +41,13 @@ type entry struct {
 	other    Peer // and what it knew of the other end
 	told     bool // an end without a peer: its last record has left
 	exported bool // a record has left
-	changed  bool // something to tell since
+	changed  bool // counters have changed since the last record
 	asked    bool // how its addresses are translated
 	hasTCP   bool
 	kernel   bool
 	adopted  bool // it is among the flows of its datagram socket
 	parted   bool // it had a peer, and what is left may be another's
-	datagram bool // ends by silence or with its socket, and is told in deltas
+	datagram bool // ends by silence or with its socket; observations count deltas
 
 	tail uint16 // of an end that closed first: octets of the headers of the other's FIN and of its acknowledgement, not in the counters yet
 
@@ -84,8 +84,8 @@ func (e *entry) reset(o *Observation) {
 	}
 }
 
-// merge takes over what o tells. Totals never go back: of two observations the one that counted more is the later one,
-// in whatever order they come.
+// merge merges o into e. Totals never decrease: of two observations the one that counted more is the later one, in
+// whatever order they come.
 func (e *entry) merge(o *Observation) {
 	e.origin = o.Origin
 	e.control[0] |= o.ControlOut

@@ -1,6 +1,6 @@
 package flowcache
 
-// residue is what an evicted connection has told.
+// residue is the counters that records of an evicted connection have carried.
 type residue struct{ out, in Counters }
 
 // evict makes room: the flow whose timer comes next leaves early.
@@ -25,7 +25,8 @@ func (c *Cache) evict(dst []Record) []Record {
 	return dst
 }
 
-// outlive remembers what a connection that is still open has told: its next observation counts from its birth.
+// outlive keeps the exported counters of an evicted connection that is still open: its next observation counts from the
+// birth of the socket.
 func (c *Cache) outlive(e *entry) {
 	if e.datagram || e.id.cookie == 0 || e.ended {
 		return

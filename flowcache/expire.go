@@ -57,7 +57,7 @@ func (c *Cache) last(e *entry) int64 {
 	return e.last
 }
 
-// changed reports whether a flow has something to tell, of either end.
+// changed reports whether either end of a flow has changed since the last record.
 func (c *Cache) changed(e *entry) bool {
 	return e.changed || e.peer != 0 && c.at(e.peer).changed
 }
@@ -74,7 +74,7 @@ func (c *Cache) Flush(dst []Record, limit int) ([]Record, bool) {
 		}
 		limit--
 		switch {
-		case e.told: // nothing is left to tell
+		case e.told: // everything has been exported
 		case e.ended:
 			dst = c.emitFlow(dst, c.flushed, EndDetected, true)
 		default:

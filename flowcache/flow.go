@@ -2,7 +2,7 @@ package flowcache
 
 import "net/netip"
 
-// Protocol numbers (IANA protocolIdentifier) that the cache itself tells apart.
+// Protocol numbers (IANA protocolIdentifier) that the cache distinguishes.
 const (
 	ProtoTCP     = 6
 	ProtoUDP     = 17
@@ -96,7 +96,7 @@ type Role uint8
 
 // Roles.
 const (
-	RoleUnknown   Role = iota // the socket existed before the start, and nothing tells
+	RoleUnknown   Role = iota // the socket existed before the start, and no source knows its role
 	RoleInitiator             // the local end called connect() or sent first
 	RoleResponder             // the local end accepted, or was sent to first
 )

@@ -1,6 +1,6 @@
 package flowcache
 
-// Event is what an Observation tells of a socket's life.
+// Event is the step in a socket's life that an Observation reports.
 type Event uint8
 
 // Events.
@@ -9,7 +9,7 @@ const (
 	EventEnd                 // final counters: the socket is closed
 	EventListen              // Key.Src, Key.SrcPort and Key.NetNS are a listening socket; nothing else counts
 	EventClose               // the datagram socket Cookie is closed: every flow of it ends; counters came before
-	EventOwner               // the datagram socket Cookie belongs to Process: told after its first counters
+	EventOwner               // the datagram socket Cookie belongs to Process: reported after its first counters
 )
 
 // Peer is what an end of a connection knows, when it ends, of the other end's socket.
@@ -27,7 +27,7 @@ type Observation struct {
 	Key    Key    // Src is the local end
 	Cookie uint64 // socket cookie (sock_gen_cookie), the same from eBPF and sock_diag; 0 where there is no socket
 	// Conversation is a number that both sockets of a connection have in common and no other has, whatever addresses they see
-	// (its two initial sequence numbers); 0 if the source does not know one, and then the addresses must tell.
+	// (its two initial sequence numbers); 0 if the source does not know one: then the addresses pair the sockets.
 	Conversation uint64
 	Time         int64 // when the counters were true; this and other times are by Now
 	First        int64 // begin of the flow, or of the first datagram counted here; 0 unknown
@@ -61,7 +61,7 @@ type Observation struct {
 	TCP  TCPMetrics
 }
 
-// ProcessEvent is a step in the life of a process, in the order the kernel told it.
+// ProcessEvent is a step in the life of a process, in the order in which the kernel reported it.
 type ProcessEvent struct {
 	Kind    ProcessKind
 	Process Process   // Path only with ProcessExec, CGroupPath with that and ProcessMove

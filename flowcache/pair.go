@@ -5,14 +5,14 @@ import (
 	"time"
 )
 
-// Two sockets of this host that talk to each other are two flows and one conversation. They find each other by a number that
+// Two sockets of this host that talk to each other are two flows and one conversation. They are paired by a number that
 // both have: for TCP its two initial sequence numbers, which no address translation on the way changes; where the
-// source does not tell these, the addresses and ports. From then on they are one: the lead has the timer, and there is one
-// record with both ends.
+// source does not report these, the addresses and ports. A pair has one timer, that of the lead, and one record with
+// both ends.
 //
-// A connection that ends before its peer was seen waits a moment for it, because the two ends come one after the other.
-// If the other end was still open it may be told later, and by then the record has left: the
-// flow is remembered, so that what it told is not told again.
+// A connection that ends before its peer was seen waits a moment for it, because the two ends are reported one after
+// the other. If the other end was still open, its report may come after the record has left. The flow is then
+// remembered, so that its counters are not exported again.
 
 // conversation returns what o's flow and that of its peer have in common, 0 if it can have none; and if the translation of its addresses
 // had to be asked for, whether there is one.
@@ -171,7 +171,7 @@ func (c *Cache) finish(dst []Record, i uint32) []Record {
 // openPeerMemory is how long a connection is remembered whose other end is a socket of this host and has not closed: it may wait to be accepted.
 const openPeerMemory = 10 * time.Minute
 
-// lone is the turn of flow i, which has ended and met no peer in time. It reports whether there is a record.
+// lone expires flow i, which has ended and is unpaired at its deadline. It reports whether there is a record.
 func (c *Cache) lone(dst []Record, i uint32, now int64) ([]Record, bool) {
 	e := c.at(i)
 	if e.told {

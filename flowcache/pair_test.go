@@ -68,7 +68,7 @@ func TestPairsSumToTotals(t *testing.T) {
 				n := len(all)
 				v := &conversation{key: tcpKey(uint16(1000 + n)), cookie: uint64(2*n + 1)}
 				if seed%2 == 0 {
-					v.token = uint64(n + 1) // else the addresses must tell
+					v.token = uint64(n + 1) // else they are paired by addresses
 				}
 				all = append(all, v)
 				byPort[v.key.SrcPort] = v
@@ -222,7 +222,7 @@ func TestTranslate(t *testing.T) {
 		o.Origin, o.Conversation, o.Role = OriginEBPF, cookie, role
 		return o
 	}
-	// The initiator is here: twice told, once asked.
+	// The initiator is here: two records, one call of Translate.
 	recs := c.Observe(nil, ebpf(near, 1, 1000*second, EventUpdate, 10, RoleInitiator))
 	recs, _ = c.Expire(recs, 1100*second, 9)
 	recs = c.Observe(recs, ebpf(near, 1, 1101*second, EventEnd, 20, RoleInitiator))
@@ -283,7 +283,8 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// TestAudit: what the source has not told by its next passes was missed; what is on its way was not.
+// TestAudit: a connection that the source has not reported by its next passes was missed; one that is on its way was
+// not.
 func TestAudit(t *testing.T) {
 	c := newCache(t, Config{})
 	audit := func(port uint16, cookie uint64, at int64) *Observation {

@@ -22,7 +22,7 @@ type TCPTotals struct {
 	Error         bool   // of an ended socket: it ended by an error (reset by the peer, timed out)
 }
 
-// finReceived tells whether the peer's FIN is in BytesReceived.
+// finReceived reports whether the peer's FIN is in BytesReceived.
 func (t *TCPTotals) finReceived() bool {
 	return t.FINReceived || t.State == TCPCloseWait || t.State == TCPLastAck || t.State == TCPClosing || t.State == TCPTimeWait
 }

@@ -1,7 +1,7 @@
 package flowcache
 
-// Addresses may be translated (NAT) between the ends of a flow. Where both ends are here the two sockets tell; otherwise somebody
-// who sees the way is asked, once, and the few flows that are translated remember.
+// Addresses may be translated (NAT) between the ends of a flow. Where both ends are here, the two sockets show it;
+// otherwise Config.Translate is called, once, and the few flows that are translated keep its answer.
 
 // remember keeps what the other end of e sees.
 func (c *Cache) remember(e *entry, t Translation) {
@@ -18,7 +18,7 @@ func (c *Cache) remember(e *entry, t Translation) {
 	c.translations = append(c.translations, t)
 }
 
-// began takes over who began, if nothing else tells: whoever translates sees that too.
+// began sets the role of e from the translation's path, if no source reported it.
 func (e *entry) began(p *Path) {
 	if e.role != RoleUnknown {
 		return
