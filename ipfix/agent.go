@@ -33,7 +33,7 @@ type agentObject struct {
 	Father    *agentProcess   `json:"LOCAL_FATHER_PROCESS,omitempty"`
 	Container *AgentContainer `json:"LOCAL_CONTAINER,omitempty"`
 	TCP       *agentTCP       `json:"TCP,omitempty"`
-	// INTERFACE_NAME is not told: it ends ntopng.
+	// INTERFACE_NAME is not sent: it makes ntopng exit.
 }
 
 type agentProcess struct {
@@ -44,7 +44,7 @@ type agentProcess struct {
 	Path string  `json:"PROCESS_PATH,omitempty"`
 }
 
-// AgentContainer is a container as ntop's agents tell it.
+// AgentContainer is a container in the form that ntop's agents send.
 type AgentContainer struct {
 	ID     string       `json:"ID"`
 	K8S    *agentK8S    `json:"K8S,omitempty"`

@@ -27,7 +27,7 @@ type backlog struct {
 	retry   time.Time
 	scratch []byte
 
-	more, room chan struct{} // told that there is a message; that there is room
+	more, room chan struct{} // signalled when there is a message; when there is room
 	report     func(ok bool, err error)
 
 	droppedSpool                                    uint64 // by a spool before this one
@@ -64,7 +64,8 @@ const (
 	diskRetry    = time.Second
 )
 
-// newBacklog returns an empty backlog, or one with what the spool holds. report is told when the disk fails and when it works again.
+// newBacklog returns an empty backlog, or one with what the spool holds. report is called when the disk fails and when
+// it works again.
 func newBacklog(disk *spool, report func(ok bool, err error)) *backlog {
 	b := &backlog{disk: disk, current: &epoch{}, known: newSession(), away: true, more: make(chan struct{}, 1), room: make(chan struct{}, 1), report: report}
 	if disk != nil {

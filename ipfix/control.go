@@ -24,7 +24,7 @@ type announced struct {
 	programs  map[uint32]bool // by applicationId
 }
 
-// maxPrograms bounds announced.programs. Beyond it all are told anew.
+// maxPrograms bounds announced.programs. When it is exceeded, all are sent again.
 const maxPrograms = 1 << 16
 
 // announce sends the templates that the message under way uses and that were not sent in this session.
@@ -155,7 +155,8 @@ func (c *control) finish() {
 	c.msg, c.records, c.data, c.uses, c.brings = c.msg[:c.e.header()], 0, 0, c.uses[:0], c.brings[:0]
 }
 
-// end sends the last message. After an error nobody knows what the collector was told: all of it is told again when it is needed.
+// end sends the last message. After an error it is unknown what the collector has received: templates and facts are
+// sent again when they are needed.
 func (c *control) end() error {
 	c.finish()
 	c.e.buf = c.msg
@@ -165,8 +166,8 @@ func (c *control) end() error {
 	return c.err
 }
 
-// template adds the template of flow records t, before it the names of its elements: libfixbuf, for one, takes an element that it meets in a
-// template before for a stranger.
+// template adds t, a template of flow records. Type records precede the template: libfixbuf treats elements that it has
+// not seen described as unknown.
 func (c *control) template(t *templates.Template) {
 	for _, f := range t.Fields {
 		c.describe(f.Number, f.Element)

@@ -250,7 +250,7 @@ func FuzzEncoder(f *testing.F) {
 	})
 }
 
-// isFlowData tells a message of flow records from one of templates and options records.
+// isFlowData reports whether a message has flow records. Others have templates and options records.
 func isFlowData(msg []byte) bool {
 	return len(msg) > headerIPFIX+2 && binary.BigEndian.Uint16(msg[headerIPFIX:]) >= templates.FirstID
 }

@@ -178,7 +178,7 @@ func (x *Exporter) connect(ctx context.Context) bool {
 	x.open, x.looked = true, time.Now()
 	x.connects.Add(1)
 	if x.conf().Network == "dtls" {
-		// What comes first in a session is easily lost, while the other side accepts it: tell templates twice.
+		// The first messages of a session are easily lost while the other side accepts it: send templates twice.
 		x.looked = x.looked.Add(min(toldAgain-x.conf().TemplateRefresh, 0))
 	}
 	x.enc.Restart()
@@ -222,7 +222,7 @@ func (x *Exporter) failed(err error) {
 		return
 	}
 	if x.setLimit() {
-		// The path MTU is another one. What was told in messages that were too large may not have arrived.
+		// The path MTU has changed. Templates in messages that were too large may not have arrived.
 		err = errors.Join(err, x.enc.Templates(time.Now()), x.direct.flush())
 	}
 	var end ended
@@ -253,8 +253,9 @@ func (x *Exporter) refuse(err error) {
 	}
 }
 
-// accept notes that a batch went without a refusal. Whoever listens now may be another, who was told no templates. A host tells of refused
-// datagrams once a second (icmp_ratelimit), so that this may be too early: they are told twice.
+// accept notes that a batch was sent without a refusal. The collector that listens now may be a new process without
+// templates. A host reports refused datagrams once a second (icmp_ratelimit), so the absence of a refusal may come too
+// early: templates are sent twice.
 func (x *Exporter) accept() {
 	if x.retell == untold {
 		x.retell = retellTimes
@@ -262,7 +263,7 @@ func (x *Exporter) accept() {
 }
 
 const (
-	untold      = -1 // retell: the last batch was refused
+	untold      = -1 // the last batch was refused
 	retellTimes = 2
 
 	// Octets of messages that wait for their templates, beyond which records wait in the queue.

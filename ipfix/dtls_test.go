@@ -85,7 +85,7 @@ func TestDTLS(t *testing.T) {
 	addr := s.l.Addr().String()
 	url := fmt.Sprintf("dtls://%s?ca=%s&cert=%s&key=%s&server-name=collector.test", addr, a.path("ca.pem"), a.path("client.pem"), a.path("client.key"))
 	x := begin(t, url+"&mtu=1500&template-refresh=200ms&session-time=3s", Config{})
-	// Package dtls may lose what comes while it accepts; templates are told twice.
+	// Package dtls may lose messages that arrive while it accepts; templates are sent twice.
 	eventually(t, "templates are told", func() bool { return x.Stats().Messages > 10 })
 	for i := range 5 { // few at once: it is UDP
 		x.give(40)

@@ -41,9 +41,9 @@ type Encoder struct {
 	data     int     // Data Records in msg
 	spare    []byte  // a record on its way to the next message
 
-	announced                         // what the collector was told in this session
+	announced                         // what was sent to the collector in this session
 	using     []*templates.Template   // by msg
-	programs  []templates.Application // of msg, and not told in this session
+	programs  []templates.Application // of msg, and not yet sent in this session
 	ahead                             // of datagrams: what waits until the collector has read the templates
 	options   [optionsKinds]optionsTemplate
 	ignored   lossTimes
@@ -233,7 +233,7 @@ func (e *Encoder) add(r *flowcache.Record, now time.Time) error {
 	return e.overflow(t, r, mark, begin, now)
 }
 
-// program notes the application that a record stands for, if the collector was not told of it.
+// program notes the application of a record, if its name was not yet sent to the collector.
 func (e *Encoder) program(r *flowcache.Record) {
 	id, ok := e.set.Application(r)
 	if !ok || e.announced.programs[id] || slices.ContainsFunc(e.programs, func(a templates.Application) bool { return a.ID == id }) {

@@ -38,9 +38,9 @@ type Exporter struct {
 	moved   chan bool
 	limit   int // octets of a message
 	told    atomic.Bool
-	looked  time.Time // when direct was last asked to renew, and templates were told
+	looked  time.Time // when direct was last asked to renew, and templates were sent
 	refused time.Time // when a datagram was refused last
-	retell  int       // times that templates are told before their time, because datagrams were refused and now are not
+	retell  int       // refreshes due since datagrams are no longer refused; -1: the last batch was refused
 	retold  time.Time
 	nextTry time.Time
 	wait    time.Duration

@@ -178,7 +178,7 @@ func (l *layout) records(b []byte) (int, error) {
 	return n, nil
 }
 
-// session is what a Transport Session has told its collector: templates, and type records.
+// session is what a Transport Session has sent to its collector: templates, and type records.
 type session struct {
 	layouts map[uint16]*layout
 	told    map[string]bool // sets of facts
@@ -201,8 +201,8 @@ const (
 	dataOnly          // what is neither
 )
 
-// admit appends to dst the message less the templates and facts that were told already, and counts the Data Records that are
-// left. If no set is left dst comes back as it was. The sequence number is the caller's.
+// admit appends to dst the message without the templates and facts that were sent already, and counts the Data Records
+// that are left. If no set is left, it returns dst unchanged. The caller sets the sequence number.
 func (s *session) admit(dst, msg []byte, what which) (out []byte, records int, err error) {
 	begin := len(dst)
 	s.news, s.flows, s.data = false, 0, false

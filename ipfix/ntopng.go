@@ -26,7 +26,7 @@ type NtopngConfig struct {
 	ReconnectMin               time.Duration // default 1 s
 	ReconnectMax               time.Duration // default 60 s
 	Queue                      int           // records that wait for a subscriber at most; default 65536
-	ActiveTimeout, IdleTimeout time.Duration // told to ntopng
+	ActiveTimeout, IdleTimeout time.Duration // sent to ntopng
 	Number                     int           // as in Config
 	Source                     netip.Addr    // likewise
 	Device                     string        // likewise
@@ -107,8 +107,8 @@ func ParseNtopngURL(s string, base NtopngConfig) (NtopngConfig, error) {
 	return cfg, nil
 }
 
-// Ntopng tells flows to ntopng over ZeroMQ, as a probe of ntop does: topics flow, event, template and counter. Each message has a header
-// of 36 octets (version 4 of ntop's) and a payload.
+// Ntopng sends flows to ntopng over ZeroMQ, as a probe of ntop does: topics flow, event, template and counter. Each
+// message has a header of 36 octets (version 4 of ntop's) and a payload.
 type Ntopng struct {
 	cfg     NtopngConfig // the goroutine of Run's
 	name    string
@@ -131,7 +131,7 @@ type Ntopng struct {
 	began    time.Time
 	octets0  uint64 // at the last event
 	packets0 uint64
-	volume   [2]uint64 // octets and packets of all flows told
+	volume   [2]uint64 // octets and packets of all flows sent
 
 	encoded, records, messages, octets, droppedQueue, droppedSend, connects, errs atomic.Uint64
 }
@@ -240,7 +240,7 @@ func (x *Ntopng) Stats() Stats {
 	}
 }
 
-// Healthy reports whether somebody subscribes to flows. Safe for concurrent use.
+// Healthy reports whether flows have a subscriber. Safe for concurrent use.
 func (x *Ntopng) Healthy() bool { return x.publisher().count("flow") > 0 }
 
 // Run sends what is offered until ctx ends, then what waits, for at most 1.5 s, and returns. While nobody subscribes to flows, records
@@ -275,7 +275,7 @@ func (x *Ntopng) Run(ctx context.Context) error {
 		switch {
 		case x.publisher().count("flow") == 0:
 			queue = nil
-		case x.rest != nil: // a message found nobody, and now there is somebody
+		case x.rest != nil: // a message had no subscriber, and now there is one
 			if x.flush(writeTimeout) {
 				x.fill(writeTimeout)
 			}
@@ -400,7 +400,8 @@ func (x *Ntopng) flush(within time.Duration) bool {
 	return true
 }
 
-// send publishes one message. A number is used up only if somebody took the message, so that gaps are losses.
+// send publishes one message. It uses up a message number only if a subscriber took the message, so that gaps are
+// losses.
 func (x *Ntopng) send(topic string, flags byte, payload []byte, within time.Duration) bool {
 	h := append(x.header[:0], make([]byte, 16)...)
 	copy(h, topic)

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// tell publishes what ntopng wants to know of a probe: the names of the fields (topic template) and its state (topic event).
+// tell publishes the names of the fields (topic template) and the state of the probe (topic event), which ntopng needs.
 func (x *Ntopng) tell(within time.Duration) {
 	x.send("template", 0, templateTopic(), within)
 	x.send("event", 0, x.event(), within)

@@ -10,7 +10,7 @@ import (
 	"github.com/sockflow/sockflow/templates"
 )
 
-// Info is what the options data tell of the exporter beside what its Encoder knows.
+// Info describes the Exporter in options records, in addition to what its Encoder knows.
 type Info struct {
 	Version string       // of the exporter
 	Kernel  string       // its release
@@ -32,7 +32,7 @@ type Metering struct {
 	IgnoredOctets  uint64 // as far as known
 }
 
-// Describe tells the encoder of the exporter.
+// Describe sets the description of the Exporter for options records.
 func (e *Encoder) Describe(i Info) { e.info = i }
 
 // Kinds of options templates.

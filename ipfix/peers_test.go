@@ -117,7 +117,7 @@ func (s *started) give(n int) {
 	}
 }
 
-// text is all that Notify was told.
+// text returns all lines that Notify was called with.
 func (s *started) text() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -20,7 +20,8 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// TestMain is the collector of TestCollectorDies if it is told so: a program that writes what each connection brings to a file.
+// TestMain is the collector of TestCollectorDies if SOCKFLOW_TEST_COLLECTOR is set: it writes the octets of each
+// connection to a file.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("SOCKFLOW_TEST_COLLECTOR"); dir != "" {
 		collect(dir, os.Getenv("SOCKFLOW_TEST_ADDRESS"))

@@ -30,9 +30,9 @@ type spool struct {
 	sums     *os.File   // beside writer, or nil
 	entries  int64      // of sums
 	full     []*os.File // of segments before, not yet synced
-	writes   *session   // of the segment being written: what it tells
+	writes   *session   // of the segment being written: the templates and facts that it has
 	epoch    *epoch     // of its messages: a segment has those of one configuration
-	told     int        // of epoch.control, what it tells
+	told     int        // of epoch.control, the number of messages that it has
 	sequence uint32
 	scratch  []byte
 	appended uint64 // messages

@@ -150,11 +150,12 @@ func (s *spool) drained() bool {
 	return s.read.segment > last.id || s.read.segment == last.id && s.read.offset >= last.size
 }
 
-// before returns messages with what the segment told before the next message: a session that begins in the middle needs it.
+// before returns messages with the templates and facts that precede the next message in its segment. A session that
+// begins in the middle of a segment needs them.
 func (s *spool) before() ([][]byte, error) {
 	p := s.read
 	i := slices.IndexFunc(s.segments, func(seg *segment) bool { return seg.id == p.segment })
-	if i < 0 || p.offset >= s.segments[i].size { // a segment follows, which tells all
+	if i < 0 || p.offset >= s.segments[i].size { // a segment follows, which has all templates and facts
 		return nil, nil
 	}
 	f, err := openPlain(s.path(p.segment), os.O_RDONLY)

@@ -6,11 +6,13 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// SetMetering tells where the counts of the Metering Process are, for options records. To be called before Run, which calls f.
+// SetMetering sets f as the source of the Metering Process's counts for options records. It must be called before Run,
+// which calls f.
 func (x *Exporter) SetMetering(f func() Metering) { x.metering = f }
 
-// refresh sends again, over UDP and DTLS, what a collector must know and may have lost. A file is told it once. The counts of a file
-// are told when it begins, and its clock is another one (Config.complete).
+// refresh resends, over UDP and DTLS, the templates and options records that a collector may have lost. They are
+// written to a file once. The counts of a file are written when it begins, and its clock is another one
+// (Config.complete).
 func (x *Exporter) refresh(now time.Time) error {
 	if x.conf().Network == "file" {
 		return nil

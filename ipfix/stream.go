@@ -269,7 +269,7 @@ func (s *stream) settle(life context.Context, l *link, dead chan struct{}, err e
 	}
 }
 
-// closed says why a connection ended: what was read tells more than what was written.
+// closed returns the reason why a connection ended. The error of Read is more specific than that of Write.
 func closed(l *link, dead chan struct{}, read *error, writeError error) error {
 	if writeError != nil {
 		l.conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
@@ -279,8 +279,8 @@ func closed(l *link, dead chan struct{}, read *error, writeError error) error {
 	switch {
 	case readError != nil && !errors.Is(readError, net.ErrClosed) && !errors.Is(readError, io.ErrUnexpectedEOF) && !errors.Is(readError, os.ErrDeadlineExceeded):
 		return readError
-	case writeError != nil && (!l.fin() || errors.Is(writeError, syscall.ETIMEDOUT)): // who is told that it timed out has it alone: the other reads to an end
-		return writeError
+	case writeError != nil && (!l.fin() || errors.Is(writeError, syscall.ETIMEDOUT)):
+		return writeError // the kernel returns ETIMEDOUT once, here to Write: Read then returns EOF
 	}
 	return errClosed
 }

@@ -17,12 +17,12 @@ type link struct {
 	conn    net.Conn // what messages are written to: TLS, or socket
 	socket  socket
 	written uint64
-	eof     atomic.Bool // the other side has closed its end, or the connection broke and Write was told
-	broken  bool        // Write was told so
+	eof     atomic.Bool // the other side has closed its end, or the connection broke and Write returned the error
+	broken  bool        // Write returned an error of the connection
 	timeout time.Duration
 	stopBy  *atomic.Int64
 
-	// state tells what the other side's kernel has not acknowledged, and the window that it last offered; both in octets.
+	// state returns how much the other side's kernel has not acknowledged, and the window that it last offered, in octets.
 	state  func(fd int) (unacked int, window uint32, err error)
 	acked  uint64
 	read   uint64
@@ -51,7 +51,7 @@ func (l *link) Write(b []byte) (int, error) {
 		if n > 0 && done < len(b) && errors.As(err, &timeout) && timeout.Timeout() && (l.stopBy.Load() == 0 || time.Now().UnixNano() < l.stopBy.Load()) {
 			continue // slow, not dead
 		}
-		// The kernel tells an error once: Read then sees an end. After a FIN it is EPIPE.
+		// The kernel returns an error once: Read then returns EOF. After a FIN the error is EPIPE.
 		var errno syscall.Errno
 		l.broken = l.broken || errors.As(err, &errno) && errno != syscall.EPIPE
 		return done, err
@@ -71,9 +71,10 @@ func (l *link) Read(b []byte) (int, error) {
 func (l *link) fin() bool { return l.eof.Load() && !l.broken }
 
 // progress returns how many of the octets written the other side's kernel has acknowledged, and of these how many its program must have
-// read, since its receive buffer has no room for more than the rest. Time tells nothing: a program that hangs, or that gets no processor,
-// reads nothing for however long, and is killed for it. The window tells what is unread only in part: Linux offers no more than it thinks
-// fit, which of a buffer whose size the program has set (SO_RCVBUF) is half.
+// read, since its receive buffer has no room for more than the rest. Elapsed time is no evidence: a program that hangs,
+// or that gets no processor, reads nothing for any length of time, and is killed for it. The window shows the unread
+// octets only in part: Linux offers no more than it finds useful, which is half of a buffer whose size the program has
+// set (SO_RCVBUF).
 func (l *link) progress() (acked, read uint64) {
 	raw, err := l.socket.SyscallConn()
 	if err != nil {

@@ -118,7 +118,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestRefusedNoMore: a collector that is back over UDP is told the templates at once, not with the next refresh, and another time.
+// TestRefusedNoMore: a collector that is back over UDP is sent the templates at once, before the next refresh, and once
+// more.
 func TestRefusedNoMore(t *testing.T) {
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {

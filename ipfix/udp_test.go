@@ -50,7 +50,7 @@ func messages(tb testing.TB, alike bool) (l [][]byte) {
 		if err := e.Record(r, now); err != nil {
 			tb.Fatal(err)
 		}
-		if i == 1000 { // the templates are told
+		if i == 1000 { // the templates have been sent
 			begin = len(l)
 		}
 		if i == 3999 {

@@ -37,7 +37,7 @@ type Config struct {
 	Queue           int           // records that wait for the collector at most; default 65536
 	Boot            time.Time     // start of the exporter, when sysUptime was 0 (v9); default: when it was made
 
-	// What options records tell (RFC 7011, section 4).
+	// The contents of options records (RFC 7011, section 4).
 	Version string // of the exporter
 	Kernel  string // its release
 
@@ -61,7 +61,8 @@ type Config struct {
 	Filter    string // select records for this collector (package selection); empty: all
 	Anonymize string // file of a key, by which addresses are replaced for this collector; empty: they are not
 
-	// Notify, if set, is told in one line when the collector becomes unreachable and when it is back. It must not wait.
+	// Notify, if set, is called with one line when the collector becomes unreachable and when it is back. It must not
+	// wait.
 	Notify func(ok bool, line string)
 
 	resolver *net.Resolver
