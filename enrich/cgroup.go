@@ -219,9 +219,10 @@ var runtimes = map[string]string{
 	"docker": "docker", "cri-containerd": "containerd", "containerd": "containerd", "nerdctl": "containerd", "crio": "cri-o", "libpod": "podman",
 }
 
-// parseCGroup tells a container, a pod or a systemd unit by the names that runtimes and their drivers (cgroupfs, systemd) give
-// to control groups. Of nested containers the innermost counts. Ids of containerd's own making are known to the
-// runtime only: they are not guessed here. end is where in path the name of the container ends, 0 if there is none.
+// parseCGroup finds a container, a pod or a systemd unit by the names that runtimes and their drivers (cgroupfs,
+// systemd) give to control groups. Of nested containers the innermost counts. Ids in containerd's own form are known to
+// the runtime only: they are not guessed here. end is the offset in path of the end of the container's name, 0 if there
+// is none.
 func parseCGroup(path string) (w flowcache.Workload, end int) {
 	w.CGroupPath = path
 	container := func(id, runtime string, at int) {

@@ -47,7 +47,7 @@ type ContainerUpdate struct {
 // ContainerStats counts what became of ends of records that are, or may be, in a container, and the containers.
 type ContainerStats struct {
 	Named    uint64 // with names
-	Unnamed  uint64 // without: no runtime had told (yet)
+	Unnamed  uint64 // without: no runtime had reported the container (yet)
 	Late     uint64 // control groups whose names came after a record without them
 	Peers    uint64 // ends that no socket shows, named by their address
 	Known    int    // containers
@@ -69,7 +69,7 @@ type containers struct {
 	said      uint64               // how often names have changed: what was resolved before may not hold
 	answering map[string]bool
 	asking    map[string]int64
-	appeared  int64 // when a container was seen last that no runtime had told of
+	appeared  int64 // when a container was seen last that no runtime had reported
 	stats     ContainerStats
 }
 
@@ -420,8 +420,8 @@ func (c *containers) expected(r *resolved, since int64) bool {
 	return len(c.answering) > 0 && c.now-since < int64(patience)
 }
 
-// awaited reports whether a runtime may yet tell who had an address at a time: it is being asked, or a container appeared a moment ago that it has not
-// told of.
+// awaited reports whether a runtime may still report the owner of an address at a time: a query is under way, or a
+// container appeared a moment ago that no runtime has reported.
 func (c *containers) awaited(at int64) bool {
 	if len(c.answering) > 0 && c.now-at <= int64(namePatience) && c.now-c.appeared < int64(namePatience) {
 		return true

@@ -12,7 +12,7 @@ import (
 
 const second = int64(time.Second)
 
-// tell applies what a runtime says of one container.
+// tell applies a runtime's report of one container.
 func tell(c *CGroups, t Container) {
 	c.Apply(&ContainerUpdate{Runtime: "/run/r.sock", Answering: true, Containers: []Container{t}})
 }
@@ -520,8 +520,9 @@ func TestAskedAddresses(t *testing.T) {
 	}
 }
 
-// TestAppearingContainer: while a container runs that its runtime has not told of, the last record of a flow to an address that nobody has yet, in a network
-// of containers, waits as well: it may be that container's, whose own end of the flow is told later or not at all.
+// TestAppearingContainer: a container runs that its runtime has not reported. Meanwhile the last record of a flow to an
+// address without an owner, in a network of containers, waits as well. The address may be that container's, and its own
+// end of the flow may be reported later or not at all.
 func TestAppearingContainer(t *testing.T) {
 	e, p := newEnricher(t)
 	c := e.CGroups

@@ -27,8 +27,8 @@ func NewEnds(most int) *Ends {
 // Len is the number of sockets known.
 func (e *Ends) Len() int { return e.n }
 
-// Add tells that end was at k.Src, speaking to k.Dst, from one time to another (Unix nanoseconds). The network namespace of k does not count: packets
-// have none.
+// Add records that end was at k.Src, speaking to k.Dst, from one time to another (Unix nanoseconds). The network
+// namespace of k does not count: packets have none.
 func (e *Ends) Add(k flowcache.Key, from, to int64, end *flowcache.End) {
 	k.NetNS = 0
 	spans := e.at[k]

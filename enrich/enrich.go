@@ -10,7 +10,7 @@ import (
 type Enricher struct {
 	Processes *Processes
 	CGroups   *CGroups
-	Nudge     func() // if set, told of a container that no runtime has told of; must not wait
+	Nudge     func() // if set, called when a container is seen that no runtime has reported; must not wait
 	// Crowded is set while so many records wait that none shall for the address of another end.
 	Crowded bool
 	stepped int64
@@ -20,14 +20,14 @@ type Enricher struct {
 // is a container's or a pod's of this host. Nothing is allocated for what is known.
 func (e *Enricher) Enrich(r *flowcache.Record) { e.enrich(r, false) }
 
-// EnrichOrWait is Enrich, but reports false, and that the record should be brought again, if it is the last of its flow and is of a
-// container so new that its runtime may still be telling its names.
+// EnrichOrWait is Enrich, but returns false if r is the last record of its flow and a container of r is so new that its
+// runtime may still report its names. The caller should then call it again later.
 func (e *Enricher) EnrichOrWait(r *flowcache.Record) bool {
 	return e.enrich(r, r.Final)
 }
 
-// Clock tells the time of the wall clock, which is that of runtimes, in Unix nanoseconds, and how far it is ahead of flowcache.Now: once before
-// some records.
+// Clock sets the time of the wall clock, which runtimes use, in Unix nanoseconds, and how far it is ahead of
+// flowcache.Now. It is called once before each batch of records.
 func (e *Enricher) Clock(now, stepped int64) {
 	if e.CGroups.now = now; e.stepped != stepped {
 		e.stepped = stepped
@@ -35,7 +35,7 @@ func (e *Enricher) Clock(now, stepped int64) {
 	}
 }
 
-// NoMore tells that no more names will come: nothing waits for them from here on.
+// NoMore notes that no more names will come: no record waits for names from here on.
 func (e *Enricher) NoMore() {
 	clear(e.CGroups.answering)
 	clear(e.CGroups.asking)
@@ -60,7 +60,7 @@ func (e *Enricher) enrich(r *flowcache.Record, mayWait bool) bool {
 	if r.Key.Proto == flowcache.ProtoTCP && r.Began != 0 {
 		at = r.Began + e.stepped
 	}
-	// Of an end of which no process's socket was seen its own address tells, which is behind a translation if there is one.
+	// An end without a process's socket is named by its own address, the one behind a translation if there is one.
 	from, to := r.Key.Src, r.Key.Dst
 	if r.Pre != (flowcache.Translation{}) {
 		from = r.Pre.Src

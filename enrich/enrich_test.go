@@ -172,7 +172,8 @@ func TestLivingProcess(t *testing.T) {
 	}
 }
 
-// TestStartAfterStep: of a machine that began in 1970, processes are told to have begun by the clock as it was set since.
+// TestStartAfterStep: on a machine whose clock began in 1970, the start times of processes are by the clock as it was
+// set since.
 func TestStartAfterStep(t *testing.T) {
 	e, p := newEnricher(t)
 	id := flowcache.ProcessID{PID: 10, Start: 7}

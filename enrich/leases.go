@@ -189,7 +189,7 @@ func (l leases) begin(n lease, room bool) (leases, int) {
 	return append(l, n), 1
 }
 
-// at returns whose it was at a time: nil if nobody's, or of more than one who cannot be told apart.
+// at returns the lease that was valid at a time: nil if there was none, or if several holders had one.
 func (l leases) at(t int64) *lease {
 	var found *lease
 	for i := range l {

@@ -96,8 +96,8 @@ func sockets(f func(inode uint32) bool, tasks ...string) {
 }
 
 // tables returns the folders of threads of a process that have descriptor tables: one of each table. Threads share
-// the first's, unless one left it (unshare(2) with CLONE_FILES), or the first has ended. kcmp(2) tells tables
-// apart; where the kernel has none, or refuses it, those of such threads are not seen.
+// the first's, unless one left it (unshare(2) with CLONE_FILES), or the first has ended. kcmp(2) compares tables; where
+// the kernel has no kcmp, or refuses it, the tables of such threads are not seen.
 func (p procFS) tables(pid uint32) []string {
 	tasks := []string{p.dir(pid)}
 	var st unix.Stat_t

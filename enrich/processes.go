@@ -20,9 +20,9 @@ type ProcConfig struct {
 // ProcStats counts what the table did.
 type ProcStats struct {
 	Entries  int
-	Events   uint64 // told by the kernel
+	Events   uint64 // reported by the kernel
 	FromProc uint64 // read from /proc instead, in time
-	Missed   uint64 // gone before anybody told: no more than the PID is known
+	Missed   uint64 // gone before its facts were known: only the PID is
 	Overflow uint64 // forgotten early because the table was full
 }
 
@@ -33,7 +33,7 @@ type Processes struct {
 	proc    procFS
 	users   *users
 	cgroups *CGroups
-	v1      bool                             // there are hierarchies of cgroup v1, which the kernel's events do not tell of
+	v1      bool                             // there are hierarchies of cgroup v1, which the kernel's events do not report
 	table   map[flowcache.ProcessID]*process // by the process, whatever program it runs
 	boot    int64                            // when the machine was started, by the wall clock as it is now
 	stats   ProcStats
@@ -135,7 +135,7 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 				f.Path = path
 			}
 		}
-		// The parent that started it may be gone, and init in its place: what the fork told stays.
+		// The parent that started it may be gone, and init in its place: the parent that the fork reported stays.
 		if old := p.entry(f.ID); old != nil && old.facts.ParentPID != 0 {
 			f.ParentPID, f.ParentPath, f.ParentUID = old.facts.ParentPID, old.facts.ParentPath, old.facts.ParentUID
 		} else if parent := p.find(ev.Parent); parent != nil {
@@ -205,8 +205,8 @@ func (p *Processes) As(id flowcache.ProcessID, uid, gid uint32) *flowcache.Proce
 	return &other
 }
 
-// Get returns the facts of a process, shared and immutable, or nil. A process that the kernel did not tell of is looked for
-// in /proc, where its start time must agree.
+// Get returns the facts of a process, shared and immutable, or nil. A process that the kernel did not report is looked
+// for in /proc, where its start time must agree.
 func (p *Processes) Get(id flowcache.ProcessID) *flowcache.Process {
 	if e := p.entry(id); e != nil {
 		if e.facts.StartTime != p.started(id) {

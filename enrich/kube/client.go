@@ -129,7 +129,7 @@ func (e *statusError) Error() string {
 // errGone says that a resource version, or what continues a list, is too old: everything is to be listed anew.
 var errGone = errors.New("the resource version is too old")
 
-// fail is the error that a Status tells.
+// fail returns the error that a Status describes.
 func (s *status) fail(code int) error {
 	if code == 0 {
 		code = s.Code
@@ -140,7 +140,7 @@ func (s *status) fail(code int) error {
 	return &statusError{code, oneLine(s.Message), time.Duration(s.Details.RetryAfterSeconds) * time.Second}
 }
 
-// oneLine is at most 200 octets of what a stranger wrote.
+// oneLine returns at most 200 octets of text from an untrusted source, as one line.
 func oneLine(s string) string {
 	s = strings.Join(strings.Fields(s), " ")
 	return strings.ToValidUTF8(s[:min(len(s), 200)], "")

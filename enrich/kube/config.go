@@ -28,11 +28,11 @@ type Config struct {
 	// Spread is in how much time the first lists are asked for, as all nodes of a cluster may start at one time; default 3 s, negative: at once.
 	Spread time.Duration
 
-	// Notify, if set, is told in one line when something cannot be read and when it is back. It must not wait.
+	// Notify, if set, is called with one line when a resource cannot be read and when it is read again. It must not wait.
 	Notify func(ok bool, line string)
 }
 
-// ErrNoCluster says that Server is "auto" and nothing tells of a cluster.
+// ErrNoCluster means that Server is "auto" and that neither a service account nor KUBECONFIG names a cluster.
 var ErrNoCluster = errors.New("this is no pod with a service account, and KUBECONFIG is not set")
 
 // Where a pod finds its service account.

@@ -25,7 +25,7 @@ type Stats struct {
 	Large                                    [kinds]uint64 // objects that were left out, because they are too long or have too many addresses or ports
 }
 
-// Source tells of a cluster's pods, services and nodes.
+// Source follows a cluster's pods, services and nodes.
 type Source struct {
 	cfg    Config
 	client *client
@@ -95,7 +95,8 @@ func (s *Source) Stats() (st Stats) {
 	return st
 }
 
-// Run tells out of every change until ctx ends. Each kind is followed by itself: one that may not be read leaves the others alone.
+// Run sends every change to out until ctx ends. Each kind is followed by itself: a kind that may not be read does not
+// affect the others.
 func (s *Source) Run(ctx context.Context, out chan<- []Change) error {
 	var wg sync.WaitGroup
 	for k := range kinds {
@@ -127,7 +128,7 @@ type follower struct {
 	missed  bool          // that it is not was said
 	broke   bool          // a connection did, which had worked: servers restart, and proxies lose patience
 	down    bool          // it fails
-	refused bool          // that it is refused was told
+	refused bool          // that it is refused was reported
 }
 
 func (f *follower) run(ctx context.Context) {
@@ -183,12 +184,13 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// fail counts a failure, and tells of the first: of a refusal for each kind, and else for all together.
+// fail counts a failure, and reports the first one: a refusal once for each kind, other failures once for all kinds
+// together.
 func (f *follower) fail(err error) {
 	var st *statusError
 	if errors.As(err, &st) && (st.code == http.StatusUnauthorized || st.code == http.StatusForbidden) {
 		f.s.refused[f.kind].Add(1)
-		f.wait = f.s.cfg.BackoffMax // somebody has to do something first
+		f.wait = f.s.cfg.BackoffMax // an administrator has to grant access first
 		if !f.refused {
 			f.refused = true
 			f.s.cfg.Notify(false, fmt.Sprintf("kubernetes %s at %s cannot be read: %s; the token's account needs the verbs list and watch", f.kind, f.s.Server(), oneLine(err.Error())))
@@ -209,7 +211,7 @@ func (f *follower) fail(err error) {
 	}
 }
 
-// works tells that it does, after it did not, and lets the next failure be followed by a short wait.
+// works reports that a kind is read again after a failure, and resets the wait after the next failure.
 func (f *follower) works() {
 	f.wait, f.broke = f.s.cfg.BackoffMin, false
 	if f.refused {
@@ -387,7 +389,7 @@ type brokenWatch struct{ err error }
 func (b *brokenWatch) Error() string { return "watch: " + b.err.Error() }
 func (b *brokenWatch) Unwrap() error { return b.err }
 
-// watch tells of changes since f.version, until the server ends it or something fails.
+// watch sends changes since f.version, until the server ends the watch or a read fails.
 func (f *follower) watch(ctx context.Context) error {
 	f.s.watches[f.kind].Add(1)
 	// Not all at one time.

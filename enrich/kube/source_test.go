@@ -148,12 +148,12 @@ func TestFollow(t *testing.T) {
 	c.becomes("10.96.0.10", "@ shop/web")
 	c.becomes("fd00::a", "@ shop/web")
 	c.becomes("192.168.0.1", "@n1 ")
-	// What changes is told by the watch.
+	// The watch reports changes.
 	f.put("pods", pod("late", "n2"))
 	f.put("pods", pod("late", "n2", "10.2.0.1", "fd00:2::1"))
 	c.becomes("10.2.0.1", "shop/late@n2 ")
 	c.becomes("fd00:2::1", "shop/late@n2 ")
-	// Its address is free when it has ended, and somebody else's after that.
+	// Its address is free when it has ended, and another pod's after that.
 	ended := pod("late", "n2", "10.2.0.1")
 	ended["status"].(object)["phase"] = "Succeeded"
 	f.put("pods", ended)
@@ -192,7 +192,7 @@ func TestNodeScope(t *testing.T) {
 	}
 }
 
-// TestGone: events that nobody told, in a time that the server does not remember, are found by a new list.
+// TestGone: a new list shows changes whose events were not received and which the server no longer remembers.
 func TestGone(t *testing.T) {
 	f := newFake(t)
 	f.put("pods", pod("a", "n1", "10.1.0.1"))
@@ -209,7 +209,7 @@ func TestGone(t *testing.T) {
 	f.put("pods", pod("b", "n1", "10.1.0.2"))
 	f.forget()
 	c.eventually("it fails", func() bool { return c.src.Stats().Failed[Pod] > 1 })
-	time.Sleep(50 * time.Millisecond) // and fails again, untold
+	time.Sleep(50 * time.Millisecond) // and fails again, which is not reported
 	if c.name("10.1.0.1") != "shop/a@n1 " {
 		t.Error("names are forgotten while the server is away")
 	}

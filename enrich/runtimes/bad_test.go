@@ -29,7 +29,8 @@ import (
 
 // What real runtimes do on bad days only.
 
-// holder is who has an address or, with port, a published port at a time, as a record without a socket at its destination tells.
+// holder returns the name of the container or pod that had an address at a time, from a record without a socket at its
+// destination.
 func (g *told) holder(ip string, at time.Time) string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -300,7 +301,7 @@ func TestLinkAndFile(t *testing.T) {
 	soon(t, "names", func() bool { return g.name(id(1)).ContainerName == "web" })
 }
 
-// fakeCRI answers as slowly as it is told.
+// fakeCRI answers as slowly as its fields say.
 type fakeCRI struct {
 	cri.UnimplementedRuntimeServiceServer
 	mu       sync.Mutex
@@ -490,7 +491,7 @@ func TestStartingPod(t *testing.T) {
 	exit(2)
 	list(2, now.Add(time.Millisecond), none)
 	event("/tasks/start", &apievents.TaskStart{ContainerID: podID(2)})
-	// 3: completed before anybody looked. 4: its exit was not told. 5: made, listed, started, exited.
+	// 3: completed before the list was made. 4: no event reported its exit. 5: made, listed, started, exited.
 	list(3, now, none)
 	create(4)
 	list(4, now, none)

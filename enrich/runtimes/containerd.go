@@ -115,7 +115,7 @@ func (c *containerd) watch(ctx context.Context) error {
 			err = c.event(ctx, ev)
 			c.e.flush(ctx)
 		case err = <-failed:
-		case <-c.e.nudged: // of a shim that tells nothing, or an event that was lost
+		case <-c.e.nudged: // a shim sends no events, or an event was lost
 			again.Reset(max(leastBetween/10, leastBetween-time.Since(listed)))
 		case <-again.C:
 			again.Reset(listInterval)
@@ -327,8 +327,9 @@ func (c *containerd) sandboxOf(m *containersapi.Container, s spec) string {
 	return m.GetSandbox()
 }
 
-// put tells of a container. The pod's names are its sandbox's, which has the labels that the pod's author gave.
-// at and running say of a list when it was made and what runs; of a container that was just made or asked for at is 0.
+// put reports a container. The pod's names are its sandbox's, which has the labels that the pod's author gave. For a
+// container from a list, at is the time of the list and running the set of containers that run; for one that was just
+// made or asked for, at is 0.
 func (c *containerd) put(ctx context.Context, ns string, m *containersapi.Container, s spec, at int64, running map[string]bool) {
 	labels := m.GetLabels()
 	t := enrich.Container{
@@ -379,13 +380,15 @@ func (c *containerd) put(ctx context.Context, ns string, m *containersapi.Contai
 	c.e.put(ctx, key, t, c.list)
 }
 
-// starts reports whether a sandbox that had no task at a time is one that was told of with its addresses and whose task is yet to be started.
+// starts reports whether a sandbox without a task at a time has been reported with its addresses and is yet to be
+// started.
 func (c *containerd) starts(key string, created, at int64) bool {
 	k := c.e.known[key]
 	return k.has && k.created == created && k.died == 0 && at-created < int64(startPatience)
 }
 
-// pod returns the names of a sandbox's pod, nil if there is none. Of one in which a container is made it tells first, if it has not told all.
+// pod returns the names of a sandbox's pod, nil if there is none. If a container is made in a sandbox that was not yet
+// reported in full, it reports the sandbox first.
 func (c *containerd) pod(ctx context.Context, ns, id string, itself bool, at int64, running map[string]bool) *flowcache.Workload {
 	key := ns + "/" + id
 	p := c.pods[key]

@@ -13,8 +13,8 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// criClient speaks the Container Runtime Interface (k8s.io/cri-api, runtime.v1). Few runtimes tell by themselves what changes, so
-// they are asked every so often, and at once when a container is seen that is not known.
+// criClient speaks the Container Runtime Interface (k8s.io/cri-api, runtime.v1). Few runtimes send events, so they are
+// polled, and asked at once when a container is seen that is not known.
 type criClient struct {
 	e       *endpoint
 	runtime string
@@ -195,7 +195,7 @@ func (c *criClient) askAll(ctx context.Context, client cri.RuntimeServiceClient)
 	return false, nil
 }
 
-// putNew tells of a container unless it was told already: nothing of it changes.
+// putNew reports a container once: its facts do not change.
 func (c *criClient) putNew(ctx context.Context, t enrich.Container) {
 	id := t.Workload.ContainerID
 	if k, ok := c.e.known[id]; ok {

@@ -16,7 +16,7 @@ import (
 
 // client speaks to one kind of runtime.
 type client interface {
-	// watch connects, tells every container there is, and then what changes, until it fails or ctx ends.
+	// watch connects, reports every container, and then changes, until it fails or ctx ends.
 	watch(ctx context.Context) error
 }
 
@@ -25,7 +25,7 @@ type Stats struct {
 	Kind, Socket string
 	Answering    bool
 	Containers   int
-	Events       uint64 // told by the runtime
+	Events       uint64 // received from the runtime
 	Connects     uint64 // times that it began to answer
 	Errors       uint64 // times that it could not be reached, or did not answer in time
 	Overflow     uint64 // containers too many to be followed
@@ -87,13 +87,13 @@ type endpoint struct {
 	weight  int   // together
 
 	root                              atomic.Pointer[string] // the control group of the container that the runtime runs in
-	settled                           atomic.Bool            // it has told all, or cannot
+	settled                           atomic.Bool            // it has reported all containers, or cannot
 	answering, containers             atomic.Int64
 	events, connects, fails, overflow atomic.Uint64
 	tooLong, malformed                atomic.Uint64
 }
 
-// known is what must be kept of a container to tell of its end.
+// known is what must be kept of a container to report its end.
 type known struct {
 	path    string
 	id      string
@@ -170,7 +170,7 @@ func (e *endpoint) tell(ctx context.Context, u *enrich.ContainerUpdate) {
 	}
 }
 
-// away notes that the runtime does not answer. What it told stays known: its containers live on without it.
+// away notes that the runtime does not answer. What it reported stays known: its containers run on without it.
 func (e *endpoint) away(ctx context.Context, err error) {
 	e.flush(ctx) // what is known is not said again
 	e.up, e.asking = false, 0
@@ -184,8 +184,8 @@ func (e *endpoint) away(ctx context.Context, err error) {
 	}
 }
 
-// tolerate lets a connection be on which an answer did not come in time: a runtime that is stopped, or has too much to do, has not lost what it has
-// to tell. It returns any other error.
+// tolerate keeps a connection on which an answer did not come in time: a runtime that is stopped or busy has not lost
+// its events. It returns any other error.
 func (e *endpoint) tolerate(ctx context.Context, err error) error {
 	if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errSilent) || ctx.Err() != nil {
 		return err
@@ -196,7 +196,7 @@ func (e *endpoint) tolerate(ctx context.Context, err error) error {
 	return nil
 }
 
-// answers notes that the runtime has told all it has.
+// answers notes that the runtime has reported all its containers.
 func (e *endpoint) answers(ctx context.Context) {
 	e.flush(ctx)
 	if !e.busy {
@@ -212,7 +212,8 @@ func (e *endpoint) answers(ctx context.Context) {
 	e.notify(true, fmt.Sprintf("%s at %s names containers; it has %d", e.kind, e.socket, len(e.known)))
 }
 
-// put tells of a container, which key names among those of this runtime; list is that which showed it, 0 if none did.
+// put reports a container. key is its name among those of this runtime; list is the number of the list that showed it,
+// 0 if none did.
 func (e *endpoint) put(ctx context.Context, key string, c enrich.Container, list uint64) {
 	k, ok := e.known[key]
 	if !ok && len(e.known) >= maxKnown {
@@ -258,7 +259,7 @@ func (e *endpoint) skip(what string) {
 	}
 }
 
-// end tells that a container is gone.
+// end reports that a container is gone.
 func (e *endpoint) end(key string, at time.Time) {
 	k, ok := e.known[key]
 	if !ok {
@@ -270,7 +271,8 @@ func (e *endpoint) end(key string, at time.Time) {
 	e.pend(enrich.Container{Workload: flowcache.Workload{ContainerID: k.id, CGroupPath: k.path}, Created: k.created, Ended: at.UnixNano()}, 1+k.extent/4)
 }
 
-// listed ends what the list does not show. Those told of by events since before it began are not older than began.
+// listed ends the containers that a list, begun at the time began, does not show. It keeps those created since: events
+// reported them after the list was made.
 func (e *endpoint) listed(list uint64, began time.Time) {
 	for key, k := range e.known {
 		if k.seen != list && k.created < began.UnixNano() {
@@ -308,7 +310,7 @@ func (e *endpoint) ask(ctx context.Context, since int64) {
 	e.tell(ctx, &enrich.ContainerUpdate{Runtime: e.socket, Answering: e.up || !e.said})
 }
 
-// pump reads a stream of events until ctx ends or the stream does, which failed then tells.
+// pump reads a stream of events until ctx or the stream ends. failed receives the error of the stream.
 func pump[T any](ctx context.Context, next func() (T, error)) (events <-chan T, failed <-chan error) {
 	out, end := make(chan T), make(chan error, 1)
 	go func() { // ends with ctx, or the stream

@@ -18,7 +18,7 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// fake is an engine that answers as it is told.
+// fake is an engine that answers as its fields say.
 type fake struct {
 	t        *testing.T
 	socket   string
@@ -100,7 +100,7 @@ func (f *fake) set(change func()) {
 	f.mu.Unlock()
 }
 
-// told collects what a watcher tells, as the loop of the exporter would.
+// told collects what a watcher sends, as the loop of the exporter would.
 type told struct {
 	mu      sync.Mutex
 	cgroups *enrich.CGroups

@@ -16,7 +16,7 @@ type Config struct {
 	Containerd, Docker, CRI, Podman string
 	Labels                          []string // keys of the labels that names carry, in this order
 	Proc                            string   // where proc is mounted; default /proc
-	// Notify, if set, is told once when a runtime begins to answer (true) and when it no longer does.
+	// Notify, if set, is called once when a runtime begins to answer (true) and once when it no longer does.
 	Notify func(ok bool, line string)
 }
 
@@ -89,7 +89,7 @@ func checkSocket(kind, path string) error {
 	return nil
 }
 
-// Run watches until ctx ends, and sends what runtimes tell. It returns when every goroutine that it started is gone.
+// Run watches until ctx ends, and sends what runtimes report. It returns when every goroutine that it started is gone.
 func (w *Watcher) Run(ctx context.Context, out chan<- *enrich.ContainerUpdate) {
 	var wg sync.WaitGroup
 	for _, e := range w.endpoints {
@@ -102,8 +102,8 @@ func (w *Watcher) Run(ctx context.Context, out chan<- *enrich.ContainerUpdate) {
 	wg.Wait()
 }
 
-// Nudge tells that a container was seen that no runtime has told of: those that cannot tell by themselves are asked at once. It does
-// not wait.
+// Nudge notes that a container was seen that no runtime has reported: runtimes that send no events are asked at once.
+// It does not wait.
 func (w *Watcher) Nudge() {
 	for _, e := range w.endpoints {
 		select {
@@ -113,7 +113,7 @@ func (w *Watcher) Nudge() {
 	}
 }
 
-// Settled reports whether every runtime that is there has told all it has, or did not answer.
+// Settled reports whether every runtime that is there has reported all its containers, or did not answer.
 func (w *Watcher) Settled() bool {
 	for _, e := range w.endpoints {
 		if !e.settled.Load() {
