@@ -15,7 +15,7 @@ var ErrLesserCGroup = errors.New("only a part of the cgroup2 hierarchy is mounte
 // CGroupRoot returns where the root of the cgroup2 hierarchy is mounted: programs that are attached there see the
 // packets of all sockets. The root of a mount in /proc/self/mountinfo does not show it: in a control group
 // namespace (cgroup_namespaces(7)) the host's root is "/.." or "/../..", and "/" is the group that the namespace
-// was made in. What tells them apart is the inode number of the directory, which is 1 in the root only (kernfs
+// was made in. They differ in the inode number of the directory, which is 1 in the root only (kernfs
 // numbers its nodes from 1 on). proc is where proc is mounted. The error says what to do, and wraps ErrLesserCGroup
 // where another group is mounted.
 func CGroupRoot(proc string) (string, error) {

@@ -26,8 +26,8 @@ type owned struct {
 }
 
 // datagrams joins the counters of datagram flows, which the cgroup hooks count by socket cookie, with the owners, which
-// the tracepoints tell. Programs count into one of two maps; a drain swaps them and empties the
-// other, so that every datagram is counted once and none is lost to a race.
+// the tracepoints report. Programs count into one of two maps; a drain swaps them and empties the other, so that every
+// datagram is counted once and none is lost to a race.
 type datagrams struct {
 	outer   *ebpf.Map
 	inner   [2]*ebpf.Map
@@ -39,7 +39,7 @@ type datagrams struct {
 	// When the last drain was, and whether it found so many flows for its time that the next must not wait for as long.
 	drained time.Time
 	many    bool
-	named   map[uint64]struct{} // sockets whose owner became known since, after they were told of without
+	named   map[uint64]struct{} // sockets whose owner became known after they were reported without one
 	// Reported without an owner, in the pass that is the value: first datagrams that no process has read yet.
 	nameless map[uint64]uint32
 	// Before Linux 6.2 the namespace is known with the owner only, and no flow without it: these wait.
@@ -221,7 +221,7 @@ func (d *datagrams) join(o *flowcache.Observation, now time.Time, emit func(*flo
 	emit(o)
 }
 
-// adopt hands over what waited for the owner of a socket.
+// adopt emits the observations that waited for the owner of a socket.
 func (d *datagrams) adopt(cookie uint64, emit func(*flowcache.Observation)) {
 	own, known := d.owners[cookie]
 	for i := range d.orphans[cookie] {

@@ -123,7 +123,7 @@ func FuzzEvent(f *testing.F) {
 			t.Fatal("not counted, or changed")
 		}
 		told := len(s.batch.Observations) + len(s.batch.Processes) + len(s.grams.closed) + len(s.grams.owners)
-		if told+int(s.malformed.Load()) != 1 && kindOf(in) != kindMPTCP { // which tells of no flow
+		if told+int(s.malformed.Load()) != 1 && kindOf(in) != kindMPTCP { // which reports no flow
 			t.Fatalf("%d told, %d malformed", told, s.malformed.Load())
 		}
 		for _, p := range s.batch.Processes {

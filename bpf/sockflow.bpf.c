@@ -117,8 +117,8 @@ struct {
 	__type(value, struct sock_state);
 } listeners SEC(".maps");
 
-/* Users of sockets whose storage they do not come by, by the address of struct sock: of an MPTCP socket, whose subflows are the
- * connections; and where a kprobe, which has no access to storage, tells who accepted one. */
+/* Users of sockets that cannot be kept in socket storage, by the address of struct sock: of an MPTCP socket, whose
+ * subflows are the connections; and of an accepted socket that a kprobe sees, which has no access to storage. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
@@ -219,7 +219,7 @@ static __always_inline void lost(__u32 cause)
 		*n += 1;
 }
 
-/* Sockets that are told datagram by datagram: all but TCP, and MPTCP, whose subflows are TCP. */
+/* Sockets that are counted datagram by datagram: all but TCP, and MPTCP, whose subflows are TCP. */
 static __always_inline bool is_datagram(__u32 proto)
 {
 	return proto != IPPROTO_TCP && proto != IPPROTO_MPTCP;
@@ -1369,7 +1369,7 @@ static __always_inline bool translated(struct __sk_buff *skb, int in, bool v4, b
 	return true;
 }
 
-/* What the socket itself tells: its network namespace, and whether it is the kernel's. Before Linux 6.2 nothing. */
+/* Reads the socket's network namespace, and whether the kernel owns the socket. Before Linux 6.2 it reads nothing. */
 static __always_inline void put_socket(struct datagram_value *v, struct __sk_buff *skb)
 {
 	struct sk_buff *kskb;

@@ -106,8 +106,8 @@ func (s *Source) Hooks() []Hook {
 // Missing is the function Missing of this source's hooks.
 func (s *Source) Missing() (missing, instead []Hook) { return Missing(s.Hooks()) }
 
-// CanWalk reports whether the source sees sockets that existed before it, and counts of live ones. Without it somebody
-// else must take snapshots.
+// CanWalk reports whether the source sees sockets that existed before it, and counts of live ones. Otherwise another
+// source must take snapshots.
 func (s *Source) CanWalk() bool { return s.walker != nil }
 
 // Known completes o, a connection that nobody has walked to, as those that a process holds in an io_uring only: with its owner and role, if

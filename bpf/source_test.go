@@ -27,7 +27,7 @@ func needRoot(t *testing.T) {
 	t.Skip("needs root")
 }
 
-// start runs a source until stop, which returns all it told.
+// start runs a source until stop, which returns all that it reported.
 func start(t *testing.T) (stop func() ([]flowcache.Observation, []flowcache.ProcessEvent)) {
 	t.Helper()
 	needRoot(t)
@@ -302,7 +302,8 @@ func TestUDPNobodyReads(t *testing.T) {
 	}
 }
 
-// What the ring buffer holds at the end is told, more than a round of reading takes; it has room for all of these.
+// Everything that the ring buffer holds at the end is reported, also more than one round of reading takes. It has room
+// for all of these events.
 func TestLastEvents(t *testing.T) {
 	const sockets = 80_000
 	stop := start(t)
