@@ -233,7 +233,7 @@ func TestTransports(t *testing.T) {
 		t.Errorf("%+v", n)
 	}
 
-	// A client without a certificate is told no, and counted.
+	// A client without a certificate is refused, and counted.
 	if bad, err := tls.Dial("tcp", c.addr(3), cfg); err == nil {
 		bad.SetReadDeadline(time.Now().Add(5 * time.Second))
 		if _, err = bad.Read(make([]byte, 1)); err == nil {

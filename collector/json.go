@@ -14,8 +14,9 @@ import (
 	"github.com/sockflow/sockflow/templates"
 )
 
-// AppendJSON appends the record as one JSON object: the names of its elements and their values in the order of the template. What is told of
-// the message begins with @. Times are RFC 3339, octets are in hexadecimal, and an element that comes again has a number after its name.
+// AppendJSON appends the record as one JSON object: the names of its elements and their values in the order of the
+// template. The names of the message's properties begin with @. Times are RFC 3339, octets are in hexadecimal, and a
+// repeated element has a number after its name.
 func (r *Record) AppendJSON(dst []byte) []byte {
 	dst = append(dst, `{"@from":`...)
 	dst = appendString(dst, r.From)
@@ -62,7 +63,7 @@ func (r *Record) AppendJSON(dst []byte) []byte {
 	return append(dst, '}')
 }
 
-// paddingOctets tells nothing.
+// paddingOctets has no information.
 var paddingOctets = templates.Number{ID: 210}
 
 // appendFields appends all fields but padding as members of a JSON object, without its braces.

@@ -158,7 +158,7 @@ func want(l layout, r *flowcache.Record) map[string]any {
 	return w
 }
 
-// compare tells how a decoded record differs from what was encoded.
+// compare returns an error if a decoded record differs from the one that was encoded.
 func compare(l layout, got *collector.Record, r *flowcache.Record) error {
 	for name, v := range want(l, r) {
 		if g := got.Get(name); g != v {

@@ -10,7 +10,7 @@ import (
 
 // Config configures a Session. Its zero value is the documented default.
 type Config struct {
-	// Name says where messages come from. It is told with each record.
+	// Name says where messages come from. Each record has it (Record.From).
 	Name string
 	// Registry names elements; default: NewRegistry(0, 0).
 	Registry *Registry

@@ -20,9 +20,9 @@ func (e *StreamError) Unwrap() error { return e.Err }
 // Of a stream whose last messages were all malformed nothing good can come (RFC 7011, section 9).
 const maxMalformed = 16
 
-// ReadStream decodes the messages of a TCP connection or of a file (RFC 5655), one after the other, until the end or until handle, which
-// is given the records of each message, returns an error. Malformed messages are counted and passed over, as long as one can tell where
-// the next begins; else the error is a *StreamError.
+// ReadStream decodes the messages of a TCP connection or of a file (RFC 5655), one after the other, until the end or
+// until handle returns an error. handle is called with the records of each message. Malformed messages are counted and
+// skipped while it is known where the next one begins; else the error is a *StreamError.
 func (s *Session) ReadStream(r io.Reader, handle func([]Record) error) error {
 	return readMessages(r, func() {}, func(msg []byte) error { return s.decodeTo(msg, handle) }, s.discard)
 }

@@ -12,7 +12,7 @@ import (
 type Field struct {
 	templates.Number
 	Length  uint16   // octets; templates.Variable: each value says its own
-	Element *Element // nil where nobody has told what it is
+	Element *Element // nil where neither the registry nor a type record describes it
 }
 
 // Name is the element's name, or "PEN:number" of one that is not known.

@@ -27,7 +27,8 @@ func listenUDP(addr string) (end, error) {
 		return end{}, err
 	}
 	raw.Control(func(fd uintptr) {
-		// Beyond net.core.rmem_max only with CAP_NET_ADMIN. What is dropped for want of room is told with the next datagram.
+		// Beyond net.core.rmem_max only with CAP_NET_ADMIN. The kernel reports the number of dropped datagrams with the next
+		// one.
 		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
 		}
