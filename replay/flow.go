@@ -99,7 +99,7 @@ func (f *flow) count(p *packet, activeTimeout int64, gaps *gapPool) (closed bool
 	return closed
 }
 
-// record writes what is to be told, and begins the next record.
+// record writes what is not yet reported into r, and begins the next record.
 func (f *flow) record(r *flowcache.Record, reason flowcache.EndReason, final bool) {
 	i := f.initiator()
 	o := i ^ 1

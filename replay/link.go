@@ -186,7 +186,7 @@ func wrapped(link uint16, b []byte) ([]byte, uint16, Fate) {
 	return network(uint16(inner), b[n:])
 }
 
-// families tells IP by an address family: AF_INET is 2 everywhere, AF_INET6 differs.
+// families returns the EtherType of IP for an address family: AF_INET is 2 everywhere, AF_INET6 differs.
 func families(family uint32, b []byte) ([]byte, uint16, Fate) {
 	switch family {
 	case 2:

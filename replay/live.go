@@ -95,7 +95,7 @@ func (l *Live) open(cfg LiveConfig) error {
 	if err := unix.SetsockoptInt(l.fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V3); err != nil {
 		return os.NewSyscallError("PACKET_VERSION", err)
 	}
-	// Of a packet that is several on the wire (segmentation offload) the kernel then tells their size.
+	// For a packet that is several on the wire (segmentation offload), the kernel then reports their size.
 	if err := unix.SetsockoptInt(l.fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
 		return os.NewSyscallError("PACKET_VNET_HDR", err)
 	}

@@ -58,7 +58,7 @@ type round struct {
 	packets [2][]packet
 	n       int
 	clock   int64
-	flush   bool // what is to be told must leave now
+	flush   bool // records must be handed over now
 	end     bool // every flow ends
 }
 

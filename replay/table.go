@@ -124,7 +124,7 @@ func (t *table) patience(f *flow) int64 {
 	return t.idle
 }
 
-// end tells of a flow that was silent for too long.
+// end makes the last record of a flow that has expired.
 func (t *table) end(i uint32, f *flow) {
 	reason := flowcache.EndIdle
 	if f.state&stateClosed != 0 {
@@ -142,7 +142,7 @@ func (t *table) deadline(f *flow) int64 {
 	return d
 }
 
-// tell makes a record of what no record has yet.
+// tell makes a record of what is not yet reported.
 func (t *table) tell(i uint32, f *flow, reason flowcache.EndReason, final bool) {
 	if f.state&stateMoved == 0 {
 		return
@@ -313,7 +313,7 @@ func (t *table) evict() {
 	}
 }
 
-// expire ends what is due at now, and tells of what lives on.
+// expire ends the flows that have expired at now, and makes a record of those that are due and live on.
 func (t *table) expire(now int64) {
 	for i := t.due(now); i != 0; i = t.due(now) {
 		f := t.at(i)
