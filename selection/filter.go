@@ -10,7 +10,7 @@ type Filter struct {
 	match predicate
 }
 
-// predicate tells whether it holds for a record.
+// predicate reports whether it holds for a record.
 type predicate func(*flowcache.Record) bool
 
 // Match reports whether the filter selects r. It allocates nothing.

@@ -122,7 +122,7 @@ func TestAggregator(t *testing.T) {
 		r.Forward = flowcache.Counters{Payload: 10, Octets: 50, Packets: 1}
 		r.Reverse = flowcache.Counters{Payload: 20, Octets: 60, Packets: 2}
 		r.Source.Cookie, r.HasTCP, r.TCP.MinRTT, r.TCP.SRTT = uint64(i), true, uint32(9-i%3), uint32(i)
-		r.First, r.Final, r.ForwardTotal.Payload = i != 1, true, 99 // one has been told of before
+		r.First, r.Final, r.ForwardTotal.Payload = i != 1, true, 99 // one flow has been reported before
 		out = g.Add(out, r)
 	}
 	if len(out) != 0 || g.Len() != 1 || g.Merged() != 4 {
