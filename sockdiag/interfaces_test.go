@@ -22,7 +22,7 @@ func shell(t *testing.T, line string) []byte {
 	return out
 }
 
-// ipLink is what ip -s -j link tells.
+// ipLink is what ip -s -j link prints.
 type ipLink struct {
 	Index uint32 `json:"ifindex"`
 	Name  string `json:"ifname"`

@@ -33,7 +33,7 @@ const (
 	stats64Len = 8 * 8 // the part of struct rtnl_link_stats64 that is read
 )
 
-// link is what RTM_NEWLINK tells of an interface.
+// link is what RTM_NEWLINK reports of an interface.
 type link struct {
 	flowcache.Interface
 	nsid      int32 // stands for the namespace of the other end of a veth

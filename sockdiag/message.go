@@ -50,14 +50,14 @@ var (
 	errTruncated = errors.New("netlink message is cut")
 )
 
-// socket is what a struct inet_diag_msg and its attributes tell. It holds no pointer into the buffer.
+// socket is the contents of a struct inet_diag_msg and its attributes. It holds no pointer into the buffer.
 type socket struct {
 	family, state, proto uint8
 	src, dst             flowcache.Addr
 	sport, dport         uint16
 	cookie, cgroup       uint64
 	uid, inode           uint32
-	info                 [tcpInfoLen]byte // zero-filled: older kernels tell less
+	info                 [tcpInfoLen]byte // zero-filled: older kernels send less
 	hasInfo              bool
 	cong                 [16]byte
 }

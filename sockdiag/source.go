@@ -18,9 +18,9 @@ type Config struct {
 	Proc     string        // where proc is mounted; default /proc
 	Interval time.Duration // between passes; default 5 s
 	Batches  flowcache.Batches
-	// Audit reads TCP connections only, to check what another source tells, and does not ask to be told of ends.
+	// Audit reads TCP connections only, to check what another source reports, and does not subscribe to socket ends.
 	Audit bool
-	// Notify, if set, is told once of each thing that cannot be seen. It must not wait.
+	// Notify, if set, is called once for each thing that cannot be seen. It must not wait.
 	Notify func(line string)
 }
 
@@ -28,8 +28,8 @@ type Config struct {
 type Stats struct {
 	Passes     uint64
 	Sockets    uint64 // read in passes
-	Destroyed  uint64 // ends that the kernel told
-	Overruns   uint64 // times the kernel told more ends than could be read: some are lost
+	Destroyed  uint64 // socket ends that the kernel reported
+	Overruns   uint64 // times the kernel reported more socket ends than could be read: some are lost
 	Errors     uint64 // dumps that failed
 	Namespaces int
 }
@@ -137,7 +137,8 @@ func (s *Source) say(line string) {
 	}
 }
 
-// follow opens namespaces that came and closes those that went. With out, ends are told too.
+// follow opens new namespaces and closes those that are gone. If out is not nil, and except for an audit, it also
+// starts to watch the ends of their sockets.
 func (s *Source) follow(out chan<- *flowcache.Batch) error {
 	found, hidden := namespaces(s.cfg.Proc)
 	if hidden && !isRoot(s.cfg.Proc) {
@@ -268,7 +269,7 @@ func (s *Source) pass(out chan<- *flowcache.Batch) {
 	out <- batch
 }
 
-// watch tells the ends of the sockets of a namespace.
+// watch sends the ends of the sockets of a namespace to out.
 func (s *Source) watch(ns *namespace, out chan<- *flowcache.Batch) {
 	defer s.watchers.Done()
 	buf := make([]byte, 64<<10)
