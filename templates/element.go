@@ -108,7 +108,7 @@ type Number struct {
 	ID  uint16
 }
 
-// Element is a line of the registry, elements.csv: what can be told, and under which numbers.
+// Element is a line of the registry, elements.csv: an Information Element, and its numbers.
 type Element struct {
 	Name        string
 	Type        Type
@@ -117,7 +117,7 @@ type Element struct {
 	IANA        uint16 // IANA's number, 0 none
 	Reverse     bool   // it is the reverse of the IANA element (RFC 5103)
 	Native      uint16 // the project's own number, 0 none
-	Known       Number // somebody else's that collectors know; zero: the native one
+	Known       Number // another enterprise's number that collectors know; zero: the native one
 	V9          uint16 // NetFlow v9 field type where it is not the IANA number
 	V9Octets    uint16 // NetFlow v9: length of a string
 	Description string // one line of ASCII

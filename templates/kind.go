@@ -103,7 +103,7 @@ func knowledge(e *flowcache.End) int {
 	return endHost
 }
 
-// fold maps kinds that have one layout in the dialect iana, which tells of the local end only, to one of them.
+// fold maps kinds that have one layout in the dialect iana, which describes the local end only, to one of them.
 func (k kind) fold() kind {
 	end := max(k.source(), k.dest())
 	if end < endKernel {

@@ -70,7 +70,7 @@ func localEnd(r *flowcache.Record) *flowcache.End {
 	return &r.Dest
 }
 
-// packetsOnly holds for TCP of which neither end is here: packets told of it, and they tell of both directions alike.
+// packetsOnly holds for TCP of which neither end is here: it was metered by packets, which show both directions alike.
 func packetsOnly(k kind) bool { return isTCP(k) && k.source() < endKernel && k.dest() < endKernel }
 
 // bothSeen holds for TCP where what each end sent again is known.

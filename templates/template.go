@@ -216,7 +216,7 @@ func (s *Set) check() error {
 	return nil
 }
 
-// has tells whether fields of presence p are there without being asked for.
+// has reports whether fields of presence p are there by default.
 func (o *Options) has(p presence) bool {
 	switch p {
 	case commandLine:
@@ -301,7 +301,7 @@ func (s *Set) Has(name string) bool {
 	return slices.ContainsFunc(s.fields, func(f field) bool { return f.name == name })
 }
 
-// SetUptime tells when sysUptime was 0, in Unix nanoseconds (NetFlow v9 only).
+// SetUptime sets the time at which sysUptime was 0, in Unix nanoseconds (NetFlow v9 only).
 func (s *Set) SetUptime(zero int64) { s.ctx.uptime = zero }
 
 // For returns the template of a record.
@@ -334,7 +334,8 @@ func (s *Set) Common() {
 	}
 }
 
-// Opposite returns the record of the other direction, if r has one and s wants it told apart. It is valid until the next call.
+// Opposite returns the record of the other direction, if r has one and s makes a record for each direction. It is valid
+// until the next call.
 func (s *Set) Opposite(r *flowcache.Record) *flowcache.Record {
 	if !s.opt.Uniflow || r.Reverse.Packets == 0 && r.Reverse.Octets == 0 {
 		return nil

@@ -170,7 +170,7 @@ func fieldNames(t *Template) []string {
 	return l
 }
 
-// TestAbsentFieldsCostNothing: a template has only what its kind of record can tell.
+// TestAbsentFieldsCostNothing: a template has only the fields that its kind of record can have.
 func TestAbsentFieldsCostNothing(t *testing.T) {
 	s := mustNew(t, Options{Node: "n"})
 	for _, tc := range []struct {
