@@ -1,6 +1,7 @@
 // Command empty measures what eBPF costs before any program does anything. Without flags it prints what the kernel counts for a program that
 // does nothing, in nanoseconds a run: the time that reading the clock itself takes. It turns the counting on while it runs. With -hooks it
-// attaches such programs to the hooks of the exporter that connections and datagrams pass, until it is told to end: a probe for overhead.sh.
+// attaches such programs to the hooks of the exporter that connections and datagrams pass, until it gets a signal: a
+// null control for overhead.sh.
 package main
 
 import (

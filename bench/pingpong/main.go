@@ -82,7 +82,7 @@ func echo(fd, size int) {
 	}
 }
 
-// The system calls are made without telling Go's scheduler, which would wake other threads to no purpose.
+// The system calls bypass Go's scheduler, which would wake other threads to no purpose.
 func send(fd int, ball []byte) error {
 	if n, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&ball[0])), uintptr(len(ball))); errno != 0 || int(n) != len(ball) {
 		return fmt.Errorf("send: %w", errno)
