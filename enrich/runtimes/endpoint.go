@@ -185,7 +185,7 @@ func (e *endpoint) away(ctx context.Context, err error) {
 }
 
 // tolerate keeps a connection on which an answer did not come in time: a runtime that is stopped or busy has not lost
-// its events. It returns any other error.
+// the events that it has yet to send. It returns any other error.
 func (e *endpoint) tolerate(ctx context.Context, err error) error {
 	if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errSilent) || ctx.Err() != nil {
 		return err
