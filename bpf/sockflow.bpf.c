@@ -118,7 +118,7 @@ struct {
 } listeners SEC(".maps");
 
 /* Users of sockets that cannot be kept in socket storage, by the address of struct sock: of an MPTCP socket, whose
- * subflows are the connections; and of an accepted socket that a kprobe sees, which has no access to storage. */
+ * subflows are the connections; and of accepted sockets that a kretprobe sees: it cannot access socket storage. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
