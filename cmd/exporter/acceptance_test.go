@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// TestAcceptance is what must hold on every kernel, by eBPF: sockets of every kind are told with their owner and their payload,
-// and a conversation with both ends here is one record. It needs no tool but itself: it runs in virtual machines too.
+// TestAcceptance is what must hold on every kernel, by eBPF: sockets of every kind are reported with their owner and
+// their payload, and a conversation with both ends here is one record. It needs no tool but itself: it runs in virtual
+// machines too.
 func TestAcceptance(t *testing.T) {
 	needRoot(t)
 	args := strings.Fields(os.Getenv("SOCKFLOW_ARGS"))
@@ -134,8 +135,8 @@ func acceptance(t *testing.T, r *running, netlink bool, mptcpNoticed func()) {
 	}
 }
 
-// netlinkFlow checks what the netlink mode can tell: connections that came to be, by their addresses. Who made a short one is not among
-// it, nor, where this end closed first, whether the last octet received was the FIN.
+// netlinkFlow checks what the netlink mode can report: established connections, by their addresses. It cannot report
+// the owner of a short one, nor, where this end closed first, whether the last octet received was the FIN.
 func netlinkFlow(t *testing.T, recs []jsonRecord, c counted) {
 	t.Helper()
 	if c.Proto != "tcp" || c.Sent+c.Received == 0 {

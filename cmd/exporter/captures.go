@@ -176,7 +176,7 @@ func (c *captures) fail(name string, err error) {
 // next is what the meter reads.
 func (c *captures) next(p *replay.Packet) error {
 	if c.ctx.Err() != nil {
-		return io.EOF // interrupted: what was read so far is told
+		return io.EOF // interrupted: what was read so far is reported
 	}
 	if !c.ahead {
 		if err := c.advance(); err != nil {

@@ -51,7 +51,8 @@ func (k *keeper) Offer(batch *flowcache.Records) bool {
 	return true
 }
 
-// TestClockStep: a step of the wall clock moves no timeout and loses no count, and what is told after it is told by the new time.
+// TestClockStep: a step of the wall clock moves no timeout and loses no count. Records that leave after it have the new
+// time.
 func TestClockStep(t *testing.T) {
 	const idle, active = 300 * time.Millisecond, 500 * time.Millisecond
 	for name, step := range steps {

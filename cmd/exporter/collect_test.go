@@ -18,7 +18,7 @@ import (
 	"github.com/sockflow/sockflow/templates"
 )
 
-// exported returns the messages of two flows, one of this host's curl and one between strangers.
+// exported returns the messages of two flows, one of this host's curl and one between two other hosts.
 func exported(t *testing.T, proto ipfix.Protocol) [][]byte {
 	t.Helper()
 	at := time.Date(2026, 3, 1, 10, 0, 0, 123e6, time.UTC)

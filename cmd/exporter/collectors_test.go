@@ -70,7 +70,7 @@ func (e *elements) endpoints(f fields) (src, dst netip.AddrPort) {
 	return at(e.src4, e.src6, e.sport), at(e.dst4, e.dst6, e.dport)
 }
 
-// TestCollectors lets programs talk, and every collector tell who it was.
+// TestCollectors runs programs that talk, and checks that every collector names them.
 func TestCollectors(t *testing.T) {
 	needRoot(t)
 	needTool(t, "ipfixDump")

@@ -195,7 +195,7 @@ func addresses(r *collector.Record) (src, dst netip.Addr) {
 	return src, dst
 }
 
-// endTime is the end of a flow, or when it was told where that is not known.
+// endTime returns the end of a flow, or its Export Time where the end is not known.
 func endTime(r *collector.Record) time.Time {
 	for _, name := range []string{"flowEndMilliseconds", "flowEndMicroseconds", "flowEndNanoseconds", "flowEndSeconds"} {
 		if t := r.Time(name); !t.IsZero() {

@@ -158,7 +158,7 @@ func TestSeparate(t *testing.T) {
 // TestFailedConnects: what became of a connection that did not come to be.
 func TestFailedConnects(t *testing.T) {
 	a, _ := netns(t)
-	// Somebody is there by the neighbour table, and nobody in truth: silence.
+	// The neighbour table has an entry for an address that no host has: nothing answers.
 	ip(t, "-n "+a+" neigh add 10.99.0.77 lladdr 02:00:00:00:00:77 dev sfv0 nud permanent")
 	r := runExporter(t, "--metrics", "none")
 	for _, c := range []struct {

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// runNaming runs the exporter, and returns when runtimes have told it what there is.
+// runNaming runs the exporter, and returns when the runtimes have reported their containers.
 func runNaming(t *testing.T, runtimes int, args ...string) *running {
 	t.Helper()
 	r := runExporter(t, append([]string{"--metrics", "none"}, args...)...)
@@ -87,7 +87,7 @@ func testContainerd(t *testing.T, c *containerdNode) {
 		names(t, recs, 6, jsonContainer{a.container, "main", podImage, "containerd", "server", "tests", a.uid, "app=shop,tier=back"})
 		names(t, recs, 2, jsonContainer{b.container, "main", podImage, "containerd", "client", "tests", b.uid, "app=shop"})
 		names(t, recs, 2, jsonContainer{h.container, "main", podImage, "containerd", "onhost", "tests", h.uid, ""})
-		// Nobody listens at 7001: no socket tells whose address it is.
+		// No process listens at 7001: no socket shows the owner of the address.
 		refused := 0
 		for _, j := range recs {
 			if j.DestPort == 7001 && j.SourceEnd != nil {

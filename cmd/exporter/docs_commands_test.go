@@ -276,7 +276,7 @@ func (s *sandbox) ours(c documented, text string) {
 			s.traffic()
 			time.Sleep(250 * time.Millisecond)
 		}
-		s.end(p, false) // and tells the rest
+		s.end(p, false) // and exports the rest
 		s.until(p, "what it meters is told", told)
 		if strings.Contains(p.errs.String(), "level=ERROR") {
 			s.fail(p, "says that something is wrong")

@@ -249,7 +249,7 @@ func members(group int) (pids []int) {
 	return pids
 }
 
-// listening are the ports that somebody in this network listens at.
+// listening returns the ports that processes in this network namespace listen at.
 func listening() (ports []string) {
 	for _, name := range []string{"udp", "udp6", "tcp", "tcp6", "packet"} {
 		b, _ := os.ReadFile("/proc/self/net/" + name)

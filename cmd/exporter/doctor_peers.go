@@ -73,7 +73,7 @@ func (d *doctor) kubernetes() {
 		c.source.Run(ctx, changes)
 		close(changes)
 	}()
-	// A kind is told of when it is watched: then its list is whole.
+	// A kind's list is complete when a watch of the kind has begun.
 	settled := func() bool {
 		st := c.source.Stats()
 		for k := range kube.Kinds() {
@@ -178,7 +178,7 @@ func (d *doctor) collector(address string) {
 	one := *d.settings
 	one.collectors = []string{address}
 	one.exporting.doctor = true
-	one.templateRefresh = 100 * time.Millisecond // that nobody listens is told to the datagram that follows
+	one.templateRefresh = 100 * time.Millisecond // a refusal (ICMP) is returned when the next datagram is sent
 	line := &lastLine{}
 	exporters, err := destinations(&one, io.Discard, slog.New(line))
 	if err != nil {

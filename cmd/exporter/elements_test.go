@@ -73,7 +73,7 @@ func TestElementsUsage(t *testing.T) {
 	}
 }
 
-// TestElementsTables: the forms for people and programs tell the same.
+// TestElementsTables: the forms for people and programs have the same contents.
 func TestElementsTables(t *testing.T) {
 	var list []jsonElement
 	if err := json.Unmarshal([]byte(elementsOut(t, "--format", "json", "--pen", "4242", "--v9-base", "20000")), &list); err != nil {

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cases that once escaped: a wrong owner, or a conversation told twice.
+// Cases that tests once missed: a wrong owner, or a conversation reported twice.
 
 // unused has a child accept connections that it never sends or receives through: they are the child's.
 func unused(r *report) error {
@@ -184,8 +184,8 @@ func TestMoved(t *testing.T) {
 	}
 }
 
-// TestLossyPath: where segments are lost on the way, or refused before they leave, every octet is still told once, though one end may
-// be told well after the other. Of what the first end's record told, the second's has nothing.
+// TestLossyPath: where segments are lost on the way, or refused before they leave, every octet is still reported once,
+// though one end may be reported well after the other. The second end's record has no octet of the first end's record.
 func TestLossyPath(t *testing.T) {
 	a, b := netns(t)
 	needTool(t, "iptables")

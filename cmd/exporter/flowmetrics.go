@@ -9,9 +9,9 @@ import (
 	"github.com/sockflow/sockflow/flowcache"
 )
 
-// flowMetrics sums flows by pod, container or process, for who has Prometheus and no flow collector. It is written by the cache loop and
-// read by scrapes. There are never more than max series of a kind: when there are as many, those of which nothing was told for a while
-// make room, and what finds none is summed up under the name "other".
+// flowMetrics sums flows by pod, container or process, for users of Prometheus without a flow collector. The cache loop
+// writes it and scrapes read it. There are never more than max series of a kind: when there are as many, those without
+// a record for a while make room. Records without a free series are summed under the name "other".
 type flowMetrics struct {
 	by     string // pod, container or process
 	max    int

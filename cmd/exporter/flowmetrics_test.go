@@ -26,7 +26,8 @@ func get(t *testing.T, url string) (int, string) {
 	return res.StatusCode, string(b)
 }
 
-// TestFlowMetrics: the page has the flows of programs to the octet, promtool finds nothing wrong with it, and health is told.
+// TestFlowMetrics: the page has the flows of programs to the octet, promtool finds nothing wrong with it, and it
+// reports health.
 func TestFlowMetrics(t *testing.T) {
 	needRoot(t)
 	needTool(t, "promtool")

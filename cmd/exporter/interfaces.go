@@ -40,7 +40,7 @@ type interfaceReading struct {
 	cgroups map[uint32]string
 }
 
-// readInterfaces tells the cache loop of readings until ctx ends.
+// readInterfaces sends readings to the cache loop until ctx ends.
 func (p *pipeline) readInterfaces(ctx context.Context, r *sockdiag.Interfaces, proc string) {
 	r.Run(ctx, func(reading *sockdiag.Reading) {
 		select {
@@ -53,7 +53,7 @@ func (p *pipeline) readInterfaces(ctx context.Context, r *sockdiag.Interfaces, p
 // interfacesAtOnce are handed over together.
 const interfacesAtOnce = 256
 
-// tell names the containers behind interfaces and hands them over.
+// tell names the containers behind interfaces and hands the interfaces over.
 func (p *pipeline) tell(r interfaceReading) {
 	for i := range r.List {
 		f := &r.List[i]

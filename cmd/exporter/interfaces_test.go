@@ -29,7 +29,7 @@ func TestInterfaceCounters(t *testing.T) {
 		return n > 2700
 	})
 	r := runExporter(t, "--metrics", "none", "--interface-interval", "200ms")
-	// Neighbour discovery still counts for a while: until what was printed is what ip tells.
+	// Neighbour discovery still counts for a while: wait until the exporter has printed the counters that ip prints.
 	var why string
 	t.Cleanup(func() {
 		if t.Failed() {

@@ -92,7 +92,7 @@ func allWhoNumbers() []whoNumber {
 	return l
 }
 
-// byRow puts flows to the rows that they are of: their ports tell.
+// byRow assigns flows to their rows, by their ports.
 func byRow(rows []*interopRow, flows map[string]sight) map[*interopRow]map[string]sight {
 	all := map[*interopRow]map[string]sight{}
 	for _, r := range rows {

@@ -62,7 +62,7 @@ func interopRows() []*interopRow {
 	return rows
 }
 
-// records are four flows of the row: TCP and UDP, IPv4 and IPv6. Their ports tell them from those of other rows.
+// records are four flows of the row: TCP and UDP, IPv4 and IPv6. No other row has their ports.
 func (r *interopRow) records(now time.Time) []flowcache.Record {
 	var l []flowcache.Record
 	for n := range 4 {
@@ -331,7 +331,7 @@ func TestInterop(t *testing.T) {
 	for _, r := range rows {
 		cells[r] = make([]string, len(collectors))
 	}
-	for i, c := range slices.Backward(collectors) { // nfcapd, which does not tell how far it is, comes last
+	for i, c := range slices.Backward(collectors) { // nfcapd, which does not report its progress, comes last
 		var taken []*interopRow
 		for _, r := range rows {
 			if c.url(r) != "" {

@@ -101,14 +101,14 @@ func (s *kubeSettings) open(nodeName string, log *slog.Logger) (*cluster, error)
 	return &cluster{source: src, index: kube.NewIndex(s.max, func(line string) { log.Warn(line) }), changes: make(chan []kube.Change, 16)}, nil
 }
 
-// follow tells the cache loop of changes until ctx ends.
+// follow sends changes to the cache loop until ctx ends.
 func (c *cluster) follow(ctx context.Context) {
 	if c != nil {
 		c.source.Run(ctx, c.changes)
 	}
 }
 
-// told is what the cache loop takes; nil, which never comes, without a cluster.
+// told returns the channel that the cache loop receives changes from; nil, which never delivers, without a cluster.
 func (c *cluster) told() <-chan []kube.Change {
 	if c == nil {
 		return nil

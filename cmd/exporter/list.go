@@ -23,10 +23,10 @@ type listed struct {
 	peer *flowcache.End
 }
 
-// listens tells a socket without a peer: one that listens, or a datagram socket that is not connected.
+// listens reports whether the socket has no peer: it listens, or it is a datagram socket that is not connected.
 func (l *listed) listens() bool { return l.o.Key.DstPort == 0 }
 
-// counted tells a socket of which the kernel keeps counters.
+// counted reports whether the kernel keeps counters of the socket.
 func (l *listed) counted() bool { return l.o.Key.Proto == flowcache.ProtoTCP && !l.listens() }
 
 func (l *listed) state() string {
@@ -141,7 +141,7 @@ type column struct {
 	short func(l *listed) string // in the narrow table; nil: as elsewhere
 }
 
-// ifCounted shows what only the kernel's counters of a connection tell.
+// ifCounted returns f for a connection whose counters the kernel keeps, and an empty string for other sockets.
 func ifCounted(f func(l *listed) string) func(l *listed) string {
 	return func(l *listed) string {
 		if !l.counted() {
@@ -237,7 +237,7 @@ func askRuntimes(where runtimes.Config, cgroups *enrich.CGroups) error {
 	return nil
 }
 
-// settle runs w until it has told all there is, for at most two seconds.
+// settle runs w until it has reported all containers, for at most two seconds.
 func settle(w *runtimes.Watcher, apply func(*enrich.ContainerUpdate)) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()

@@ -106,7 +106,7 @@ func (f *listFilter) matchAddress(k *flowcache.Key) bool {
 	})
 }
 
-// anyMatch tells whether one of the patterns, which check has seen, matches.
+// anyMatch reports whether one of the patterns matches, or there is none. check has validated the patterns.
 func anyMatch(patterns []string, matches func(pattern string) bool) bool {
 	return len(patterns) == 0 || slices.ContainsFunc(patterns, matches)
 }

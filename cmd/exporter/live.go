@@ -34,8 +34,8 @@ type wire struct {
 	gone    chan struct{} // nobody takes records any more
 }
 
-// socketReport is how often the sockets say whose they are, and lateClose how long packets are waited for after a connection's end: until then
-// its socket has told.
+// socketReport is the interval at which sockets report their owners. lateClose is how long a flow waits for packets
+// after its connection's end: by then its socket has been reported.
 const (
 	socketReport = 5 * time.Second
 	lateClose    = time.Second
@@ -76,7 +76,7 @@ func (w *wire) Run(ctx context.Context, _ chan<- *flowcache.Batch) error {
 	})
 }
 
-// told is where records of packets come from; nil without an interface.
+// told returns the channel of the records of packets; nil without an interface.
 func (w *wire) told() <-chan *flowcache.Records {
 	if w == nil {
 		return nil

@@ -56,7 +56,7 @@ func TestInterface(t *testing.T) {
 			datagrams.Stdin = strings.NewReader("hello")
 			datagrams.Run()
 			enter(a, "ping", "-c", "2", "-i", "0.2", "10.99.0.2").Run()
-			time.Sleep(500 * time.Millisecond) // packets on their way, and what the sockets' side tells
+			time.Sleep(500 * time.Millisecond) // packets on their way, and the reports of sockets
 			dump.Process.Signal(syscall.SIGINT)
 			dump.Wait()
 			r.stop()
@@ -101,7 +101,7 @@ func TestInterface(t *testing.T) {
 	}
 }
 
-// TestMetadata: an end is named by the socket that was there at the time, and bad lines are told by number.
+// TestMetadata: an end is named by the socket that was there at the time, and bad lines are reported by number.
 func TestMetadata(t *testing.T) {
 	line := func(start, end string, pid string) string {
 		return `{"flowStart":"2026-01-01T` + start + `Z","flowEnd":"2026-01-01T` + end + `Z","protocol":"udp","sourceAddress":"10.77.0.1","sourcePort":1000,` +

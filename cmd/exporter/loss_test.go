@@ -74,7 +74,7 @@ func unreachable(t *testing.T) float64 {
 	return 0
 }
 
-// TestStatusLine: at SIGUSR1 every loss of the kernel side is told by its cause.
+// TestStatusLine: at SIGUSR1 every loss of the kernel side is logged by its cause.
 func TestStatusLine(t *testing.T) {
 	needRoot(t)
 	r := runExporter(t, "--metrics", "none", "--source", "ebpf")
@@ -88,8 +88,8 @@ func TestStatusLine(t *testing.T) {
 	r.stop()
 }
 
-// TestLossIdentity forces every loss that there is, and finds each counted: what programs outside did is what the records tell, plus
-// what the metrics say was dropped, by its cause.
+// TestLossIdentity forces every kind of loss, and finds each counted: what programs outside did equals what the records
+// count plus what the metrics count as dropped, by its cause.
 func TestLossIdentity(t *testing.T) {
 	needRoot(t)
 	port := freePort(t)

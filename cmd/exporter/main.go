@@ -1,4 +1,5 @@
-// Command exporter meters the sockets of this host and tells flow collectors who is behind every flow. See docs/architecture.md.
+// Command exporter meters the sockets of this host and exports flow records that name the process, user and container
+// of each flow. See docs/architecture.md.
 package main
 
 import (

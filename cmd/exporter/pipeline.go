@@ -13,14 +13,15 @@ import (
 	"github.com/sockflow/sockflow/ipfix"
 )
 
-// pipeline is the cache loop: it alone owns the cache and the tables of enrich, and takes what sources tell until they are done.
+// pipeline is the cache loop: it alone owns the cache and the tables of enrich, and takes the batches of sources until
+// they are done.
 type pipeline struct {
 	cache     *flowcache.Cache
 	processes *enrich.Processes
 	enricher  *enrich.Enricher
 	conntrack *enrich.Conntrack
 	cluster   *cluster         // nil without Kubernetes
-	selector  *selector        // nil: everything is told as it is
+	selector  *selector        // nil: every record is exported as it is
 	exporters *ipfix.Group     // nil: none
 	printers  []taker          // get every record, whatever the policy of exporters
 	flows     *flowMetrics     // nil if none are wanted
@@ -31,7 +32,7 @@ type pipeline struct {
 	scratch   []flowcache.Record
 	readings  chan interfaceReading
 	status    chan func(pipelineStatus)
-	names     <-chan *enrich.ContainerUpdate // what runtimes tell
+	names     <-chan *enrich.ContainerUpdate // what runtimes report
 	held      []flowcache.Record             // that wait for names
 	heldTotal uint64
 	heldNext  int           // where the next look at them begins
@@ -186,7 +187,7 @@ func (p *pipeline) take(b *flowcache.Batch) {
 	p.give(recs)
 }
 
-// full is give for the cache, in the middle of a call that tells many records.
+// full is give as flowcache.Config.Full, which the cache calls in the middle of a call that makes many records.
 func (p *pipeline) full(recs []flowcache.Record) []flowcache.Record {
 	p.give(recs)
 	return recs[:0]
@@ -195,7 +196,7 @@ func (p *pipeline) full(recs []flowcache.Record) []flowcache.Record {
 // leastStep is how far the wall clock must be from where it would be without a step: its two readings are never quite at the same time.
 const leastStep = 100 * time.Millisecond
 
-// readClock finds out whether the wall clock was stepped: records then tell their times by what it shows now.
+// readClock finds out whether the wall clock was stepped: the times of records then follow its new time.
 func (p *pipeline) readClock() {
 	now := p.clock()
 	if ahead := now.UnixNano() - flowcache.At(now); time.Duration(ahead-p.stepped).Abs() > leastStep {
@@ -204,7 +205,7 @@ func (p *pipeline) readClock() {
 	p.enricher.Clock(now.UnixNano(), p.stepped)
 }
 
-// give enriches records and hands them over. Those whose names a runtime may still be telling are kept back for a moment.
+// give enriches records and hands them over. Those whose names a runtime may still report are held back for a moment.
 func (p *pipeline) give(recs []flowcache.Record) {
 	p.scratch = recs
 	if len(recs) == 0 {
@@ -256,7 +257,7 @@ func (p *pipeline) retry() {
 	p.hand(recs)
 }
 
-// hand tells the records that are selected.
+// hand delivers records. Where the packets of an interface are metered, the records of sockets only name its flows.
 func (p *pipeline) hand(recs []flowcache.Record) {
 	if p.ends != nil {
 		p.learn(recs)

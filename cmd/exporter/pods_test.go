@@ -193,7 +193,8 @@ func TestPods(t *testing.T) {
 }
 
 // TestHungRuntime: containerd is stopped while flows go on. Nothing is lost, names that were known stay, the last records of new containers are
-// not kept back for long, memory does not grow, one line tells of it; and names of new containers come by themselves when it goes on.
+// not kept back for long, memory does not grow, one line reports it; and names of new containers come by themselves
+// when it goes on.
 func TestHungRuntime(t *testing.T) {
 	hang := time.Duration(size("SOCKFLOW_HANG", 6)) * time.Second
 	n := newNode(t)

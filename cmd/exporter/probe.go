@@ -188,8 +188,8 @@ func (x *probe) run(ctx context.Context, exporters []exporter) error {
 	return nil
 }
 
-// observe runs everything that tells the pipeline, until ctx ends; the first source that fails stops all. The channel that it returns is
-// closed when sources and runtimes are done.
+// observe runs everything that feeds the pipeline, until ctx ends; the first source that fails stops all. The channel
+// that it returns is closed when sources and runtimes are done.
 func (x *probe) observe(ctx context.Context, stop context.CancelCauseFunc) <-chan *flowcache.Batch {
 	in := make(chan *flowcache.Batch, 16)
 	observed := in
@@ -227,7 +227,8 @@ func (x *probe) observe(ctx context.Context, stop context.CancelCauseFunc) <-cha
 	return in
 }
 
-// serve serves metrics until ctx ends. That another program has the default address is told, and no error.
+// serve serves metrics until ctx ends. If another program has the default address, it logs a warning and returns no
+// error.
 func (x *probe) serve(ctx context.Context, m *metrics) error {
 	if x.s.metrics == "" || x.s.metrics == "none" {
 		return nil

@@ -131,7 +131,7 @@ type reloader struct {
 	s        *settings
 	p        *pipeline
 	fleet    *fleet
-	begin    func(exporters []exporter) // told of new exporters before they run
+	begin    func(exporters []exporter) // called with new exporters before they run
 	confined *confinement
 	log      *slog.Logger
 

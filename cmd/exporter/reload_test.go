@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// TestReload: collectors, filters and timeouts change while a connection goes on, and no octet of it is lost or told twice.
+// TestReload: collectors, filters and timeouts change while a connection goes on, and no octet of it is lost or
+// reported twice.
 func TestReload(t *testing.T) {
 	needRoot(t)
 	first, second := newUDPSink(t), newUDPSink(t)
@@ -99,7 +100,7 @@ func TestReload(t *testing.T) {
 	r.stop()
 }
 
-// TestNotify: a service manager is told that the program is ready, lives, reads its settings again and ends.
+// TestNotify: a service manager is notified that the program is ready, lives, reads its settings again and ends.
 func TestNotify(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()

@@ -10,7 +10,7 @@ import (
 	"github.com/sockflow/sockflow/selection"
 )
 
-// selecting are the flags of which records are told, and how much of them.
+// selecting has the flags that choose which records are exported, and how much of them.
 type selecting struct {
 	filters        []string
 	anonymize      string
@@ -100,7 +100,7 @@ func (s *selecting) open() (*selector, error) {
 	return sel, nil
 }
 
-// apply returns what is to be told now of records, which it changes.
+// apply returns the records to export now. It changes recs.
 func (s *selector) apply(recs []flowcache.Record) []flowcache.Record {
 	if s == nil {
 		return recs
@@ -145,7 +145,7 @@ func (s *selector) anonymized(recs []flowcache.Record) []flowcache.Record {
 	return recs
 }
 
-// due tells when aggregated records are to be told.
+// due returns a channel that delivers when aggregated records are to be exported.
 func (s *selector) due() <-chan time.Time {
 	if s == nil || s.interval == nil {
 		return nil

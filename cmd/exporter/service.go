@@ -14,7 +14,8 @@ const (
 	stoppingState = daemon.SdNotifyStopping
 )
 
-// notifyService tells a service manager that asks for it ($NOTIFY_SOCKET, sd_notify(3)); nobody else.
+// notifyService sends state to a service manager that asks for it ($NOTIFY_SOCKET, sd_notify(3)). Without one it does
+// nothing.
 func notifyService(state string) { daemon.SdNotify(false, state) }
 
 // reloadingState has the time that systemd wants with it (Type=notify-reload).
@@ -24,8 +25,8 @@ func reloadingState() string {
 	return fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, ts.Nano()/1000)
 }
 
-// watchdog tells the service manager that the program works, for as long as the cache loop answers, which everything passes. It returns at
-// once where no watchdog is asked for ($WATCHDOG_USEC).
+// watchdog notifies the service manager that the program works, as long as the cache loop answers: every record passes
+// it. It returns at once where no watchdog is asked for ($WATCHDOG_USEC).
 func watchdog(ctx context.Context, m *metrics) {
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || every == 0 {

@@ -32,7 +32,8 @@ type topOptions struct {
 	tree     bool
 }
 
-// first is how long after the start there is something to show: live flows are told of within the interval, spread over it.
+// first returns the time from the start until there are flows to show: live flows are reported within the interval,
+// spread over it.
 func (o *topOptions) first() time.Duration { return o.interval + 700*time.Millisecond }
 
 func newTopCommand(stdout, stderr io.Writer) *cobra.Command {

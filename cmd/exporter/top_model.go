@@ -72,8 +72,8 @@ func (m *topModel) Offer(batch *flowcache.Records) bool {
 	return true
 }
 
-// snapshot returns copies of the flows at a time, and forgets those that ended. A flow that ended is shown for one interval more; one of
-// which nothing is told any more has no rate.
+// snapshot returns copies of the flows at a time, and forgets those that ended. A flow that ended is shown for one
+// interval more; one that is no longer reported has no rate.
 func (m *topModel) snapshot(now int64) []topFlow {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -173,7 +173,7 @@ func fit(s string, width int, right bool) string {
 	return s + pad
 }
 
-// detail tells a row in full, for the foot of the screen.
+// detail returns the full text of a row, for the foot of the screen.
 func (r *topRow) detail() string {
 	if f := r.flow; f != nil {
 		return fmt.Sprintf("%s %s > %s  %s out, %s in  %s", protocol(f.key.Proto), endpoint(f.key.Src, f.key.SrcPort), endpoint(f.key.Dst, f.key.DstPort),

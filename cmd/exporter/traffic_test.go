@@ -396,7 +396,7 @@ func (p *program) next() *report {
 	return &r
 }
 
-// tell writes a line to the program.
+// tell writes a line to the program, and reads its next report.
 func (p *program) tell() {
 	p.t.Helper()
 	if _, err := io.WriteString(p.in, "\n"); err != nil {

@@ -1,4 +1,5 @@
-// Command pod talks TCP and UDP as the tests of containers want: it serves at one port, and talks to each address it is told.
+// Command pod talks TCP and UDP as the tests of containers want: it serves at one port, and talks to each address on
+// its command line.
 //
 //	pod [-serve PORT] [-for DURATION] [-wait DURATION] [-times N | -every DURATION] [-hold] HOST:PORT...
 package main
