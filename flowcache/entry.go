@@ -41,13 +41,13 @@ type entry struct {
 	other    Peer // and what it knew of the other end
 	told     bool // an end without a peer: its last record has left
 	exported bool // a record has left
-	changed  bool // counters have changed since the last record
+	changed  bool // has something that no record has reported yet
 	asked    bool // how its addresses are translated
 	hasTCP   bool
 	kernel   bool
 	adopted  bool // it is among the flows of its datagram socket
 	parted   bool // it had a peer, and what is left may be another's
-	datagram bool // ends by silence or with its socket; observations count deltas
+	datagram bool // not TCP, or observed in deltas: ends by silence or with its socket
 
 	tail uint16 // of an end that closed first: octets of the headers of the other's FIN and of its acknowledgement, not in the counters yet
 
