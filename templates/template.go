@@ -216,7 +216,7 @@ func (s *Set) check() error {
 	return nil
 }
 
-// has reports whether fields of presence p are there by default.
+// has reports whether the options include fields of presence p that a collector's URL does not name.
 func (o *Options) has(p presence) bool {
 	switch p {
 	case commandLine:
