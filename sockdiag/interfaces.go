@@ -65,7 +65,7 @@ func (r *Interfaces) Stats() InterfacesStats {
 	return InterfacesStats{r.readings.Load(), r.interfaces.Load(), r.errs.Load()}
 }
 
-// Run hands over a reading each interval, the first after one interval, until ctx ends.
+// Run passes a reading to the given function each interval, the first after one interval, until ctx ends.
 func (r *Interfaces) Run(ctx context.Context, tell func(*Reading)) error {
 	tick := time.NewTicker(r.cfg.Interval)
 	defer tick.Stop()
