@@ -41,7 +41,7 @@ func TestTranslated(t *testing.T) {
 	if seen["tcp"] != 4 || seen["udp"] != 4 {
 		t.Errorf("records by protocol: %v, want 4 and 4", seen)
 	}
-	// And no second record has the same flow.
+	// And no other record reports the same traffic.
 	for _, j := range recs {
 		if j.DestEnd != nil && int(j.DestEnd.PID) == sr.PID && j.SourceEnd == nil {
 			t.Errorf("a record of the server's end alone: %+v", j)

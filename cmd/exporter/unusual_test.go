@@ -19,7 +19,7 @@ import (
 
 // Programs whose sockets live unlike the usual. Each waits for a line of standard input where its exporter is to start, or to have looked.
 
-// lines waits for the next line of standard input, after it printed an empty report: the test's program.tell is its other side.
+// lines reads lines of standard input. After each it prints an empty report, for which the test's type program waits.
 type lines struct{ in *bufio.Reader }
 
 func (l lines) wait() error {
