@@ -178,13 +178,13 @@ func (d *datagrams) drain(clk clock, now time.Time, last bool, emit func(*flowca
 	}
 	for cookie, since := range d.waiting {
 		if _, known := d.owners[cookie]; known || last || now.Sub(since) > orphanPatience {
-			d.adopt(cookie, emit)
+			d.attach(cookie, emit)
 		}
 	}
 	for i := range closed {
 		c := &closed[i]
 		if _, waits := d.waiting[c.Cookie]; waits {
-			d.adopt(c.Cookie, emit)
+			d.attach(c.Cookie, emit)
 		}
 		if own, known := d.owners[c.Cookie]; known {
 			c.Process, c.UID, c.GID = own.process, own.uid, own.gid
@@ -221,8 +221,8 @@ func (d *datagrams) join(o *flowcache.Observation, now time.Time, emit func(*flo
 	emit(o)
 }
 
-// adopt emits the observations that waited for the owner of a socket.
-func (d *datagrams) adopt(cookie uint64, emit func(*flowcache.Observation)) {
+// attach emits the observations that waited for the owner of a socket.
+func (d *datagrams) attach(cookie uint64, emit func(*flowcache.Observation)) {
 	own, known := d.owners[cookie]
 	for i := range d.orphans[cookie] {
 		o := &d.orphans[cookie][i]

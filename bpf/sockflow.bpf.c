@@ -2,7 +2,8 @@
 //go:build ignore
 
 /*
- * The socket source of sockflow. Tracepoints, cgroup hooks and one iterator; no kprobe. Nothing runs per TCP packet.
+ * The socket source of sockflow. Tracepoints, cgroup hooks and one iterator; kretprobes only where a kernel
+ * has no better hook. Nothing runs per TCP packet.
  *
  * The kernel skips a tracing program (tp_btf, fentry) that already runs on this CPU, and counts that as recursion_misses. Where a socket
  * call changes a connection's state softirqs are enabled, so that a packet may be handled in the middle of such a program: what it changes
@@ -520,7 +521,7 @@ static __always_inline void put_common(struct socket_record *r, struct sock *sk)
 }
 
 /* Give a socket that no process used through its storage the user that is known otherwise. */
-static __always_inline void adopt(struct sock_state *st, struct sock *sk, struct tcp_sock *tp)
+static __always_inline void own_otherwise(struct sock_state *st, struct sock *sk, struct tcp_sock *tp)
 {
 	struct listener at = { sk->__sk_common.skc_net.net->ns.inum, bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport) };
 	__u64 key = (__u64)sk;
@@ -615,7 +616,7 @@ static __always_inline void report_end(struct sock *sk, struct tcp_sock *tp, str
 		return;
 	put_tcp(r, tp, old_state, st->role);
 	if (!(st->flags & SOCK_TOUCHED))
-		adopt(st, sk, tp);
+		own_otherwise(st, sk, tp);
 	put_state(r, st);
 	r->flags |= flags;
 	bpf_ringbuf_submit(r, 0);
@@ -756,7 +757,7 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx)
 	st->port = ctx->user_port;
 	task = bpf_get_current_task_btf();
 	if (task->flags & PF_KTHREAD && is_subflow(&tp->inet_conn.icsk_inet.sk))
-		return 1; /* the kernel adds a path to a connection: see adopt() */
+		return 1; /* the kernel adds a path to a connection: see own_otherwise() */
 	own(st, &tp->inet_conn.icsk_inet.sk, task);
 	st->flags |= SOCK_TOUCHED;
 	return 1;
@@ -833,7 +834,7 @@ static __always_inline int state_changed(struct sock *sk, int old_state, int new
 			st->role = ROLE_INITIATOR;
 			task = bpf_get_current_task_btf();
 			if (task->flags & PF_KTHREAD && is_subflow(sk))
-				return 0; /* the kernel adds a path to a connection: see adopt() */
+				return 0; /* the kernel adds a path to a connection: see own_otherwise() */
 			own(st, sk, task);
 			st->flags |= SOCK_TOUCHED;
 		}

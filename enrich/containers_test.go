@@ -12,8 +12,8 @@ import (
 
 const second = int64(time.Second)
 
-// tell applies a runtime's report of one container.
-func tell(c *CGroups, t Container) {
+// apply applies a runtime's report of one container.
+func apply(c *CGroups, t Container) {
 	c.Apply(&ContainerUpdate{Runtime: "/run/r.sock", Answering: true, Containers: []Container{t}})
 }
 
@@ -38,9 +38,9 @@ func newEnricher(t *testing.T) (*Enricher, *Processes) {
 func TestContainerOfPath(t *testing.T) {
 	pods := "/kubepods/burstable/pod" + pod + "/"
 	c := NewCGroups("/proc")
-	tell(c, named("web", "/shop/web", "web", 1))
-	tell(c, named(id64, "", "hex", 1))
-	tell(c, Container{Workload: flowcache.Workload{ContainerID: in64, CGroupPath: pods + in64, ContainerName: "main", PodName: "p", PodNamespace: "n", PodLabels: "app=x"}, Created: 1})
+	apply(c, named("web", "/shop/web", "web", 1))
+	apply(c, named(id64, "", "hex", 1))
+	apply(c, Container{Workload: flowcache.Workload{ContainerID: in64, CGroupPath: pods + in64, ContainerName: "main", PodName: "p", PodNamespace: "n", PodLabels: "app=x"}, Created: 1})
 	for _, tc := range []struct{ name, path, want, pod string }{
 		{"where the runtime put it", "/shop/web", "web", ""},
 		{"a control group of its own below", "/shop/web/system.slice/nginx.service", "web", ""},
@@ -87,7 +87,7 @@ func TestLateNames(t *testing.T) {
 	if !e.EnrichOrWait(r) {
 		t.Error("a record waits for longer than three seconds")
 	}
-	tell(e.CGroups, named(id64, "", "web", 98*second))
+	apply(e.CGroups, named(id64, "", "web", 98*second))
 	if !e.EnrichOrWait(r) || r.Source.Container.ContainerName != "web" {
 		t.Errorf("%+v", r.Source.Container)
 	}
@@ -111,7 +111,7 @@ func TestLateNames(t *testing.T) {
 // TestPathUsedAgain: a path that a runtime gives to one container after another.
 func TestPathUsedAgain(t *testing.T) {
 	e, p := newEnricher(t)
-	tell(e.CGroups, named("web", "/shop/web", "first", 100*second))
+	apply(e.CGroups, named("web", "/shop/web", "first", 100*second))
 	old := inside(p, "/shop/web", 5, 101*second)
 	young := inside(p, "/shop/web", 6, 203*second)
 	name := func(r *flowcache.Record) string {
@@ -121,7 +121,7 @@ func TestPathUsedAgain(t *testing.T) {
 		}
 		return r.Source.Container.ContainerName
 	}
-	tell(e.CGroups, Container{Workload: flowcache.Workload{ContainerID: "web", CGroupPath: "/shop/web"}, Created: 100 * second, Ended: 200 * second})
+	apply(e.CGroups, Container{Workload: flowcache.Workload{ContainerID: "web", CGroupPath: "/shop/web"}, Created: 100 * second, Ended: 200 * second})
 	if a, b := name(old), name(young); a != "first" || b != "" {
 		t.Errorf("after the end of the first: %q and %q", a, b)
 	}
@@ -129,11 +129,11 @@ func TestPathUsedAgain(t *testing.T) {
 	if e.EnrichOrWait(young) {
 		t.Error("the record of a container that took the place of another does not wait")
 	}
-	tell(e.CGroups, named("web", "/shop/web", "second", 202*second))
+	apply(e.CGroups, named("web", "/shop/web", "second", 202*second))
 	if a, b := name(old), name(young); a != "first" || b != "second" {
 		t.Errorf("after the second came: %q and %q", a, b)
 	}
-	tell(e.CGroups, named("web", "/shop/web", "first", 100*second)) // late
+	apply(e.CGroups, named("web", "/shop/web", "first", 100*second)) // late
 	if a, b := name(old), name(young); a != "first" || b != "second" {
 		t.Errorf("after old news: %q and %q", a, b)
 	}
@@ -142,13 +142,13 @@ func TestPathUsedAgain(t *testing.T) {
 func TestTwoRuntimesKnowOne(t *testing.T) {
 	c := NewCGroups("/proc")
 	path := "/docker/" + id64
-	tell(c, Container{Workload: flowcache.Workload{ContainerID: id64, ContainerName: "web", ContainerImage: "shop/web"}, Created: 1})
-	tell(c, Container{Workload: flowcache.Workload{ContainerID: id64, PodName: "p"}, Created: 2})
+	apply(c, Container{Workload: flowcache.Workload{ContainerID: id64, ContainerName: "web", ContainerImage: "shop/web"}, Created: 1})
+	apply(c, Container{Workload: flowcache.Workload{ContainerID: id64, PodName: "p"}, Created: 2})
 	if w := c.Workload(path); w.ContainerName != "web" || w.ContainerImage != "shop/web" || w.PodName != "p" {
 		t.Errorf("%+v", w)
 	}
 	before := c.Workload(path)
-	tell(c, Container{Workload: flowcache.Workload{ContainerID: id64, ContainerName: "renamed"}, Created: 1})
+	apply(c, Container{Workload: flowcache.Workload{ContainerID: id64, ContainerName: "renamed"}, Created: 1})
 	if w := c.Workload(path); w.ContainerName != "renamed" || before.ContainerName != "web" {
 		t.Errorf("%+v, what records share: %+v", w, before)
 	}
@@ -159,7 +159,7 @@ func TestAddresses(t *testing.T) {
 	e, _ := newEnricher(t)
 	addr := flowcache.AddrFrom4([4]byte{10, 1, 0, 2})
 	lease := func(id string, created, ended int64) {
-		tell(e.CGroups, Container{
+		apply(e.CGroups, Container{
 			Workload: flowcache.Workload{ContainerID: id, ContainerName: "pause", PodName: "pod-" + id[:1]}, Created: created, Ended: ended,
 			At: created, Addresses: []flowcache.Addr{addr}, Behind: &flowcache.Workload{PodName: "pod-" + id[:1]},
 		})
@@ -205,7 +205,7 @@ func TestAddresses(t *testing.T) {
 
 func TestPortProxy(t *testing.T) {
 	e, p := newEnricher(t)
-	tell(e.CGroups, Container{Workload: flowcache.Workload{ContainerID: id64, ContainerName: "web"}, Created: 1, Published: []PublishedPorts{{6, 8080, 8080}}, At: 1})
+	apply(e.CGroups, Container{Workload: flowcache.Workload{ContainerID: id64, ContainerName: "web"}, Created: 1, Published: []PublishedPorts{{6, 8080, 8080}}, At: 1})
 	for _, tc := range []struct {
 		process string
 		uid     uint32
@@ -231,7 +231,7 @@ func TestContainersAreBounded(t *testing.T) {
 	c := NewCGroups("/proc")
 	for i := range 3 * maxContainers {
 		id := fmt.Sprintf("%064x", i)
-		tell(c, Container{Workload: flowcache.Workload{ContainerID: id, ContainerName: "x", CGroupPath: "/docker/" + id}, Created: 1})
+		apply(c, Container{Workload: flowcache.Workload{ContainerID: id, ContainerName: "x", CGroupPath: "/docker/" + id}, Created: 1})
 	}
 	if st := c.Stats(); st.Known != maxContainers || st.Overflow != 2*maxContainers {
 		t.Errorf("%+v", st)
@@ -249,7 +249,7 @@ func TestContainersAreBounded(t *testing.T) {
 	}
 	for i := range maxContainers {
 		id := fmt.Sprintf("%064x", i)
-		tell(c, Container{Workload: flowcache.Workload{ContainerID: id}, Created: 1, Ended: 2})
+		apply(c, Container{Workload: flowcache.Workload{ContainerID: id}, Created: 1, Ended: 2})
 	}
 	for range maxContainers/departAtOnce + 1 {
 		c.Sweep(time.Now().UnixNano())
@@ -265,7 +265,7 @@ func BenchmarkEnrich(b *testing.B) {
 	var records []*flowcache.Record
 	for i := range 256 {
 		id := fmt.Sprintf("%064x", i)
-		tell(p.cgroups, named(id, "", "web", 1))
+		apply(p.cgroups, named(id, "", "web", 1))
 		r := inside(p, "/kubepods/burstable/pod"+pod+"/"+id, uint32(i+1), second)
 		r.Dest = r.Source
 		records = append(records, r)
@@ -307,7 +307,7 @@ func TestAddressEnds(t *testing.T) {
 	} {
 		e, p := newEnricher(t)
 		for _, s := range c.say {
-			tell(e.CGroups, s)
+			apply(e.CGroups, s)
 		}
 		for when, want := range c.want {
 			r := flowcache.Record{Start: when, Source: flowcache.End{Local: true}}
@@ -340,8 +340,8 @@ func TestAddressEnds(t *testing.T) {
 			}
 		}
 		for range 1000 {
-			tell(e.CGroups, full(id64, 400*second))
-			tell(e.CGroups, none(id64, 401*second))
+			apply(e.CGroups, full(id64, 400*second))
+			apply(e.CGroups, none(id64, 401*second))
 		}
 		if n := len(e.CGroups.leases.byAddr[addr]); n > maxLeases {
 			t.Errorf("%s: %d leases", name, n)
@@ -359,7 +359,7 @@ func TestGenerations(t *testing.T) {
 	for _, order := range [][]int{{1, 2, 3}, {3, 2, 1}, {2, 1, 3}, {1, 3, 2}} {
 		e, p := newEnricher(t)
 		for _, n := range order {
-			tell(e.CGroups, Container{
+			apply(e.CGroups, Container{
 				Workload: flowcache.Workload{ContainerID: "web", CGroupPath: "/shop/web", ContainerName: "web", ContainerImage: fmt.Sprint("image", n)},
 				Created:  int64(n) * 10 * second,
 			})
@@ -417,7 +417,7 @@ func TestPosing(t *testing.T) {
 			e, p := newEnricher(t)
 			e.CGroups.mounts = []string{root}
 			if say != nil {
-				tell(e.CGroups, *say)
+				apply(e.CGroups, *say)
 			}
 			r := inside(p, c.path, 5, second)
 			e.Enrich(r)
@@ -449,9 +449,9 @@ func TestLateNamesOfParents(t *testing.T) {
 		"/user.slice/user-7.slice/user@7.service/x/y.scope": "/user.slice/user-7.slice/user@7.service/x/y.scope",
 	} {
 		c := NewCGroups("/proc")
-		tell(c, named("web", "/shop/web", "outer", 1))
+		apply(c, named("web", "/shop/web", "outer", 1))
 		c.Workload(path)
-		tell(c, named("c", at, "late", 2))
+		apply(c, named("c", at, "late", 2))
 		if w := c.Workload(path); w == nil || w.ContainerName != "late" {
 			t.Errorf("%s: %+v", path, w)
 		}
@@ -465,7 +465,7 @@ func BenchmarkApply(b *testing.B) {
 		c.Workload(fmt.Sprintf("/a%d/b/c", i))
 	}
 	for i := 0; b.Loop(); i++ {
-		tell(c, named(fmt.Sprintf("%064x", i%1000), "", "x", 1))
+		apply(c, named(fmt.Sprintf("%064x", i%1000), "", "x", 1))
 	}
 }
 
@@ -475,7 +475,7 @@ func TestAskedAddresses(t *testing.T) {
 	e, p := newEnricher(t)
 	c := e.CGroups
 	near, far := flowcache.AddrFrom4([4]byte{10, 1, 0, 2}), flowcache.AddrFrom4([4]byte{192, 0, 2, 1})
-	tell(c, Container{Workload: flowcache.Workload{ContainerID: id64}, Created: 1, At: 1, Addresses: []flowcache.Addr{flowcache.AddrFrom4([4]byte{10, 1, 0, 9})}})
+	apply(c, Container{Workload: flowcache.Workload{ContainerID: id64}, Created: 1, At: 1, Addresses: []flowcache.Addr{flowcache.AddrFrom4([4]byte{10, 1, 0, 9})}})
 	ask := func(since int64) {
 		c.Apply(&ContainerUpdate{Runtime: "/run/r.sock", Answering: true, Asking: since})
 	}
@@ -502,7 +502,7 @@ func TestAskedAddresses(t *testing.T) {
 	if e.EnrichOrWait(proxy) {
 		t.Error("the record of a proxy whose container is not known yet does not wait")
 	}
-	tell(c, Container{
+	apply(c, Container{
 		Workload: flowcache.Workload{ContainerID: in64, ContainerName: "web"}, Created: 1, At: 100 * second, Since: 100 * second,
 		Addresses: []flowcache.Addr{near}, Published: []PublishedPorts{{6, 8080, 8080}},
 	})
@@ -526,7 +526,7 @@ func TestAskedAddresses(t *testing.T) {
 func TestAppearingContainer(t *testing.T) {
 	e, p := newEnricher(t)
 	c := e.CGroups
-	tell(c, Container{Workload: flowcache.Workload{ContainerID: id64}, Created: 1, At: 1, Addresses: []flowcache.Addr{flowcache.AddrFrom4([4]byte{10, 1, 0, 9})}})
+	apply(c, Container{Workload: flowcache.Workload{ContainerID: id64}, Created: 1, At: 1, Addresses: []flowcache.Addr{flowcache.AddrFrom4([4]byte{10, 1, 0, 9})}})
 	c.Apply(&ContainerUpdate{Runtime: "/run/r.sock", Answering: true})
 	client := flowcache.AddrFrom4([4]byte{10, 1, 0, 2})
 	record := func(from flowcache.Addr) *flowcache.Record {
@@ -544,7 +544,7 @@ func TestAppearingContainer(t *testing.T) {
 	if !e.EnrichOrWait(record(flowcache.AddrFrom4([4]byte{192, 0, 2, 1}))) {
 		t.Error("the record of an address far from those of containers waits")
 	}
-	tell(c, Container{Workload: flowcache.Workload{ContainerID: in64, ContainerName: "new"}, Created: 100 * second, At: 100 * second, Addresses: []flowcache.Addr{client}})
+	apply(c, Container{Workload: flowcache.Workload{ContainerID: in64, ContainerName: "new"}, Created: 100 * second, At: 100 * second, Addresses: []flowcache.Addr{client}})
 	if !e.EnrichOrWait(r) || r.Source.Container == nil || r.Source.Container.ContainerName != "new" {
 		t.Errorf("%+v", r.Source.Container)
 	}
@@ -564,7 +564,7 @@ func TestAppearingContainer(t *testing.T) {
 func TestNoMore(t *testing.T) {
 	e, p := newEnricher(t)
 	c := e.CGroups
-	tell(c, Container{Workload: flowcache.Workload{ContainerID: id64}, Created: 1, At: 1, Addresses: []flowcache.Addr{flowcache.AddrFrom4([4]byte{10, 1, 0, 9})}})
+	apply(c, Container{Workload: flowcache.Workload{ContainerID: id64}, Created: 1, At: 1, Addresses: []flowcache.Addr{flowcache.AddrFrom4([4]byte{10, 1, 0, 9})}})
 	c.Apply(&ContainerUpdate{Runtime: "/run/r.sock", Answering: true, Asking: 100 * second})
 	e.Clock(101*second, 0)
 	stranger := &flowcache.Record{Final: true, Start: 101 * second, Key: flowcache.Key{Dst: flowcache.AddrFrom4([4]byte{10, 1, 0, 2}), Proto: 17}}
@@ -584,7 +584,7 @@ func TestSweepInSteps(t *testing.T) {
 	c := NewCGroups("/proc")
 	const many = 3 * departAtOnce
 	for i := range many {
-		tell(c, Container{Workload: flowcache.Workload{ContainerID: fmt.Sprintf("%064x", i)}, Created: 1, Ended: second})
+		apply(c, Container{Workload: flowcache.Workload{ContainerID: fmt.Sprintf("%064x", i)}, Created: 1, Ended: second})
 	}
 	now := second + int64(containerMemory) + 1
 	for left := many; left > 0; {

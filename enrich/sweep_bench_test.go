@@ -12,7 +12,7 @@ func BenchmarkSweepOfControlGroups(b *testing.B) {
 	c := NewCGroups(b.TempDir())
 	for i := range maxContainers {
 		id := fmt.Sprintf("%064x", i)
-		tell(c, Container{
+		apply(c, Container{
 			Workload: flowcache.Workload{ContainerID: id, CGroupPath: "/docker/" + id}, Created: 1, At: 1,
 			Addresses: []flowcache.Addr{flowcache.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})},
 		})

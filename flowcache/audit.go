@@ -58,7 +58,7 @@ func (c *Cache) judge(dst []Record) []Record {
 			}
 			c.cfg.Known(o)
 			if lonely == nil {
-				lonely = c.lonely()
+				lonely = c.unpairedConversations()
 			}
 			if conv, _, _ := c.conversation(o); o.Conversation == 0 {
 				o.Conversation = lonely[conv] // by addresses; its source knows more
@@ -71,8 +71,8 @@ func (c *Cache) judge(dst []Record) []Record {
 	return dst
 }
 
-// lonely returns the Conversations of unpaired connections, by the hash of their addresses.
-func (c *Cache) lonely() map[uint64]uint64 {
+// unpairedConversations returns the Conversations of unpaired connections, by the hash of their addresses.
+func (c *Cache) unpairedConversations() map[uint64]uint64 {
 	convs := map[uint64]uint64{}
 	for i := uint32(1); i < uint32(len(c.chunks))*chunkLen; i++ {
 		if e := c.at(i); e.used && !e.datagram && e.conv != 0 && e.peer == 0 {

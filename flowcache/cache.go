@@ -183,7 +183,7 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 	}
 	c.link(i)
 	if e.datagram && o.Cookie != 0 {
-		c.adopt(i)
+		c.linkSocket(i)
 	}
 	e.activeAt = max(e.begin, o.Time-int64(c.cfg.ActiveTimeout)) + int64(c.cfg.ActiveTimeout)
 	if o.Preexisting {

@@ -2,8 +2,8 @@ package flowcache
 
 // A datagram socket has a flow with each of its peers. They end by silence or, together, when it closes.
 
-// adopt links entry i into the list of its socket's flows.
-func (c *Cache) adopt(i uint32) {
+// linkSocket links entry i into the list of its socket's flows.
+func (c *Cache) linkSocket(i uint32) {
 	e := c.at(i)
 	first := c.sockets[e.id.cookie]
 	e.sibling = first
@@ -11,12 +11,12 @@ func (c *Cache) adopt(i uint32) {
 		c.at(first).elder = i
 	}
 	c.sockets[e.id.cookie] = i
-	e.adopted = true
+	e.linked = true
 }
 
-// disown unlinks a flow from the list of its socket's flows.
-func (c *Cache) disown(e *entry) {
-	if !e.adopted {
+// unlinkSocket unlinks a flow from the list of its socket's flows.
+func (c *Cache) unlinkSocket(e *entry) {
+	if !e.linked {
 		return
 	}
 	if e.elder != 0 {
@@ -29,7 +29,7 @@ func (c *Cache) disown(e *entry) {
 	if e.sibling != 0 {
 		c.at(e.sibling).elder = e.elder
 	}
-	e.adopted = false
+	e.linked = false
 }
 
 // closeSocket ends every flow of a datagram socket. Where the other end is here too its half ends with it: nothing more can
@@ -143,7 +143,7 @@ func (c *Cache) part(dst []Record, i, p uint32) []Record {
 // reported yet.
 func (c *Cache) leave(i uint32, now int64) {
 	e := c.at(i)
-	c.disown(e)
+	c.unlinkSocket(e)
 	c.unlink(i)
 	e.ended = true
 	c.cancel(i)

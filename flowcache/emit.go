@@ -103,14 +103,14 @@ func (e *entry) record(r *Record, peer *entry, reason EndReason, final bool) {
 		if far := dst.id.key.Reverse().Translation(); far != r.Key.Translation() {
 			r.Post = far
 		}
-		peer.tell(r.End)
+		peer.markExported(r.End)
 	}
 	if peer == nil && e.id.key == e.id.key.Reverse() {
 		// A socket that talks to itself is both ends, and hears what it says.
 		r.Reverse, r.ReverseTotal, r.ControlBack = Counters{}, Counters{}, 0
 		r.Source, r.Dest = e.end(), e.end()
 	}
-	e.tell(r.End)
+	e.markExported(r.End)
 	if !r.First {
 		clearStale(&r.Control, &r.Forward)
 		clearStale(&r.ControlBack, &r.Reverse)
@@ -139,8 +139,8 @@ func clearStale(control *uint16, c *Counters) {
 	}
 }
 
-// tell marks all counters as exported, in a record that ended at t.
-func (e *entry) tell(t int64) {
+// markExported marks all counters as exported, in a record that ended at t.
+func (e *entry) markExported(t int64) {
 	e.outTold.raise(&e.out)
 	e.inTold.raise(&e.in)
 	e.begin = t

@@ -45,7 +45,7 @@ type entry struct {
 	asked    bool // how its addresses are translated
 	hasTCP   bool
 	kernel   bool
-	adopted  bool // it is among the flows of its datagram socket
+	linked   bool // it is among the flows of its datagram socket
 	parted   bool // it had a peer, and what is left may be another's
 	datagram bool // not TCP, or observed in deltas: ends by silence or with its socket
 

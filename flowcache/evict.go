@@ -16,18 +16,18 @@ func (c *Cache) evict(dst []Record) []Record {
 		dst = c.emitFlow(dst, i, EndDetected, true)
 	default:
 		dst = c.emitFlow(dst, i, EndLack, true)
-		c.outlive(e)
+		c.keepCounters(e)
 		if e.peer != 0 {
-			c.outlive(c.at(e.peer))
+			c.keepCounters(c.at(e.peer))
 		}
 	}
 	c.removeFlow(i)
 	return dst
 }
 
-// outlive keeps the exported counters of an evicted connection that is still open: its next observation counts from the
+// keepCounters keeps the exported counters of an evicted connection that is still open: its next observation counts from the
 // birth of the socket.
-func (c *Cache) outlive(e *entry) {
+func (c *Cache) keepCounters(e *entry) {
 	if e.datagram || e.id.cookie == 0 || e.ended {
 		return
 	}

@@ -13,7 +13,7 @@ func (c *Cache) Expire(dst []Record, now int64, limit int) ([]Record, bool) {
 		e := c.at(i)
 		if e.ended && e.peer == 0 {
 			var told bool
-			dst, told = c.lone(dst, i, now)
+			dst, told = c.expireUnpaired(dst, i, now)
 			if told {
 				n++
 			}

@@ -90,7 +90,7 @@ func (c *Cache) remove(i uint32) {
 	if e.translated != 0 {
 		c.untranslated = append(c.untranslated, e.translated)
 	}
-	c.disown(e)
+	c.unlinkSocket(e)
 	*e = entry{next: c.unused}
 	c.unused = i
 	c.used--

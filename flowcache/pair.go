@@ -171,8 +171,8 @@ func (c *Cache) finish(dst []Record, i uint32) []Record {
 // openPeerMemory is how long a connection is remembered whose other end is a socket of this host and has not closed: it may wait to be accepted.
 const openPeerMemory = 10 * time.Minute
 
-// lone expires flow i, which has ended and is unpaired at its deadline. It reports whether there is a record.
-func (c *Cache) lone(dst []Record, i uint32, now int64) ([]Record, bool) {
+// expireUnpaired expires flow i, which has ended and is unpaired at its deadline. It reports whether there is a record.
+func (c *Cache) expireUnpaired(dst []Record, i uint32, now int64) ([]Record, bool) {
 	e := c.at(i)
 	if e.told {
 		c.remove(i)

@@ -264,7 +264,7 @@ func (x *Ntopng) Run(ctx context.Context) error {
 		now := time.Now()
 		n := x.publisher().count("template")
 		if n > pupils || n > 0 && now.Sub(x.last) >= ntopngEvery {
-			x.tell(writeTimeout)
+			x.announce(writeTimeout)
 		}
 		pupils = n
 		queue, wake := x.queue, now.Add(time.Second)

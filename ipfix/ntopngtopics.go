@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// tell publishes the names of the fields (topic template) and the state of the probe (topic event), which ntopng needs.
-func (x *Ntopng) tell(within time.Duration) {
+// announce publishes the names of the fields (topic template) and the state of the probe (topic event), which ntopng needs.
+func (x *Ntopng) announce(within time.Duration) {
 	x.send("template", 0, templateTopic(), within)
 	x.send("event", 0, x.event(), within)
 }

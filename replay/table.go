@@ -92,12 +92,12 @@ func (t *table) add(p *packet) {
 			t.release(f)
 			f.begin(p)
 		case f.reopened(p):
-			t.tell(i, f, flowcache.EndDetected, true)
+			t.emit(i, f, flowcache.EndDetected, true)
 			t.created++
 			t.release(f)
 			f.begin(p)
 		case f.state&stateMoved != 0 && p.time >= f.active:
-			t.tell(i, f, flowcache.EndActive, false)
+			t.emit(i, f, flowcache.EndActive, false)
 		}
 	} else {
 		f.begin(p)
@@ -130,7 +130,7 @@ func (t *table) end(i uint32, f *flow) {
 	if f.state&stateClosed != 0 {
 		reason = flowcache.EndDetected
 	}
-	t.tell(i, f, reason, true)
+	t.emit(i, f, reason, true)
 }
 
 // deadline is when a flow must be looked at.
@@ -142,8 +142,8 @@ func (t *table) deadline(f *flow) int64 {
 	return d
 }
 
-// tell makes a record of what is not yet reported.
-func (t *table) tell(i uint32, f *flow, reason flowcache.EndReason, final bool) {
+// emit makes a record of what is not yet reported.
+func (t *table) emit(i uint32, f *flow, reason flowcache.EndReason, final bool) {
 	if f.state&stateMoved == 0 {
 		return
 	}
@@ -304,9 +304,9 @@ func (t *table) evict() {
 			continue
 		}
 		if f.state&stateClosed != 0 {
-			t.tell(i, f, flowcache.EndDetected, true)
+			t.emit(i, f, flowcache.EndDetected, true)
 		} else {
-			t.tell(i, f, flowcache.EndLack, true)
+			t.emit(i, f, flowcache.EndLack, true)
 		}
 		t.remove(i)
 		return
@@ -325,7 +325,7 @@ func (t *table) expire(now int64) {
 			t.remove(i)
 			continue
 		default:
-			t.tell(i, f, flowcache.EndActive, false)
+			t.emit(i, f, flowcache.EndActive, false)
 			d = t.deadline(f)
 		}
 		t.arm(i, d)
@@ -338,9 +338,9 @@ func (t *table) flush() {
 		t.cancel(i)
 		f := t.at(i)
 		if f.state&stateClosed != 0 {
-			t.tell(i, f, flowcache.EndDetected, true)
+			t.emit(i, f, flowcache.EndDetected, true)
 		} else {
-			t.tell(i, f, flowcache.EndForced, true)
+			t.emit(i, f, flowcache.EndForced, true)
 		}
 		t.remove(i)
 	}

@@ -41,14 +41,14 @@ func TestLongFlow(t *testing.T) {
 	ports := srv.next()
 	old := start(t, "foxtrot-old", "", "hold", "127.0.0.1", strconv.Itoa(ports.TCP))
 	old.next()
-	old.tell() // 1000 octets before the start
+	old.advance() // 1000 octets before the start
 	sink := newUDPSink(t)
 	r := runExporter(t, "-c", "json:-", "-c", fmt.Sprintf("udp://127.0.0.1:%d", sink.port()), "--active-timeout", "1s", "--snapshot-interval", "500ms")
 	young := start(t, "golf-young", "", "hold", "127.0.0.1", strconv.Itoa(ports.TCP))
 	young.next()
 	for range 8 {
-		old.tell()
-		young.tell()
+		old.advance()
+		young.advance()
 		time.Sleep(400 * time.Millisecond)
 	}
 	r.stop()
@@ -283,9 +283,9 @@ func TestNetlinkSource(t *testing.T) {
 			time.Sleep(time.Second)
 			h := start(t, "mike-hold", "", "hold", "127.0.0.1", strconv.Itoa(ports.TCP))
 			h.next()
-			h.tell()
+			h.advance()
 			time.Sleep(700 * time.Millisecond)
-			h.tell()
+			h.advance()
 			hr := h.end()
 			srv.end()
 			time.Sleep(700 * time.Millisecond)

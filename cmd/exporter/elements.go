@@ -140,8 +140,8 @@ func (r *elementRow) snake() string {
 	return strings.ToLower(b.String())
 }
 
-// stranger reports whether a collector that knows IANA's registry does not know the element.
-func (r *elementRow) stranger() bool { return r.ipfix.PEN != templates.PENIANA }
+// enterprise reports whether a collector that knows IANA's registry does not know the element.
+func (r *elementRow) enterprise() bool { return r.ipfix.PEN != templates.PENIANA }
 
 // padding are zeros, of any length: no collector has a column for them, and some fail where they take them for a number.
 func (r *elementRow) padding() bool { return r.Name == "paddingOctets" }

@@ -19,7 +19,7 @@ var goflow2Knows = map[uint16]bool{1: true, 2: true, 4: true, 6: true, 7: true, 
 func (l *elementList) goflow2(w io.Writer) error {
 	var fields, protobuf, render, ipfix, v9 []string
 	for _, r := range l.rows {
-		if r.reporting() || r.padding() || !r.stranger() && goflow2Knows[r.IANA] {
+		if r.reporting() || r.padding() || !r.enterprise() && goflow2Knows[r.IANA] {
 			continue
 		}
 		name := r.snake()
@@ -34,7 +34,7 @@ func (l *elementList) goflow2(w io.Writer) error {
 			render = append(render, fmt.Sprintf("    %s: ip", name))
 		}
 		protobuf = append(protobuf, fmt.Sprintf("    - {name: %s, index: %d, type: %s}", name, r.protobufIndex(), kind))
-		if r.stranger() {
+		if r.enterprise() {
 			ipfix = append(ipfix, fmt.Sprintf("    - {penprovided: true, pen: %d, field: %d, destination: %s}", r.ipfix.PEN, r.ipfix.ID, name))
 		} else {
 			ipfix = append(ipfix, fmt.Sprintf("    - {field: %d, destination: %s}", r.ipfix.ID, name))
@@ -111,7 +111,7 @@ func (l *elementList) pmacct(w io.Writer) error {
 	var rows []elementRow
 	for _, r := range l.rows {
 		// nfacctd leaves IANA's strings empty in primitives.
-		if !r.reporting() && !r.padding() && (r.stranger() || !pmacctKnows[r.IANA] && r.Type != templates.String) && (!l.netflow9 || r.v9 != 0) {
+		if !r.reporting() && !r.padding() && (r.enterprise() || !pmacctKnows[r.IANA] && r.Type != templates.String) && (!l.netflow9 || r.v9 != 0) {
 			rows = append(rows, r)
 		}
 	}
@@ -227,7 +227,7 @@ func (l *elementList) telegraf(w io.Writer) error {
 		case templates.IPv4Address, templates.IPv6Address:
 			kind = "ip"
 		}
-		if r.stranger() {
+		if r.enterprise() {
 			c.Write([]string{fmt.Sprintf("%d.%d", r.ipfix.PEN, r.ipfix.ID), r.snake(), kind})
 		}
 	}

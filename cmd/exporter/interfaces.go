@@ -53,8 +53,8 @@ func (p *pipeline) readInterfaces(ctx context.Context, r *sockdiag.Interfaces, p
 // interfacesAtOnce are handed over together.
 const interfacesAtOnce = 256
 
-// tell names the containers behind interfaces and hands the interfaces over.
-func (p *pipeline) tell(r interfaceReading) {
+// giveInterfaces names the containers behind interfaces and hands the interfaces over.
+func (p *pipeline) giveInterfaces(r interfaceReading) {
 	for i := range r.List {
 		f := &r.List[i]
 		p.enricher.Interface(f, r.cgroups[f.NetNS], r.cgroups[r.Peers[i]])

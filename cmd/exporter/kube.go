@@ -108,8 +108,8 @@ func (c *cluster) follow(ctx context.Context) {
 	}
 }
 
-// told returns the channel that the cache loop receives changes from; nil, which never delivers, without a cluster.
-func (c *cluster) told() <-chan []kube.Change {
+// ready returns the channel that the cache loop receives changes from; nil, which never delivers, without a cluster.
+func (c *cluster) ready() <-chan []kube.Change {
 	if c == nil {
 		return nil
 	}

@@ -76,8 +76,8 @@ func (w *wire) Run(ctx context.Context, _ chan<- *flowcache.Batch) error {
 	})
 }
 
-// told returns the channel of the records of packets; nil without an interface.
-func (w *wire) told() <-chan *flowcache.Records {
+// ready returns the channel of the records of packets; nil without an interface.
+func (w *wire) ready() <-chan *flowcache.Records {
 	if w == nil {
 		return nil
 	}

@@ -201,7 +201,7 @@ func TestKilled(t *testing.T) {
 	h := start(t, "papa-hold", "", "hold", "127.0.0.1", strconv.Itoa(ports.TCP))
 	h.next()
 	first := runExporter(t, "--metrics", "none", "--snapshot-interval", "200ms")
-	h.tell()
+	h.advance()
 	time.Sleep(500 * time.Millisecond)
 	objects := bpfObjects(t, first.cmd.Process.Pid)
 	for _, kind := range []string{"prog", "map", "link"} {
@@ -219,8 +219,8 @@ func TestKilled(t *testing.T) {
 		}
 	}
 	second := runExporter(t, "--metrics", "none", "--snapshot-interval", "200ms")
-	h.tell()
-	h.tell()
+	h.advance()
+	h.advance()
 	hr := h.end()
 	srv.end()
 	time.Sleep(200 * time.Millisecond)

@@ -112,10 +112,10 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) {
 			}
 			p.take(b)
 			arm()
-		case r := <-p.wire.told():
+		case r := <-p.wire.ready():
 			began = time.Now()
 			p.name(r)
-		case changes := <-p.cluster.told():
+		case changes := <-p.cluster.ready():
 			began = time.Now()
 			p.cluster.apply(changes)
 		case u := <-p.names:
@@ -134,7 +134,7 @@ func (p *pipeline) run(in <-chan *flowcache.Batch) {
 			arm()
 		case r := <-p.readings:
 			began = time.Now()
-			p.tell(r)
+			p.giveInterfaces(r)
 		case <-p.selector.due():
 			began = time.Now()
 			p.tellRecords(p.selector.flush())

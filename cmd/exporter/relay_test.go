@@ -47,7 +47,7 @@ func TestRelayed(t *testing.T) {
 	cl := start(t, "relay-client", "", "hold", "127.0.0.1", strconv.Itoa(rr.TCP))
 	cl.next()
 	eventually(t, "a record of the connection, with the process that relays it", func() bool {
-		cl.tell()
+		cl.advance()
 		for line := range strings.Lines(r.out.String()) {
 			var j jsonRecord
 			if strings.HasSuffix(line, "\n") && json.Unmarshal([]byte(line), &j) == nil && j.Protocol == "tcp" && int(j.DestPort) == rr.TCP &&

@@ -396,8 +396,8 @@ func (p *program) next() *report {
 	return &r
 }
 
-// tell writes a line to the program, and reads its next report.
-func (p *program) tell() {
+// advance writes a line to the program, and reads its next report.
+func (p *program) advance() {
 	p.t.Helper()
 	if _, err := io.WriteString(p.in, "\n"); err != nil {
 		p.t.Fatal(err)

@@ -415,17 +415,17 @@ func TestUnusualSockets(t *testing.T) {
 			}
 			r := runExporter(t, "--metrics", "none", "--interface-interval", "0", "--snapshot-interval", "1s", "--audit-interval", "1s")
 			time.Sleep(1500 * time.Millisecond) // a pass sees what is there
-			p.tell()
+			p.advance()
 			time.Sleep(tc.later)
 			var rep *report
 			if tc.last {
 				time.Sleep(time.Second)
 				r.stop()
-				p.tell()
+				p.advance()
 				rep = p.end()
 			} else {
 				if tc.later > 0 {
-					p.tell()
+					p.advance()
 				}
 				rep = p.end()
 				time.Sleep(time.Second)

@@ -436,8 +436,8 @@ func TestSilentReceiver(t *testing.T) {
 		s.Close()
 	}
 	time.Sleep(2500 * time.Millisecond) // their senders are gone, and the records have left
-	older.tell()
-	younger.tell()
+	older.advance()
+	younger.advance()
 	older.end()
 	younger.end()
 	time.Sleep(500 * time.Millisecond)

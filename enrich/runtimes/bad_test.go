@@ -31,7 +31,7 @@ import (
 
 // holder returns the name of the container or pod that had an address at a time, from a record without a socket at its
 // destination.
-func (g *told) holder(ip string, at time.Time) string {
+func (g *watched) holder(ip string, at time.Time) string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e := &enrich.Enricher{Processes: enrich.NewProcesses(enrich.ProcConfig{}, g.cgroups), CGroups: g.cgroups}
@@ -131,7 +131,7 @@ func TestAddressByEvents(t *testing.T) {
 }
 
 // waits reports whether the last record of a flow to an address waits for whose it is.
-func (g *told) waits(ip string, at, now time.Time) bool {
+func (g *watched) waits(ip string, at, now time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e := &enrich.Enricher{Processes: enrich.NewProcesses(enrich.ProcConfig{}, g.cgroups), CGroups: g.cgroups}
@@ -462,7 +462,7 @@ func TestStartingPod(t *testing.T) {
 	for n := range 6 {
 		fake.has[podID(n)] = pod(n, made)
 	}
-	g := &told{cgroups: enrich.NewCGroups("/proc")}
+	g := &watched{cgroups: enrich.NewCGroups("/proc")}
 	out := make(chan *enrich.ContainerUpdate, 1)
 	c := &containerd{e: &endpoint{known: map[string]known{}, out: out, proc: "/proc"}, pods: map[string]*sandbox{}, containers: fake}
 	ctx := context.Background()

@@ -100,8 +100,8 @@ func (f *fake) set(change func()) {
 	f.mu.Unlock()
 }
 
-// told collects what a watcher sends, as the loop of the exporter would.
-type told struct {
+// watched collects what a watcher sends, as the loop of the exporter would.
+type watched struct {
 	mu      sync.Mutex
 	cgroups *enrich.CGroups
 	lines   []string
@@ -109,9 +109,9 @@ type told struct {
 	w       *Watcher
 }
 
-func watch(t *testing.T, cfg Config) *told {
+func watch(t *testing.T, cfg Config) *watched {
 	t.Helper()
-	g := &told{cgroups: enrich.NewCGroups("/proc")}
+	g := &watched{cgroups: enrich.NewCGroups("/proc")}
 	cfg.Notify = func(ok bool, line string) {
 		g.mu.Lock()
 		g.lines, g.up = append(g.lines, line), append(g.up, ok)
@@ -146,7 +146,7 @@ func watch(t *testing.T, cfg Config) *told {
 	return g
 }
 
-func (g *told) name(id string) flowcache.Workload {
+func (g *watched) name(id string) flowcache.Workload {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if w := g.cgroups.Workload("/docker/" + id); w != nil {
@@ -155,7 +155,7 @@ func (g *told) name(id string) flowcache.Workload {
 	return flowcache.Workload{}
 }
 
-func (g *told) said() []bool {
+func (g *watched) said() []bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return append([]bool(nil), g.up...)
