@@ -32,6 +32,7 @@ type entry struct {
 	origin   Origin
 	control  [2]uint16 // tcpControlBits of what the socket sent, and received
 	ctlTold  [2]uint16 // of these the ones that are sent once, and that a record has carried
+	older    bool // than the metering: what it had counted before is in the told counters
 	used     bool
 	armed    bool // its timer is set
 	listed   bool // it waits for a peer, in unpaired
@@ -81,6 +82,16 @@ func (e *entry) reset(o *Observation) {
 		e.out, e.in = o.Out, o.In
 		e.outTold, e.inTold = o.Out, o.In
 		e.ctlTold = [2]uint16{FlagSYN, FlagSYN} // long ago
+		e.older = true
+	}
+}
+
+// bornWith makes e, whose socket seemed to be older than the metering, as young as the other end of its connection: what it has counted
+// is in no record yet.
+func (e *entry) bornWith(peer *entry) {
+	if e.older && !peer.older && !e.exported {
+		e.older, e.begin, e.first = false, peer.begin, peer.first
+		e.outTold, e.inTold, e.ctlTold = Counters{}, Counters{}, [2]uint16{}
 	}
 }
 

@@ -107,6 +107,10 @@ func (c *Cache) meet(i uint32, conv uint64, sure bool) {
 	}
 	c.stats.Paired++
 	lead.peer, e.peer, e.follows = i, p, true
+	if sure {
+		lead.bornWith(e)
+		e.bornWith(lead)
+	}
 	// What one end's records carried of the direction in which the other sends is in them; the baseline of a connection that is older than
 	// the metering is in none.
 	if lead.exported {

@@ -321,6 +321,40 @@ func TestAudit(t *testing.T) {
 	}
 }
 
+// TestPairBornTogether: the two ends of a connection are of one age. Where one was taken for older than the metering, by a first pass that
+// met it a moment after its beginning, the other knows better: nothing is a baseline.
+func TestPairBornTogether(t *testing.T) {
+	for _, order := range [][2]int{{0, 1}, {1, 0}} {
+		for _, older := range [][2]bool{{false, true}, {true, false}, {true, true}} {
+			c := newCache(t, Config{Merge: true})
+			ends := [2]*Observation{
+				endOf(tcpKey(1), 1, 1000*second, 300, 50, RoleInitiator, PeerUnknown),
+				endOf(tcpKey(1).Reverse(), 2, 1000*second, 50, 300, RoleUnknown, PeerUnknown),
+			}
+			var recs []Record
+			for _, i := range order {
+				o := *ends[i]
+				o.Event, o.Preexisting, o.First = EventUpdate, older[i], 0
+				if !older[i] {
+					o.First = 999 * second
+				}
+				recs = c.Observe(recs, &o)
+			}
+			for _, i := range order {
+				ends[i].Out.Payload += 7
+				recs = c.Observe(recs, ends[i])
+			}
+			want, start := [2]uint64{307, 57}, int64(999*second)
+			if older[0] && older[1] {
+				want, start = [2]uint64{7, 7}, 1000*second
+			}
+			if len(recs) != 1 || recs[0].Forward.Payload != want[0] || recs[0].Reverse.Payload != want[1] || recs[0].Start != start || recs[0].Began != start {
+				t.Errorf("order %v, older %v: %+v", order, older, recs)
+			}
+		}
+	}
+}
+
 // BenchmarkShortPair is a short connection with both ends here: two observations and one record.
 func BenchmarkShortPair(b *testing.B) {
 	c := newCache(b, Config{Merge: true})

@@ -17,9 +17,10 @@ import (
 // counted. What no program of this machine sees is found by an audit.
 func TestSteeredConnections(t *testing.T) {
 	a, b := netns(t)
-	count := 12_000
+	count, servers, clients := 12_000, 3, 6
 	if s := os.Getenv("SOCKFLOW_TEST_CONNECTIONS"); s != "" {
 		count, _ = strconv.Atoi(s)
+		servers, clients = 50, 50
 	}
 	for _, queue := range []string{a + ":sfv0", b + ":sfv1", a + ":lo"} {
 		ns, device, _ := strings.Cut(queue, ":")
@@ -30,7 +31,6 @@ func TestSteeredConnections(t *testing.T) {
 			port := freePort(t)
 			file := filepath.Join(t.TempDir(), "records.json")
 			r := runExporter(t, "--metrics", fmt.Sprintf("127.0.0.1:%d", port), "-c", "json:"+file, "--snapshot-interval", "1s", "--audit-interval", "1s", "--interface-interval", "0")
-			const servers, clients = 3, 6
 			var programs, listening []*program
 			for i := range servers {
 				s := start(t, fmt.Sprintf("steered-server%d", i), tc.server, "server", tc.to, "30")
