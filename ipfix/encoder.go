@@ -201,16 +201,19 @@ func (e *Encoder) closeSet(msg []byte, begin int) []byte {
 	return msg
 }
 
-// Record adds a record, and the one of the opposite direction where records are uniflows. Full messages are sent, templates that
-// they need before them.
+// Record adds a record. Where records are uniflows it adds one for each direction in which something passed. Full messages are sent,
+// templates that they need before them.
 func (e *Encoder) Record(r *flowcache.Record, now time.Time) error {
 	var err error
 	if e.proto == NetFlowV9 {
 		e.followClock(now)
 		err = e.keepUptime(r, now)
 	}
-	err = errors.Join(err, e.add(r, now))
-	if o := e.set.Opposite(r); o != nil {
+	o := e.set.Opposite(r)
+	if o == nil || r.Forward.Packets > 0 || r.Forward.Octets > 0 {
+		err = errors.Join(err, e.add(r, now))
+	}
+	if o != nil {
 		err = errors.Join(err, e.add(o, now))
 	}
 	return err

@@ -150,6 +150,42 @@ func allFlags(t *testing.T) string {
 	return captureOf(t, 101, packets...)
 }
 
+// TestUniflowRecords: where records are uniflows there is one for each direction in which a packet passed, and none for another.
+func TestUniflowRecords(t *testing.T) {
+	reset := flaggedSegment(443, 40000, 900, 0x014, 0)
+	silent := captureOf(t, 101, ipPacket("192.0.2.1", "198.51.100.7", 6, reset)) // from a server, as its port says
+	for _, file := range append(captureFiles(t), allFlags(t), silent) {
+		sink := newUDPSink(t)
+		want := map[string]int{}
+		for _, r := range jsonLines(t, replayed(t, "-c", "json:-", "-c", fmt.Sprintf("udp://127.0.0.1:%d?direction=uniflow", sink.port()), file)) {
+			for _, n := range []uint64{r.Forward.Packets, r.Reverse.Packets} {
+				if n > 0 {
+					want[strconv.FormatUint(n, 10)]++
+				}
+			}
+		}
+		got := map[string]int{}
+		eventually(t, "every record is there", func() bool {
+			clear(got)
+			n := 0
+			for _, f := range goflow2(t, sink.messages()) {
+				if f["0:2"] != "" {
+					got[f["0:2"]]++
+					n++
+				}
+			}
+			m := 0
+			for _, k := range want {
+				m += k
+			}
+			return n >= m
+		})
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s: records by their packets (-json +uniflows):\n%s", filepath.Base(file), d)
+		}
+	}
+}
+
 // TestFlagsInCollectors: the flags of each direction as nfdump, goflow2, ipfixDump and collect show them, in biflows and in uniflows.
 func TestFlagsInCollectors(t *testing.T) {
 	needTool(t, "nfcapd")

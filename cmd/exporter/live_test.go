@@ -174,6 +174,8 @@ func TestReplayErrors(t *testing.T) {
 		{[]string{write("no.pcap", good[:24])}, 0, "packets=0", false},
 		{[]string{"../../testdata/captures/dns.pcap", "--metadata", filepath.Join(dir, "text")}, 1, "text: line 1", false},
 		{[]string{"../../testdata/captures/dns.pcap", "--source", "none"}, 2, "unknown flag", false},
+		{[]string{"../../testdata/captures/dns.pcap", "-c", "json:/dev/full"}, 1, "did not reach a collector", false},
+		{[]string{"../../testdata/captures/dns.pcap", "-c", "file:/dev/full"}, 1, "did not reach a collector", false},
 	} {
 		var out, errs bytes.Buffer
 		code := execute(append([]string{"exporter", "replay"}, c.args...), &out, &errs)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"math"
@@ -154,12 +155,17 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 	waitForAll(ctx, exporters)
 	stopExport()
 	exporting.Wait()
-	summarize(exporters, log)
+	dropped := summarize(exporters, log)
 	in.report(m.Stats(), time.Since(begun), names, log)
-	if err == nil {
-		err = in.failed
+	switch {
+	case err != nil:
+		return err
+	case in.failed != nil:
+		return in.failed
+	case dropped > 0:
+		return fmt.Errorf("%d records did not reach a collector", dropped)
 	}
-	return err
+	return nil
 }
 
 // replayConfinement leaves the captures, and what collectors need.

@@ -170,10 +170,13 @@ func logStatus(ctx context.Context, m *metrics, log *slog.Logger) {
 }
 
 // summarize says what was not delivered.
-func summarize(exporters []exporter, log *slog.Logger) {
+func summarize(exporters []exporter, log *slog.Logger) (dropped uint64) {
 	for _, x := range exporters {
-		if st := x.Stats(); st.DroppedQueue+st.DroppedSend+st.DroppedSpool+st.DroppedBig > 0 {
+		st := x.Stats()
+		if n := st.DroppedQueue + st.DroppedSend + st.DroppedSpool + st.DroppedBig; n > 0 {
+			dropped += n
 			log.Warn("records were dropped", "collector", x.Name(), "queue", st.DroppedQueue, "send", st.DroppedSend, "spool", st.DroppedSpool, "too_big", st.DroppedBig)
 		}
 	}
+	return dropped
 }
