@@ -1298,9 +1298,9 @@ static __always_inline __u32 packet_size(struct __sk_buff *skb, int in, bool v4)
 #define IP_CT_UNTRACKED 7
 #define IPS_NAT 0x30UL /* IPS_SRC_NAT, IPS_DST_NAT */
 
-struct tuple_end {
-	__u8 addr[16];
-	__be16 port;
+struct tuple_dst { /* the beginning of nf_conntrack_tuple.dst */
+	union nf_inet_addr u3;
+	union nf_conntrack_man_proto u;
 };
 
 static __always_inline void put_tuple_addr(__u8 *to, const union nf_inet_addr *addr, bool v4)
@@ -1309,6 +1309,20 @@ static __always_inline void put_tuple_addr(__u8 *to, const union nf_inet_addr *a
 		mapped(to, addr->all[0]);
 	else
 		__builtin_memcpy(to, addr->all, 16);
+}
+
+/* Whether the answer comes from elsewhere than the question went to. IPVS changes that alone, and no status (ip_vs_update_conntrack). */
+static __always_inline bool altered(const struct nf_conn *ct, bool ports)
+{
+	struct tuple_dst asked;
+	struct nf_conntrack_man answer;
+
+	BPF_CORE_READ_INTO(&asked, ct, tuplehash[0].tuple.dst);
+	BPF_CORE_READ_INTO(&answer, ct, tuplehash[1].tuple.src);
+	for (int i = 0; i < 4; i++)
+		if (asked.u3.all[i] != answer.u3.all[i])
+			return true;
+	return ports && asked.u.all != answer.u.all;
 }
 
 /* What the two ends of a datagram see, where this host translates the addresses (NAT): connection tracking keeps the tuple of each direction
@@ -1325,7 +1339,9 @@ static __always_inline bool translated(struct __sk_buff *skb, int in, bool v4, b
 		return false;
 	nfct = ((struct sk_buff *)bpf_cast_to_kern_ctx(skb))->_nfct;
 	ct = (void *)(nfct & ~NFCT_INFO);
-	if (!ct || (nfct & NFCT_INFO) == IP_CT_UNTRACKED || !(BPF_CORE_READ(ct, status) & IPS_NAT))
+	if (!ct || (nfct & NFCT_INFO) == IP_CT_UNTRACKED)
+		return false;
+	if (!(BPF_CORE_READ(ct, status) & IPS_NAT) && !altered(ct, ports))
 		return false;
 	reply = (nfct & NFCT_INFO) >= IP_CT_IS_REPLY;
 	if (reply) {

@@ -87,6 +87,7 @@ func (c *Cache) beyond(i, p uint32) bool {
 
 // rest is what e counted since the last record and p did not.
 func (c *Cache) rest(e, p *entry) (out, in Counters) {
+	e.hear(p)
 	heard, said := p.in.since(&p.inTold), p.out.since(&p.outTold)
 	out, in = e.out.since(&e.outTold), e.in.since(&e.inTold)
 	return out.since(&heard), in.since(&said)

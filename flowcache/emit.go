@@ -86,6 +86,7 @@ func (e *entry) record(r *Record, peer *entry, reason EndReason, final bool) {
 		r.Dest = dst.end()
 	}
 	if peer != nil {
+		e.hear(peer)
 		r.End = max(r.End, peer.last)
 		r.Arbitrary = r.Arbitrary && peer.role == RoleUnknown
 	}

@@ -32,7 +32,7 @@ type entry struct {
 	origin   Origin
 	control  [2]uint16 // tcpControlBits of what the socket sent, and received
 	ctlTold  [2]uint16 // of these the ones that are sent once, and that a record has carried
-	older    bool // than the metering: what it had counted before is in the told counters
+	older    bool      // than the metering: what it had counted before is in the told counters
 	used     bool
 	armed    bool // its timer is set
 	listed   bool // it waits for a peer, in unpaired
@@ -48,6 +48,7 @@ type entry struct {
 	kernel   bool
 	linked   bool // it is among the flows of its datagram socket
 	parted   bool // it had a peer, and what is left may be another's
+	unsent   bool // what it sends is out of the source's sight: the other end knows
 	datagram bool // not TCP, or observed in deltas: ends by silence or with its socket
 
 	tail uint16 // of an end that closed first: octets of the headers of the other's FIN and of its acknowledgement, not in the counters yet
@@ -120,6 +121,9 @@ func (e *entry) merge(o *Observation) {
 	}
 	moved := false
 	if o.Delta {
+		if e.unsent && o.Out != (Counters{}) {
+			e.unsent, e.out = false, e.outTold // only the first was missed
+		}
 		moved = o.Out != Counters{} || o.In != Counters{}
 		e.out.Add(&o.Out)
 		e.in.Add(&o.In)

@@ -266,6 +266,66 @@ func TestTranslate(t *testing.T) {
 	}
 }
 
+// TestUnseenRequests: the datagrams that a socket sends are out of the source's sight (IPVS of its own host sends them on), and the answers are not.
+// Connection tracking says who began, and the server, if it is here, what it received.
+func TestUnseenRequests(t *testing.T) {
+	near := tcpKey(5)
+	near.Proto = ProtoUDP
+	far := near
+	far.Src, far.SrcPort, far.DstPort = AddrFrom4([4]byte{203, 0, 113, 7}), 999, 8080
+	cfg := Config{Merge: true, Translate: func(k Key, _ int64) (Path, bool) {
+		p := Path{near, far}
+		p.Near.NetNS, p.Far.NetNS = 0, 0
+		return p, k == near || k == far.Reverse()
+	}}
+	seen := func(k Key, cookie uint64, at int64, out, in uint64) *Observation {
+		o := obs(k, cookie, at, EventUpdate, out, in)
+		o.Delta, o.Role = true, RoleResponder
+		return o
+	}
+	gone := func(cookie uint64) *Observation {
+		return &Observation{Event: EventClose, Cookie: cookie, Time: 1003 * second, UID: NoID, GID: NoID}
+	}
+	for _, closed := range [][]uint64{{1, 2}, {2, 1}} {
+		for _, first := range []int{0, 1} {
+			for _, server := range []bool{true, false} {
+				c := newCache(t, cfg)
+				all := []*Observation{seen(near, 1, 1000*second, 0, 70), seen(far.Reverse(), 2, 1000*second, 70, 30)}
+				var recs []Record
+				for i := range all {
+					if i^first == 0 || server {
+						recs = c.Observe(recs, all[i^first])
+					}
+				}
+				recs = c.Observe(recs, seen(near, 1, 1001*second, 0, 7))
+				if server {
+					recs = c.Observe(recs, seen(far.Reverse(), 2, 1001*second, 7, 3))
+				}
+				for _, cookie := range closed {
+					recs = c.Observe(recs, gone(cookie))
+				}
+				recs, _ = c.Expire(recs, 1100*second, 9)
+				want := uint64(33)
+				if !server {
+					want = 0
+				}
+				if len(recs) != 1 || recs[0].Key != near || recs[0].Forward.Payload != want || recs[0].Reverse.Payload != 77 || recs[0].Source.Cookie != 1 || recs[0].Dest.Local != server ||
+					recs[0].Post != far.Translation() || c.Stats().Live != 0 {
+					t.Errorf("first %d, closed %v, server %v: %+v", first, closed, server, recs)
+				}
+			}
+		}
+	}
+	// Only its first was missed.
+	c := newCache(t, cfg)
+	recs := c.Observe(nil, seen(near, 1, 1000*second, 0, 70))
+	recs = c.Observe(recs, seen(near, 1, 1001*second, 20, 7))
+	recs = c.Observe(recs, gone(1))
+	if len(recs) != 1 || recs[0].Key != near || recs[0].Forward.Payload != 20 || recs[0].Reverse.Payload != 77 {
+		t.Errorf("%+v", recs)
+	}
+}
+
 // TestSweep ends what a pass over all sockets did not show, once.
 func TestSweep(t *testing.T) {
 	c := newCache(t, Config{})

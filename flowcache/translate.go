@@ -18,16 +18,29 @@ func (c *Cache) remember(e *entry, t Translation) {
 	c.translations = append(c.translations, t)
 }
 
-// began sets the role of e from the translation's path, if no source reported it.
+// began sets the role of e from the translation's path, if no source reported it. Where the path begins at a datagram socket that seems to have been
+// spoken to first, the source has not seen what it sent: IPVS sends the datagrams of its own host on by another way.
 func (e *entry) began(p *Path) {
-	if e.role != RoleUnknown {
-		return
-	}
 	k := e.id.key
-	if k.NetNS = 0; k == p.Near {
+	k.NetNS = 0
+	here := k == p.Near
+	switch {
+	case e.role == RoleUnknown && here:
 		e.role = RoleInitiator
-	} else {
+	case e.role == RoleUnknown:
 		e.role = RoleResponder
+	case e.role == RoleResponder && here && e.datagram && e.out == Counters{}:
+		e.role, e.unsent = RoleInitiator, true
+	}
+}
+
+// hear takes what e sent out of the source's sight from its peer, which received it, and the other way round.
+func (e *entry) hear(peer *entry) {
+	if e.unsent {
+		e.out.raise(&peer.in)
+	}
+	if peer.unsent {
+		peer.out.raise(&e.in)
 	}
 }
 

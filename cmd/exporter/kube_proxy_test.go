@@ -163,19 +163,76 @@ add element ip kube-proxy service-ips { 10.96.7.7 . tcp . 80 : goto service-TCP,
 add element ip kube-proxy service-nodeports { tcp . 30080 : goto external-TCP, udp . 30053 : goto external-UDP }
 `
 
+// In ipvs mode the services are IPVS's, their addresses those of a device, and rules are there for masquerading (pkg/proxy/ipvs/proxier.go).
+const (
+	kubeIPVS = `-A -t 10.96.7.7:80 -s rr
+-a -t 10.96.7.7:80 -r 10.244.0.2:8080 -m -w 1
+-A -u 10.96.7.7:53 -s rr
+-a -u 10.96.7.7:53 -r 10.244.0.2:5353 -m -w 1
+-A -t 192.168.77.1:30080 -s rr
+-a -t 192.168.77.1:30080 -r 10.244.0.2:8080 -m -w 1
+-A -u 192.168.77.1:30053 -s rr
+-a -u 192.168.77.1:30053 -r 10.244.0.2:5353 -m -w 1
+`
+	kubeSets = `create KUBE-CLUSTER-IP hash:ip,port family inet
+add KUBE-CLUSTER-IP 10.96.7.7,tcp:80
+add KUBE-CLUSTER-IP 10.96.7.7,udp:53
+create KUBE-LOOP-BACK hash:ip,port,ip family inet
+add KUBE-LOOP-BACK 10.244.0.2,tcp:8080,10.244.0.2
+add KUBE-LOOP-BACK 10.244.0.2,udp:5353,10.244.0.2
+create KUBE-NODE-PORT-TCP bitmap:port range 0-65535
+add KUBE-NODE-PORT-TCP 30080
+create KUBE-NODE-PORT-UDP bitmap:port range 0-65535
+add KUBE-NODE-PORT-UDP 30053
+`
+	kubeIPVSRules = `*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-NODE-PORT - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-POSTROUTING -m comment --comment "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose" -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE
+-A KUBE-SERVICES -s 127.0.0.0/8 -j RETURN
+-A KUBE-SERVICES -m comment --comment "Kubernetes service cluster ip + port for masquerade purpose" -m set --match-set KUBE-CLUSTER-IP dst,dst ! -s 10.244.0.0/16 -j KUBE-MARK-MASQ
+-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODE-PORT
+-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT
+-A KUBE-NODE-PORT -p tcp -m comment --comment "Kubernetes nodeport TCP port for masquerade purpose" -m set --match-set KUBE-NODE-PORT-TCP dst -j KUBE-MARK-MASQ
+-A KUBE-NODE-PORT -p udp -m comment --comment "Kubernetes nodeport UDP port for masquerade purpose" -m set --match-set KUBE-NODE-PORT-UDP dst -j KUBE-MARK-MASQ
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
+-A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
+-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
+COMMIT
+`
+)
+
 // TestKubeProxy: connections and datagrams to a service address and to a node port, from a pod, from the node and from the pod that serves (hairpin,
 // masqueraded): one record each, with both ends and what the serving socket saw.
 func TestKubeProxy(t *testing.T) {
 	needRoot(t)
-	for _, mode := range []string{"iptables", "nftables"} {
+	for _, mode := range []string{"iptables", "nftables", "ipvs"} {
 		t.Run(mode, func(t *testing.T) {
+			if _, err := os.Stat("/proc/net/ip_vs"); mode == "ipvs" && err != nil {
+				t.Skip("the kernel has no ip_vs: make test-kernels has one")
+			}
 			k := newKubeNode(t)
 			loopback := kubeHost
-			if mode == "iptables" {
+			switch mode {
+			case "iptables":
 				restore(t, k.ns, kubeIptables, "iptables-restore")
 				loopback = "127.0.0.1"
-			} else {
+			case "nftables":
 				restore(t, k.ns, kubeNftables, "nft", "-f", "-")
+			case "ipvs":
+				ip(t, "-n "+k.ns+" link add kube-ipvs0 type dummy")
+				ip(t, "-n "+k.ns+" addr add 10.96.7.7/32 dev kube-ipvs0")
+				ip(t, "-n "+k.ns+" link set lo mtu 1500") // IPVS sends on what fits through the loopback, and refuses what then does not fit
+				ip(t, "netns exec "+k.ns+" sysctl -qw net.ipv4.vs.conntrack=1")
+				restore(t, k.ns, kubeIPVS, "ipvsadm", "-R")
+				restore(t, k.ns, kubeSets, "ipset", "restore")
+				restore(t, k.ns, kubeIPVSRules, "iptables-restore")
 			}
 			r := runWatching(t)
 			srv := start(t, "web", k.server, "server", kubeServer, "77", "8080", "5353")

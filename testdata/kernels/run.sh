@@ -19,8 +19,11 @@ modules=(inet_diag tcp_diag udp_diag unix_diag veth bridge nf_conntrack nf_nat n
 memory=1024 patience=900
 cgroups=${CGROUPS:-v2}
 if [ -n "${CONTAINERS:-}" ]; then
-	packages+=(containerd runc containernetworking-plugins iproute2)
+	packages+=(containerd runc containernetworking-plugins iproute2 iptables ipset ipvsadm)
 	modules+=(overlay llc stp)
+	# kube-proxy's in ipvs mode
+	modules+=(br_netfilter dummy ip_vs ip_vs_rr ip_set_hash_ipport ip_set_hash_ipportip ip_set_bitmap_port xt_set nf_tables nft_compat nft_chain_nat
+		xt_comment xt_mark xt_addrtype xt_MASQUERADE)
 	memory=3072 patience=900
 fi
 
@@ -111,17 +114,20 @@ fetch() {
 pack_containers() {
 	local root=$1 program library
 	mkdir -p "$root"/{usr/lib/cni,usr/bin,usr/sbin,sbin,lib64,var/lib}
-	for program in containerd containerd-shim-runc-v2 ctr runc ip; do
+	for program in containerd containerd-shim-runc-v2 ctr runc ip iptables-restore ipset ipvsadm; do
 		cp "$(command -v "$program")" "$root/bin/"
 	done
+	mkdir -p "$root/usr/lib/x86_64-linux-gnu"
+	cp -r /usr/lib/x86_64-linux-gnu/xtables "$root/usr/lib/x86_64-linux-gnu/"
 	cp /usr/lib/cni/{bridge,host-local,loopback} "$root/usr/lib/cni/"
-	for program in "$root"/bin/* "$root"/usr/lib/cni/*; do
+	for program in "$root"/bin/* "$root"/usr/lib/cni/* "$root"/usr/lib/x86_64-linux-gnu/xtables/*; do
 		ldd "$program" 2>/dev/null | grep -o '/[^ ]*' || true
 	done | sort -u | while read -r library; do
 		mkdir -p "$root$(dirname "$library")"
 		cp -L "$library" "$root$library"
 	done
 	echo 'nameserver 127.0.0.1' >"$root/etc/resolv.conf"
+	printf 'tcp 6 TCP\nudp 17 UDP\n' >"$root/etc/protocols"
 	cp "$work/pod" deploy/kubernetes/sockflow.yaml "$root/"
 	touch "$root/containers"
 }
