@@ -110,7 +110,7 @@ func TestBurst(t *testing.T) {
 	for _, tc := range []struct {
 		name string
 		new  func(*testing.T) *burstCollector
-	}{{"nfdump", burstNfdump}, {"goflow2", burstGoflow2}, {"nfacctd", burstNfacctd}, {"ipfixDump", burstDump}, {"collect", burstCollect}, {"ZeroMQ", burstZMQ}} {
+	}{{"nfdump", burstNfdump}, {"goflow2", burstGoflow2}, {"ClickHouse", burstClickHouse}, {"nfacctd", burstNfacctd}, {"ipfixDump", burstDump}, {"collect", burstCollect}, {"ZeroMQ", burstZMQ}} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := tc.new(t)
 			x := newBurstExporter(t, c.url)
@@ -320,6 +320,26 @@ func burstGoflow2(t *testing.T) *burstCollector {
 			}
 		}
 	}}
+}
+
+// burstClickHouse is the engine of ClickHouse behind goflow2: what the table of the example has.
+func burstClickHouse(t *testing.T) *burstCollector {
+	c := burstGoflow2(t)
+	insertAll := clickHouse(t)
+	c.records = func() map[uint64]burstSight {
+		out := insertAll(c.output, "SELECT bytes, packets, src_port FROM flows.flows WHERE bytes >= "+strconv.Itoa(burstBase))
+		got := map[uint64]burstSight{}
+		for line := range bytes.Lines(out) {
+			var octets uint64
+			var s burstSight
+			if _, err := fmt.Sscan(string(line), &octets, &s.packets, &s.port); err != nil {
+				t.Fatalf("%q: %v", line, err)
+			}
+			got[octets] = s
+		}
+		return got
+	}
+	return c
 }
 
 // awaitUDP waits until a program has a UDP port.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -43,13 +42,50 @@ func TestClickHouseColumns(t *testing.T) {
 	}
 }
 
-// TestClickHouse: the program goflow2 writes what ClickHouse (chDB, its engine without the server) takes into the tables of the example. Both come
-// by `make test-collectors`. What goes through Kafka there comes from a file here.
-func TestClickHouse(t *testing.T) {
+// clickHouse returns what puts a file that goflow2 wrote into the tables of the example, and asks them: lines of values, between tabs. The engine is
+// chDB, ClickHouse's without the server, by `make test-collectors`. What goes through Kafka there comes from a file here.
+func clickHouse(t *testing.T) func(file, query string) []byte {
+	t.Helper()
 	dir := os.Getenv("SOCKFLOW_TEST_COLLECTORS")
 	if dir == "" {
 		t.Skip("needs goflow2 and chDB: make test-collectors")
 	}
+	sql, err := os.ReadFile(clickhouseTables)
+	if err != nil {
+		t.Fatal(err)
+	}
+	work := t.TempDir()
+	tables := filepath.Join(work, "tables.sql")
+	// The times of some records are long ago: TTL would remove them.
+	if err := os.WriteFile(tables, []byte(strings.Replace(string(sql), "INTERVAL 30 DAY", "INTERVAL 30 YEAR", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const script = `const { Session } = require('chdb'); const fs = require('fs'); const [tables, flows, data, query, out] = process.argv.slice(1);
+const s = new Session(data);
+for (const q of fs.readFileSync(tables, 'utf8').split(';')) if (q.replace(/--.*/g, '').trim()) s.query(q);
+s.query("INSERT INTO flows.flows FROM INFILE '" + flows + "' SETTINGS input_format_skip_unknown_fields = 1 FORMAT JSONEachRow");
+s.query(query + " INTO OUTFILE '" + out + "' FORMAT TSV");
+`
+	return func(file, query string) []byte {
+		t.Helper()
+		data, out := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "out")
+		node := exec.Command("node", "-e", script, tables, file, data, query, out)
+		node.Env = append(os.Environ(), "NODE_PATH="+filepath.Join(dir, "node_modules"))
+		if b, err := node.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%.4000s", err, b)
+		}
+		b, err := os.ReadFile(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+}
+
+// TestClickHouse: the program goflow2 writes what ClickHouse takes into the tables of the example.
+func TestClickHouse(t *testing.T) {
+	ask := clickHouse(t)
+	dir := os.Getenv("SOCKFLOW_TEST_COLLECTORS")
 	work, port := t.TempDir(), freePort(t)
 	mapping, written := filepath.Join(work, "mapping.yaml"), filepath.Join(work, "flows.json")
 	if err := os.WriteFile(mapping, []byte(elementsOut(t, "--format", "goflow2")), 0o600); err != nil {
@@ -78,37 +114,9 @@ func TestClickHouse(t *testing.T) {
 		b, _ = os.ReadFile(written)
 		return bytes.Contains(b, []byte(`"web-1"`)) && bytes.HasSuffix(b, []byte("\n"))
 	})
-	script := `const { Session } = require('chdb'); const fs = require('fs'); const s = new Session(process.argv[3]);
-for (const q of fs.readFileSync(process.argv[1], 'utf8').split(';')) if (q.replace(/--.*/g, '').trim()) s.query(q);
-s.query('INSERT INTO flows.flows SETTINGS input_format_skip_unknown_fields = 1 FORMAT JSONEachRow ' + fs.readFileSync(process.argv[2], 'utf8'));
-console.log(s.query("SELECT any(source_process_path) AS path, any(source_container_name) AS container, toString(any(bytes)) AS octets, toString(min(source_process_id)) AS pid, " +
-	"toString(toYear(any(fromUnixTimestamp64Nano(toInt64(time_flow_end_ns))))) AS year FROM flows.flows WHERE source_pod_name = 'web-1' AND dst_port = 443 AND bytes = 1500 GROUP BY source_pod_namespace", 'JSONEachRow'));`
-	tables, err := filepath.Abs(clickhouseTables)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The time of the records is long ago: TTL removes them.
-	sql, err := os.ReadFile(tables)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tables = filepath.Join(work, "tables.sql")
-	if err := os.WriteFile(tables, []byte(strings.Replace(string(sql), "INTERVAL 30 DAY", "INTERVAL 30 YEAR", 1)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	node := exec.Command("node", "-e", script, tables, written, filepath.Join(work, "data"))
-	node.Env = append(os.Environ(), "NODE_PATH="+filepath.Join(dir, "node_modules"))
-	out, err := node.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	var got map[string]string
-	if err := json.Unmarshal(bytes.TrimSpace(out), &got); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	for name, want := range map[string]string{"path": "/usr/bin/curl", "container": "web", "octets": "1500", "pid": "4242", "year": "2023"} {
-		if got[name] != want {
-			t.Errorf("%s: %q, want %q", name, got[name], want)
-		}
+	out := ask(written, "SELECT any(source_process_path), any(source_container_name), any(bytes), min(source_process_id), "+
+		"toYear(any(fromUnixTimestamp64Nano(toInt64(time_flow_end_ns)))) FROM flows.flows WHERE source_pod_name = 'web-1' AND dst_port = 443 AND bytes = 1500 GROUP BY source_pod_namespace")
+	if got, want := string(out), "/usr/bin/curl\tweb\t1500\t4242\t2023\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
