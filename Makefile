@@ -92,6 +92,7 @@ test-kernels:
 	CGROUPS=hybrid testdata/kernels/run.sh 6.12
 	CGROUPS=v1 testdata/kernels/run.sh 6.12
 	CONTAINERS=1 testdata/kernels/run.sh 6.12
+	NETWORKS=1 testdata/kernels/run.sh $(filter-out 5.10,$(KERNELS))
 
 # Containers and pods where cgroup v2 is all there is.
 test-containers-v2:

@@ -80,6 +80,7 @@ func TestSteeredConnections(t *testing.T) {
 			}
 			defer f.Close()
 			got := map[netip.AddrPort]map[uint16][2]uint64{}
+			records := map[netip.AddrPort][]string{} // by the client's address, to be read
 			for d := json.NewDecoder(f); ; {
 				var j jsonRecord
 				if d.Decode(&j) != nil {
@@ -99,6 +100,9 @@ func TestSteeredConnections(t *testing.T) {
 				if got[client] == nil {
 					got[client] = map[uint16][2]uint64{}
 				}
+				if count <= 12_000 {
+					records[client] = append(records[client], fmt.Sprintf("%s by %s, %s: ends %v and %v", wayOf(&j), j.Observation, j.TCPFlags, j.SourceEnd != nil, j.DestEnd != nil))
+				}
 				n := got[client][j.DestPort]
 				got[client][j.DestPort] = [2]uint64{n[0] + j.Forward.Payload, n[1] + j.Reverse.Payload}
 			}
@@ -111,7 +115,7 @@ func TestSteeredConnections(t *testing.T) {
 					}
 					missing++ // of the whole of it, or of one of several with that port
 					if n[0] > c.Sent || n[1] > c.Received {
-						t.Errorf("%v to port %d: %d and %d octets, the program counted %+v", client, at, n[0], n[1], c)
+						t.Errorf("%v to port %d: %d and %d octets, the program counted %d and %d: %q", client, at, n[0], n[1], c.Sent, c.Received, records[client])
 					}
 				}
 			}

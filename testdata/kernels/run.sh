@@ -8,6 +8,7 @@
 # CGROUPS=MODE       the hierarchies of control groups that a guest mounts: v2 (the default), hybrid or v1; with the last two only the tests of
 #                    control groups run
 # CONTAINERS=1       with containerd and all it needs, and the tests of the DaemonSet; with cgroup v2
+# NETWORKS=1         with the tools of networks, and the tests of address translation and of steered packets; with cgroup v2
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -19,12 +20,16 @@ modules=(inet_diag tcp_diag udp_diag unix_diag veth bridge nf_conntrack nf_nat n
 memory=1024 patience=900
 cgroups=${CGROUPS:-v2}
 if [ -n "${CONTAINERS:-}" ]; then
-	packages+=(containerd runc containernetworking-plugins iproute2 iptables ipset ipvsadm)
+	packages+=(containerd runc containernetworking-plugins iproute2)
 	modules+=(overlay llc stp)
-	# kube-proxy's in ipvs mode
-	modules+=(br_netfilter dummy ip_vs ip_vs_rr ip_set_hash_ipport ip_set_hash_ipportip ip_set_bitmap_port xt_set nf_tables nft_compat nft_chain_nat
-		xt_comment xt_mark xt_addrtype xt_MASQUERADE)
 	memory=3072 patience=900
+fi
+if [ -n "${NETWORKS:-}" ]; then
+	packages+=(iproute2 iptables nftables ipset ipvsadm)
+	modules+=(llc stp br_netfilter dummy ip_vs ip_vs_rr ip_set_hash_ipport ip_set_hash_ipportip ip_set_bitmap_port nf_tables nft_compat
+		nft_chain_nat nft_ct nft_nat nft_masq nft_redir nft_numgen nft_log nft_limit nft_reject_inet
+		xt_set xt_comment xt_mark xt_addrtype xt_MASQUERADE xt_nat xt_REDIRECT xt_CT xt_conntrack xt_statistic xt_tcpudp xt_owner xt_recent xt_multiport)
+	memory=2048
 fi
 
 die() {
@@ -110,26 +115,39 @@ fetch() {
 	done
 }
 
-# pack_containers adds what containers need: programs, with the libraries that they are linked to, and CNI.
-pack_containers() {
+# pack_programs adds programs, with the libraries that they are linked to.
+pack_programs() {
 	local root=$1 program library
-	mkdir -p "$root"/{usr/lib/cni,usr/bin,usr/sbin,sbin,lib64,var/lib}
-	for program in containerd containerd-shim-runc-v2 ctr runc ip iptables-restore ipset ipvsadm; do
+	mkdir -p "$root"/{sbin,lib64}
+	for program in "${@:2}"; do
 		cp "$(command -v "$program")" "$root/bin/"
 	done
-	mkdir -p "$root/usr/lib/x86_64-linux-gnu"
-	cp -r /usr/lib/x86_64-linux-gnu/xtables "$root/usr/lib/x86_64-linux-gnu/"
-	cp /usr/lib/cni/{bridge,host-local,loopback} "$root/usr/lib/cni/"
-	for program in "$root"/bin/* "$root"/usr/lib/cni/* "$root"/usr/lib/x86_64-linux-gnu/xtables/*; do
+	find "$root" -type f -perm /111 -o -name '*.so' | while read -r program; do
 		ldd "$program" 2>/dev/null | grep -o '/[^ ]*' || true
 	done | sort -u | while read -r library; do
 		mkdir -p "$root$(dirname "$library")"
 		cp -L "$library" "$root$library"
 	done
+}
+
+# pack_containers adds what containers need: programs, and CNI.
+pack_containers() {
+	local root=$1
+	mkdir -p "$root"/{usr/lib/cni,usr/bin,usr/sbin,var/lib}
+	cp /usr/lib/cni/{bridge,host-local,loopback} "$root/usr/lib/cni/"
+	pack_programs "$root" containerd containerd-shim-runc-v2 ctr runc ip
 	echo 'nameserver 127.0.0.1' >"$root/etc/resolv.conf"
-	printf 'tcp 6 TCP\nudp 17 UDP\n' >"$root/etc/protocols"
 	cp "$work/pod" deploy/kubernetes/sockflow.yaml "$root/"
 	touch "$root/containers"
+}
+
+# pack_networks adds what makes networks and translates addresses.
+pack_networks() {
+	local root=$1
+	mkdir -p "$root/usr/lib/x86_64-linux-gnu"
+	cp -r /usr/lib/x86_64-linux-gnu/xtables "$root/usr/lib/x86_64-linux-gnu/"
+	pack_programs "$root" ip iptables iptables-restore ip6tables nft ipset ipvsadm
+	printf 'tcp 6 TCP\nudp 17 UDP\n' >"$root/etc/protocols"
 }
 
 # pack makes the initramfs.
@@ -149,6 +167,7 @@ pack() {
 	esac
 	[ "$cgroups" = v2 ] || tests='^TestCGroups$'
 	[ -z "${CONTAINERS:-}" ] || tests='^TestDaemonSet$'
+	[ -z "${NETWORKS:-}" ] || tests='^(TestSteeredConnections|TestTranslatedHere|TestRefusedDatagrams|TestRouteMTU|TestPing|TestKubeProxy|TestIstio|TestPostNAT|TestZones)$'
 	echo "$cgroups" >"$root/cgroups"
 	echo "${TEST_RUN:-$tests}" >"$root/tests"
 	# modules.dep is made at installation, which does not take place. It warns of lists that newer packages do not have.
@@ -164,6 +183,7 @@ pack() {
 		echo "$module"
 	done >"$root/modules/order"
 	[ -z "${CONTAINERS:-}" ] || pack_containers "$root"
+	[ -z "${NETWORKS:-}" ] || pack_networks "$root"
 	(cd "$root" && find . | cpio --quiet -o -H newc | gzip -1) >"$root.gz"
 }
 
