@@ -16,7 +16,7 @@ type Config struct {
 	// PeerWait is how long a connection that has ended waits for the end of its other socket, where nothing is known of that yet, and ten
 	// times that where its address is one that sockets of this host have: on a busy machine the last segment may be late;
 	// default 50 ms. PeerMemory is how long it is remembered after that, for a peer that had not closed, half as long for one
-	// that may not know yet that it is to end, an eighth for one that ends with it; default 15 s, and should be more than the time between two passes over all sockets.
+	// that may not know yet that it is to end, an eighth for one that ends with it, but all of it where its address is one of this host; default 15 s, and should be more than the time between two passes over all sockets.
 	PeerWait, PeerMemory time.Duration
 	// Translate, if set, returns how the addresses of a flow are translated (NAT) between its ends. k has the addresses
 	// that the socket here sees, begin is when the flow began. It is called once per flow, and must be quick: at the begin

@@ -19,22 +19,35 @@ func endOf(k Key, cookie uint64, at int64, out, in uint64, role Role, peer Peer)
 func TestPeerLate(t *testing.T) {
 	for _, tc := range []struct {
 		peer     Peer
+		here     bool // the other end's address is one of this host
 		after    time.Duration
 		together bool // the other end's record knows of it
 	}{
-		{PeerUnknown, time.Second, true},
-		{PeerUnknown, 9 * time.Second, false},
-		{PeerOpen, 9 * time.Second, true},
-		{PeerGone, time.Second, true},
-		{PeerGone, 3 * time.Second, false}, // it was elsewhere, and this is another
+		{PeerUnknown, false, time.Second, true},
+		{PeerUnknown, false, 9 * time.Second, false},
+		{PeerOpen, false, 9 * time.Second, true},
+		{PeerGone, false, time.Second, true},
+		{PeerGone, false, 3 * time.Second, false}, // it was elsewhere, and this is another
+		// Where a processor stands still, what it reports, and what others report after it, is not read.
+		{PeerUnknown, true, 12 * time.Second, true},
+		{PeerGone, true, 12 * time.Second, true},
+		{PeerOpen, true, 9 * time.Minute, true},
+		{PeerGone, true, 20 * time.Second, false},
 	} {
 		c := newCache(t, Config{Merge: true})
 		at := 1000 * second
+		if tc.here {
+			other := endOf(tcpKey(1).Reverse(), 3, at, 5, 5, RoleInitiator, PeerGone)
+			other.Conversation = 8
+			c.Observe(nil, other)
+			c.Expire(nil, at+30*second, 9)
+			at += 30 * second
+		}
 		recs := c.Observe(nil, endOf(tcpKey(1), 1, at, 10, 20, RoleInitiator, tc.peer))
 		if len(recs) != 0 {
 			t.Fatalf("%v: %d records at once", tc, len(recs))
 		}
-		if recs, _ = c.Expire(recs, at+second/10, 9); len(recs) != 1 {
+		if recs, _ = c.Expire(recs, at+second*6/10, 9); len(recs) != 1 {
 			t.Fatalf("%v: %d records in time", tc, len(recs))
 		}
 		late := at + int64(tc.after)

@@ -185,15 +185,15 @@ func (c *Cache) expireUnpaired(dst []Record, i uint32, now int64) ([]Record, boo
 	dst = c.emit(dst, e, nil, EndDetected, true)
 	e.told = true
 	memory := c.cfg.PeerMemory
-	switch e.other {
-	case PeerUnknown:
+	dstHere := c.here[0].has(e.id.key.Dst) || c.here[1].has(e.id.key.Dst)
+	switch {
+	case dstHere && e.other == PeerOpen:
+		memory = max(memory, openPeerMemory)
+	case dstHere && e.origin == OriginEBPF: // a processor that is taken away for seconds holds up what others report
+	case e.other == PeerUnknown:
 		memory /= 2
-	case PeerGone: // only whoever reads may be late
+	case e.other == PeerGone: // only whoever reads may be late
 		memory /= 8
-	case PeerOpen:
-		if dst := e.id.key.Dst; c.here[0].has(dst) || c.here[1].has(dst) {
-			memory = max(memory, openPeerMemory)
-		}
 	}
 	c.set(i, now+int64(memory))
 	return dst, true

@@ -154,8 +154,10 @@ func TestDoctorNotSeen(t *testing.T) {
 	if d := cmp.Diff([]string{"1 of QEMU", "2 of gVisor"}, guests(filepath.Join(dir, "proc"))); d != "" {
 		t.Error(d)
 	}
+	write("proc/net/ip_vs", "IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n"+
+		"TCP  0A600707:0050 rr\n  -> 0AF40002:1F90      Masq    1      0          0\nUDP  0A600707:0035 rr\n  -> 0AF40002:14E9      Masq    1      0          0\n")
 	d := &doctor{settings: &settings{proc: filepath.Join(dir, "proc")}, group: "Not seen"}
-	if d.unseen(); len(d.checks) != 3 || !strings.Contains(d.checks[2].Detail, "2 of gVisor") {
+	if d.unseen(); len(d.checks) != 4 || !strings.HasPrefix(d.checks[2].Detail, "services over UDP: 1;") || !strings.Contains(d.checks[3].Detail, "2 of gVisor") {
 		t.Errorf("%+v", d.checks)
 	}
 }

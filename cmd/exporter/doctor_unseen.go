@@ -35,6 +35,11 @@ func (d *doctor) unseen() {
 	} else {
 		d.say(note, "tunnels", "none in this network namespace")
 	}
+	if n := ipvsServices(filepath.Join(d.settings.proc, "net/ip_vs")); n > 0 {
+		d.say(note, "IPVS", fmt.Sprintf("services over UDP: %d; of datagrams that processes of this network namespace send to them only the answers are seen; if the server is here too, what it received is told", n))
+	} else {
+		d.say(note, "IPVS", "no service over UDP in this network namespace")
+	}
 	if found := guests(d.settings.proc); len(found) > 0 {
 		d.say(note, "other kernels", strings.Join(found, ", ")+": sockets inside are not seen; --interface counts their packets")
 	} else {
@@ -54,6 +59,17 @@ func tunnelInterfaces(dir string) (found []string) {
 		}
 	}
 	return found
+}
+
+// ipvsServices counts the services over UDP in a table as /proc/net/ip_vs: lines of protocol, address and port, and scheduler.
+func ipvsServices(file string) (n int) {
+	b, _ := os.ReadFile(file)
+	for line := range strings.Lines(string(b)) {
+		if strings.HasPrefix(line, "UDP ") {
+			n++
+		}
+	}
+	return n
 }
 
 // guests returns what runs other kernels, and how many of each.
