@@ -68,8 +68,16 @@ func TestSteeredConnections(t *testing.T) {
 				last = n
 				return same
 			})
+			// Those of MPTCP are of others here. Where a program can be preempted (Linux 7), a process that sends or receives meanwhile is not
+			// seen; it is at its next call, and at its close.
+			known := "recursion_subflow_state"
+			if kernelRelease() >= "7." {
+				known += " recursion_send_length recursion_recv_length"
+			}
 			for cause, n := range scrape(t, port) {
-				if strings.HasPrefix(cause, "sockflow_lost_total") && strings.Contains(cause, "recursion_") && !strings.Contains(cause, "subflow_state") && n != 0 { // of MPTCP, if others use it here
+				_, program, _ := strings.Cut(cause, `cause="`)
+				program, _, _ = strings.Cut(program, `"`)
+				if strings.HasPrefix(cause, "sockflow_lost_total") && strings.HasPrefix(program, "recursion_") && !strings.Contains(known, program) && n != 0 {
 					t.Errorf("%s is %v", cause, n)
 				}
 			}
