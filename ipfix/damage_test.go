@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -30,9 +31,12 @@ func TestSpoolDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var at []int // where messages of flow records begin
-	control := 0 // the last message of templates before them
+	var at []int     // where messages of flow records begin
+	var starts []int // and all messages
+	var spoilt []int // octets of the sums
+	control := 0     // the last message of templates before them
 	for i := 0; i < len(whole); i += messageLength(whole[i:]) {
+		starts = append(starts, i)
 		if isFlowData(whole[i : i+messageLength(whole[i:])]) {
 			at = append(at, i)
 		} else if len(at) == 0 {
@@ -48,6 +52,28 @@ func TestSpoolDamage(t *testing.T) {
 		most   int // messages that are lost
 	}{
 		{"nothing", func(b []byte) []byte { return b }, 0},
+		// Of the sums, which are not needed.
+		{"sums: the first", func(b []byte) []byte { spoilt = []int{1}; return b }, 0},
+		{"sums: the first three", func(b []byte) []byte { spoilt = []int{5, sumOctets, 2*sumOctets + 9}; return b }, 0},
+		{"sums: one at 50 %", func(b []byte) []byte { spoilt = []int{len(sums)/2/sumOctets*sumOctets + 3}; return b }, 0},
+		{"sums: the last", func(b []byte) []byte { spoilt = []int{len(sums) - 1}; return b }, 0},
+		{"sums: all but one", func(b []byte) []byte {
+			for i := 0; i < len(sums); i += sumOctets {
+				if i/sumOctets != 7 {
+					spoilt = append(spoilt, i)
+				}
+			}
+			return b
+		}, 0},
+		{"sums, and the message before", func(b []byte) []byte {
+			b[at[20]] ^= 0xff
+			spoilt = []int{(slices.Index(starts, at[20]) + 1) * sumOctets}
+			return b
+		}, 1},
+		{"sums, and octets too many before", func(b []byte) []byte {
+			spoilt = []int{slices.Index(starts, at[20]) * sumOctets}
+			return append(append(bytes.Clone(b[:at[3]]), "\x00\x0a\x00\x0anonsense"...), b[at[3]:]...)
+		}, 0},
 		{"a version at 10 %", func(b []byte) []byte { b[at[len(at)/10]] ^= 0xff; return b }, 1},
 		{"a length at 10 %", func(b []byte) []byte { b[at[len(at)/10]+2] ^= 0x40; return b }, 1},
 		{"the length of a set", func(b []byte) []byte { b[at[len(at)/2]+headerIPFIX+2] ^= 0x11; return b }, 1},
@@ -76,7 +102,12 @@ func TestSpoolDamage(t *testing.T) {
 			if err := os.MkdirAll(sub, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			for name, b := range map[string][]byte{files[0]: tc.damage(bytes.Clone(whole)), strings.TrimSuffix(files[0], segmentSuffix) + ".sums": sums} {
+			spoilt = nil
+			segment, entries := tc.damage(bytes.Clone(whole)), bytes.Clone(sums)
+			for _, i := range spoilt {
+				entries[i] ^= 1
+			}
+			for name, b := range map[string][]byte{files[0]: segment, strings.TrimSuffix(files[0], segmentSuffix) + ".sums": entries} {
 				if err := os.WriteFile(name, b, 0o600); err != nil {
 					t.Fatal(err)
 				}
@@ -130,6 +161,36 @@ func TestSpoolDamage(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+	}
+}
+
+// TestSpoolOrphan: of a segment that is gone its sums say what is lost; of one that was taken they are a remainder.
+func TestSpoolOrphan(t *testing.T) {
+	const given = 3000
+	dir := t.TempDir()
+	x := begin(t, "tcp://127.0.0.1:1", Config{Spool: dir})
+	x.give(given)
+	eventually(t, "they are on disk", func() bool { return x.Stats().Spooled == given })
+	x.stop()
+	sub := filepath.Join(dir, "tcp___127.0.0.1_1")
+	files, _ := filepath.Glob(filepath.Join(sub, "*"+segmentSuffix))
+	for _, file := range files {
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, want := range []damage{{places: len(files), records: given}, {}} {
+		s, err := openSpool(sub, 64<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.damage != want || s.dropped != want.records {
+			t.Errorf("%+v, %d dropped, want %+v", s.damage, s.dropped, want)
+		}
+		s.close()
+	}
+	if left, _ := filepath.Glob(filepath.Join(sub, "*.sums")); len(left) != 0 {
+		t.Errorf("left: %v", left)
 	}
 }
 

@@ -137,20 +137,36 @@ func (s *spool) recover() error {
 	if err != nil {
 		return err
 	}
-	var ids []uint64
+	var ids, summed []uint64
 	for _, e := range entries {
-		id, err := strconv.ParseUint(strings.TrimSuffix(e.Name(), segmentSuffix), 10, 64)
-		if err == nil && strings.HasSuffix(e.Name(), segmentSuffix) && s.path(id) == filepath.Join(s.dir, e.Name()) {
+		name := filepath.Join(s.dir, e.Name())
+		id, err := strconv.ParseUint(strings.TrimSuffix(e.Name(), filepath.Ext(name)), 10, 64)
+		switch {
+		case err != nil:
+		case name == s.path(id):
 			ids = append(ids, id)
+		case name == s.sumsPath(id):
+			summed = append(summed, id)
 		}
 	}
 	s.taken = s.readMark(ids)
+	for _, id := range summed {
+		switch {
+		case slices.Contains(ids, id):
+		case id < s.taken.segment:
+			os.Remove(s.sumsPath(id))
+		default:
+			if err := s.orphan(id); err != nil {
+				return err
+			}
+		}
+	}
 	for _, id := range ids {
 		if id < s.taken.segment {
+			os.Remove(s.sumsPath(id))
 			if err := os.Remove(s.path(id)); err != nil {
 				return err
 			}
-			os.Remove(s.sumsPath(id))
 			continue
 		}
 		seg := &segment{id: id}
@@ -279,8 +295,8 @@ func (s *spool) remove() {
 		s.reader.Close()
 		s.reader = nil
 	}
+	os.Remove(s.sumsPath(seg.id)) // first: sums without a segment are a loss
 	os.Remove(s.path(seg.id))
-	os.Remove(s.sumsPath(seg.id))
 	s.size -= seg.size
 	s.segments = s.segments[1:]
 	if len(s.segments) == 0 && s.writer != nil {

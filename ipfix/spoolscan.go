@@ -9,7 +9,8 @@ import (
 )
 
 // Beside each segment is a file of sums: what its messages were when they were written, so that what a disk, or a loss of power, has made of
-// them since is not sent as records, and what is lost is counted. It is not needed to read the segment.
+// them since is not sent as records, and what is lost is counted. It is not needed to read the segment: a message whose entry is damaged, or was
+// never written, is believed.
 
 // sum is an entry: a message's place, its flow records and its CRC-32 (IEEE).
 type sum struct{ offset, length, flows, crc uint32 }
@@ -142,7 +143,7 @@ func (c *scanner) message(msg []byte, offset int64, flows uint64) {
 	c.boundary = c.boundary || offset+int64(len(msg)) == c.taken
 }
 
-// scan looks for messages. Where there are sums, each must be one of them, in their order: those before it are lost.
+// scan looks for messages. Where there are sums, each must be one of them, in their order, or lie where none is: those before it are lost.
 func (c *scanner) scan(sums []sum) error {
 	c.bySequence = len(sums) == 0
 	c.boundary = c.taken == 0
@@ -156,6 +157,7 @@ func (c *scanner) scan(sums []sum) error {
 			c.damaged(uint64(sums[next].flows))
 		}
 	}
+	shift := int64(0) // of the messages against the sums: octets were put in, or taken out
 	for at := int64(0); ; {
 		offset, n, err := nextMessage(c.f, at, c.size, c.b)
 		if err != nil {
@@ -165,15 +167,18 @@ func (c *scanner) scan(sums []sum) error {
 			break
 		}
 		i, known := index[crc32.ChecksumIEEE(c.b[:n])]
-		known = known && i >= next
-		if !known && next < len(sums) { // damaged, or made of octets within another one
-			at = offset + 1
-			continue
-		}
 		flows := uint64(1)
-		if known {
+		if known = known && i >= next; known {
 			lose(i)
+			shift = offset - int64(sums[i].offset)
 			flows, next = uint64(sums[i].flows), i+1
+		} else {
+			to, ok := between(sums, next, offset-shift, int64(n))
+			if !ok { // damaged, or made of octets within another one
+				at = offset + 1
+				continue
+			}
+			lose(to)
 		}
 		if offset > c.end {
 			c.damaged(0)
@@ -185,6 +190,25 @@ func (c *scanner) scan(sums []sum) error {
 	lose(len(sums))
 	c.cut = c.size - c.end
 	return nil
+}
+
+// between returns which of the sums, from next on, is the first behind a message of n octets that begins at offset, and whether it lies in none of them.
+func between(sums []sum, next int, offset, n int64) (int, bool) {
+	for next < len(sums) && int64(sums[next].offset)+int64(sums[next].length) <= offset {
+		next++
+	}
+	return next, next == len(sums) || offset+n <= int64(sums[next].offset)
+}
+
+// orphan counts the records of a segment that is gone, by its sums, and removes these.
+func (s *spool) orphan(id uint64) error {
+	for _, e := range s.readSums(id) {
+		if id > s.taken.segment || int64(e.offset) >= s.taken.offset {
+			s.damage.records += uint64(e.flows)
+		}
+	}
+	s.damage.places++
+	return os.Remove(s.sumsPath(id))
 }
 
 // mend writes the segment anew, of its sound messages alone.
