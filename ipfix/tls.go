@@ -7,8 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"time"
+
+	"github.com/sockflow/sockflow/internal/smallfile"
 )
 
 // credentials are the files of a TLS or DTLS collector. They are read again for every connection, so that certificates can be
@@ -45,7 +46,7 @@ func (f *credentials) roots() (*x509.CertPool, error) {
 	if f.ca == "" {
 		return nil, nil
 	}
-	b, err := os.ReadFile(f.ca)
+	b, err := smallfile.Read(f.ca)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +62,15 @@ func (f *credentials) certificate() (tls.Certificate, error) {
 	if f.cert == "" {
 		return tls.Certificate{}, nil
 	}
-	c, err := tls.LoadX509KeyPair(f.cert, f.key)
+	var c tls.Certificate
+	cert, err := smallfile.Read(f.cert)
+	if err != nil {
+		return c, err
+	}
+	key, err := smallfile.Read(f.key)
+	if err == nil {
+		c, err = tls.X509KeyPair(cert, key)
+	}
 	if err != nil {
 		return c, fmt.Errorf("certificate %s with key %s: %w", f.cert, f.key, err)
 	}

@@ -6,10 +6,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/sockflow/sockflow/flowcache"
+	"github.com/sockflow/sockflow/internal/smallfile"
 )
 
 // Anonymizer replaces addresses by Crypto-PAn (Xu, Fan, Ammar, Moon: Prefix-Preserving IP Address Anonymization, ICNP 2002): one to one, and two
@@ -29,7 +29,7 @@ const maxKnown = 1 << 16
 
 // ReadKey reads a key from a file: 32 octets, or 64 hexadecimal digits that may begin with 0x, and perhaps a line end.
 func ReadKey(file string) ([]byte, error) {
-	b, err := os.ReadFile(file)
+	b, err := smallfile.Read(file)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sockflow/sockflow/bpf"
 	"github.com/sockflow/sockflow/enrich/runtimes"
+	"github.com/sockflow/sockflow/internal/smallfile"
 	"github.com/sockflow/sockflow/ipfix"
 )
 
@@ -154,7 +155,7 @@ func (s *settings) load(f *pflag.FlagSet) error {
 }
 
 func (s *settings) loadFile(f *pflag.FlagSet, set func(name, value, from string) error) error {
-	b, err := os.ReadFile(s.config)
+	b, err := smallfile.Read(s.config)
 	if err != nil {
 		return usagef("read --config: %w", err)
 	}

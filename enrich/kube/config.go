@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/sockflow/sockflow/internal/smallfile"
 )
 
 // Config configures a Source. Its zero value, but for Server, is the documented default.
@@ -94,7 +96,7 @@ func (cfg *Config) files(a *access) error {
 	if cfg.CAFile != "" {
 		path := cfg.CAFile
 		a.ca = func() ([]byte, error) {
-			b, err := os.ReadFile(path)
+			b, err := smallfile.Read(path)
 			if err != nil {
 				return nil, fmt.Errorf("read certificates: %w", err)
 			}
@@ -126,7 +128,7 @@ func (a *access) setServer(s string) error {
 
 func tokenFrom(path string) func() (string, error) {
 	return func() (string, error) {
-		b, err := os.ReadFile(path)
+		b, err := smallfile.Read(path)
 		if err != nil {
 			return "", fmt.Errorf("read token: %w", err)
 		}

@@ -5,13 +5,13 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/sockflow/sockflow/internal/smallfile"
 )
 
 // kubeconfig is the part of a kubeconfig file (client.config v1) that is used.
@@ -47,9 +47,6 @@ type kubeconfig struct {
 	}
 }
 
-// maxKubeconfig is what of a kubeconfig file is read, in octets.
-const maxKubeconfig = 4 << 20
-
 // kubeconfigs is the server of the current context of several files, read as kubectl does: what the first says of a name holds, and one that is not
 // there is passed over, but not all.
 func (cfg *Config) kubeconfigs(paths []string) (*access, error) {
@@ -60,7 +57,7 @@ func (cfg *Config) kubeconfigs(paths []string) (*access, error) {
 		if path == "" {
 			continue
 		}
-		b, err := readFile(path)
+		b, err := smallfile.Read(path)
 		if errors.Is(err, fs.ErrNotExist) && len(paths) > 1 {
 			missing = err
 			continue
@@ -92,20 +89,6 @@ func (cfg *Config) kubeconfigs(paths []string) (*access, error) {
 	return a, cfg.files(a)
 }
 
-// readFile reads a file of at most maxKubeconfig octets.
-func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxKubeconfig+1))
-	if err == nil && len(b) > maxKubeconfig {
-		err = fmt.Errorf("%s has more than %d octets", path, maxKubeconfig)
-	}
-	return b, err
-}
-
 // readKubeconfig reads one file. Relative paths in it are relative to its folder, dir.
 func readKubeconfig(b []byte, dir string) (*kubeconfig, error) {
 	k := new(kubeconfig)
@@ -135,7 +118,7 @@ func either(data, path string) func() ([]byte, error) {
 	case data != "":
 		return func() ([]byte, error) { return base64.StdEncoding.DecodeString(data) }
 	case path != "":
-		return func() ([]byte, error) { return os.ReadFile(path) }
+		return func() ([]byte, error) { return smallfile.Read(path) }
 	}
 	return nil
 }
