@@ -87,7 +87,7 @@ func sample(n int, v6 bool) flowcache.Record {
 	r := flowcache.Record{
 		Key:   flowcache.Key{Src: src, Dst: dst, SrcPort: uint16(40000 + n), DstPort: 443, Proto: flowcache.ProtoTCP, NetNS: 4026531840},
 		Start: boot.Add(time.Minute).UnixNano() + 123e6, End: boot.Add(2*time.Minute).UnixNano() + 456e6, EndReason: flowcache.EndDetected, Final: true,
-		Control: 0x1b, ControlBack: 0x12, HasTCP: true, Origin: flowcache.OriginEBPF, Flows: 300 + u,
+		Control: 0x1b, ControlBack: 0x12, HasTCP: true, Origin: flowcache.OriginEBPF, Flows: 300 + u, FlowsBack: 200 + u,
 		Forward: flowcache.Counters{Payload: 1000 + u, Octets: 1500 + u, Packets: 10 + u, RetransPackets: 1, RetransOctets: 100},
 		Reverse: flowcache.Counters{Payload: 2000 + u, Octets: 2600 + u, Packets: 12 + u},
 		TCP:     flowcache.TCPMetrics{SRTT: 120, RTTVar: 30, MinRTT: 90, State: 7, ConnectTime: 55, Lost: 2},
@@ -179,6 +179,7 @@ func opposite(r flowcache.Record) flowcache.Record {
 	r.Forward, r.Reverse = r.Reverse, r.Forward
 	r.Control, r.ControlBack = r.ControlBack, r.Control
 	r.Source, r.Dest = r.Dest, r.Source
+	r.Flows, r.FlowsBack = r.FlowsBack, r.Flows
 	return r
 }
 

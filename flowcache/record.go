@@ -113,6 +113,7 @@ type Record struct {
 	Post        Translation // what Key becomes on the way to the other end
 	Pre         Translation // what Key was before, where only the end beyond the translation is here
 	Flows       uint64      // of an aggregate: the flows of which a first record is in it; else 0
+	FlowsBack   uint64      // and those in which something came back, for the record of that direction alone
 	// Totals of both directions as the sockets have them now: since their birth, or since the flow began where a source counts differences.
 	ForwardTotal, ReverseTotal Counters
 	// TCP segments, forward and reverse, that others had overtaken; known of packets only.

@@ -358,8 +358,15 @@ func (c *Config) option(name, value string) error {
 			}
 		}
 	case "rotate":
+		before := c.RotateTime
 		if duration(&c.RotateTime) == nil {
+			if before != 0 {
+				err = errors.New("two durations")
+			}
 			break
+		}
+		if c.RotateSize != 0 {
+			return errors.New("two sizes")
 		}
 		if c.RotateSize, err = ParseSize(value); err != nil || c.RotateSize < 1<<16 {
 			err = fmt.Errorf("%q must be a size of at least 64k, as 100M, or a duration, as 1h", value)

@@ -29,6 +29,8 @@ func TestParseURL(t *testing.T) {
 		{"file:what?.ipfix?keep=3", "what?.ipfix", ""},
 		{"file:///a/b", "/a/b", ""},
 		{"file:a?rotate=3", "", "rotate"},
+		{"file:a?rotate=64k&rotate=1M", "", "two sizes"},
+		{"file:a?rotate=1h&rotate=1M&rotate=2h", "", "two durations"},
 		{"file:a?mtu=1400", "", "unknown"},
 		{"file:", "", "no path"},
 		{"file:a/", "", "no path"},

@@ -1,6 +1,10 @@
 package selection
 
-import "github.com/sockflow/sockflow/flowcache"
+import (
+	"time"
+
+	"github.com/sockflow/sockflow/flowcache"
+)
 
 // Aggregator makes one record of those that differ in nothing but the port of the client, which changes with every connection
 // (RFC 7015: spatial aggregation, over intervals of the caller's clock). The port is then 0, the counters are sums. It belongs to one
@@ -11,6 +15,8 @@ import "github.com/sockflow/sockflow/flowcache"
 // each other.
 type Aggregator struct {
 	max    int
+	begin  int64 // of the first interval
+	every  int64 // 0: intervals are the caller's
 	index  map[aggregate]int
 	list   []flowcache.Record
 	merged uint64
@@ -22,6 +28,7 @@ type aggregate struct {
 	source, dest end
 	post, pre    flowcache.Translation
 	failed       uint16 // errno: connections that failed are not counted together with others
+	interval     int64
 }
 
 type end struct {
@@ -39,6 +46,10 @@ func NewAggregator(max int) *Aggregator {
 	return &Aggregator{max: max, index: map[aggregate]int{}}
 }
 
+// ByEnd keeps records apart by the interval in which they end, for records that come in no order of time: intervals of the length every, the first of
+// which begins at begin (nanoseconds, as flowcache.Now).
+func (g *Aggregator) ByEnd(begin int64, every time.Duration) { g.begin, g.every = begin, int64(every) }
+
 // Merged is the number of records that went into others.
 func (g *Aggregator) Merged() uint64 { return g.merged }
 
@@ -51,10 +62,16 @@ func (g *Aggregator) Add(dst []flowcache.Record, r *flowcache.Record) []flowcach
 	if r.First {
 		r.Flows = 1
 	}
+	if r.Reverse.Packets > 0 && (r.First || r.ReverseTotal.Packets == r.Reverse.Packets) {
+		r.FlowsBack = 1
+	}
 	if r.Arbitrary || r.Key.SrcPort < ephemeral || r.Key.Proto != flowcache.ProtoTCP && r.Key.Proto != flowcache.ProtoUDP && r.Key.Proto != flowcache.ProtoUDPLite {
 		return append(dst, *r)
 	}
 	k := aggregate{key: r.Key, source: endKey(&r.Source), dest: endKey(&r.Dest), post: r.Post, pre: r.Pre, failed: r.TCP.ConnectError}
+	if g.every > 0 {
+		k.interval = (r.End - g.begin) / g.every
+	}
 	k.key.SrcPort, k.post.SrcPort, k.pre.SrcPort = 0, 0, 0
 	if i, ok := g.index[k]; ok {
 		g.merged++
@@ -92,6 +109,7 @@ func merge(to, r *flowcache.Record) {
 	to.Control |= r.Control
 	to.ControlBack |= r.ControlBack
 	to.Flows += r.Flows
+	to.FlowsBack += r.FlowsBack
 	add(&to.Forward, &r.Forward)
 	add(&to.Reverse, &r.Reverse)
 	to.Reordered += r.Reordered

@@ -123,6 +123,12 @@ func TestAggregator(t *testing.T) {
 		r.Reverse = flowcache.Counters{Payload: 20, Octets: 60, Packets: 2}
 		r.Source.Cookie, r.HasTCP, r.TCP.MinRTT, r.TCP.SRTT = uint64(i), true, uint32(9-i%3), uint32(i)
 		r.First, r.Final, r.ForwardTotal.Payload = i != 1, true, 99 // one flow has been reported before
+		switch i {
+		case 1:
+			r.ReverseTotal = r.Reverse // and is answered now
+		case 3:
+			r.Reverse = flowcache.Counters{} // one is not answered
+		}
 		out = g.Add(out, r)
 	}
 	if len(out) != 0 || g.Len() != 1 || g.Merged() != 4 {
@@ -131,9 +137,9 @@ func TestAggregator(t *testing.T) {
 	out = g.Flush(out)
 	want := *flow()
 	want.Key.SrcPort, want.Start, want.End = 0, 96, 204
-	want.First, want.Flows = true, 4
+	want.First, want.Flows, want.FlowsBack = true, 4, 4
 	want.Forward = flowcache.Counters{Payload: 50, Octets: 250, Packets: 5}
-	want.Reverse = flowcache.Counters{Payload: 100, Octets: 300, Packets: 10}
+	want.Reverse = flowcache.Counters{Payload: 80, Octets: 240, Packets: 8}
 	want.Final, want.HasTCP, want.TCP.MinRTT, want.TCP.SRTT = true, true, 7, 4
 	if d := cmp.Diff([]flowcache.Record{want}, out); d != "" {
 		t.Error(d)
@@ -181,5 +187,25 @@ func TestAggregator(t *testing.T) {
 	}
 	if len(g.Flush(out)) != 25 {
 		t.Error("records are lost")
+	}
+}
+
+// TestAggregatorByEnd: records that come in no order are kept apart by the interval in which they end.
+func TestAggregatorByEnd(t *testing.T) {
+	g := NewAggregator(10)
+	g.ByEnd(1000, 100)
+	var out []flowcache.Record
+	for _, end := range []int64{1250, 1000, 1399, 1099, 1201, 1050} {
+		r := flow()
+		r.Start, r.End, r.First = end-5, end, true
+		out = g.Add(out, r)
+	}
+	out = g.Flush(out)
+	var got [][3]int64
+	for _, r := range out {
+		got = append(got, [3]int64{r.Start, r.End, int64(r.Flows)})
+	}
+	if d := cmp.Diff([][3]int64{{1196, 1250, 2}, {995, 1099, 3}, {1394, 1399, 1}}, got); d != "" {
+		t.Error(d)
 	}
 }

@@ -346,6 +346,7 @@ func (s *Set) Opposite(r *flowcache.Record) *flowcache.Record {
 	w.Key = r.Key.Reverse()
 	w.Forward, w.Reverse = r.Reverse, r.Forward
 	w.Control, w.ControlBack = r.ControlBack, r.Control
+	w.Flows, w.FlowsBack = r.FlowsBack, r.Flows
 	w.Reordered, w.ReverseReordered = r.ReverseReordered, r.Reordered
 	w.Source, w.Dest = r.Dest, r.Source
 	w.Post = flowcache.Translation{Src: r.Post.Dst, Dst: r.Post.Src, SrcPort: r.Post.DstPort, DstPort: r.Post.SrcPort}

@@ -331,8 +331,9 @@ func TestOpposite(t *testing.T) {
 		t.Error("a biflow has no opposite")
 	}
 	s := mustNew(t, Options{Uniflow: true})
+	r.Flows, r.FlowsBack = 5, 3
 	o := s.Opposite(r)
-	if o.Key != r.Key.Reverse() || o.Forward != r.Reverse || !o.Dest.Local || o.Source.Local {
+	if o.Flows != 3 || o.Key != r.Key.Reverse() || o.Forward != r.Reverse || !o.Dest.Local || o.Source.Local {
 		t.Errorf("%+v", o)
 	}
 	r.Reverse = flowcache.Counters{}

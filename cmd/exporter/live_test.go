@@ -156,7 +156,10 @@ func TestReplayErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cut := write("cut.pcap", good[:len(good)-5])
+	cut, itself, link := write("cut.pcap", good[:len(good)-5]), write("itself.pcap", good), filepath.Join(dir, "link")
+	if err := os.Symlink(itself, link); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args   []string
 		code   int
@@ -174,6 +177,8 @@ func TestReplayErrors(t *testing.T) {
 		{[]string{write("no.pcap", good[:24])}, 0, "packets=0", false},
 		{[]string{"../../testdata/captures/dns.pcap", "--metadata", filepath.Join(dir, "text")}, 1, "text: line 1", false},
 		{[]string{"../../testdata/captures/dns.pcap", "--source", "none"}, 2, "unknown flag", false},
+		{[]string{itself, "-c", "json:" + itself}, 2, "is the capture", false},
+		{[]string{itself, "-c", "file:" + link}, 2, "is the capture", false},
 		{[]string{"../../testdata/captures/dns.pcap", "-c", "json:/dev/full"}, 1, "did not reach a collector", false},
 		{[]string{"../../testdata/captures/dns.pcap", "-c", "file:/dev/full"}, 1, "did not reach a collector", false},
 	} {

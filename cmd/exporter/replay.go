@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -82,6 +83,9 @@ are printed: a table on a terminal, JSON lines otherwise.`,
 func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr io.Writer) error {
 	log := newLogger(stderr, s.logLevel)
 	begun := time.Now()
+	if err := checkOutputs(s, files); err != nil {
+		return err
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	in, err := openCaptures(ctx, files, o.speed, log)
@@ -109,6 +113,9 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 	selector, err := s.selecting.open()
 	if err != nil {
 		return err
+	}
+	if selector != nil && selector.aggregator != nil {
+		selector.aggregator.ByEnd(in.firstTime(), s.selecting.aggregatePorts)
 	}
 	p := &pipeline{selector: selector, pool: make(flowcache.RecordPool, 64)}
 	p.exporters, p.printers = newGroup(s.exporting.policy, exporters)
@@ -149,13 +156,16 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 		return nil
 	})
 	if err == nil {
-		p.tellRecords(p.selector.flush()) // the interval of --aggregate-ports is the whole capture
+		p.tellRecords(p.selector.flush())
 	}
 	bar.stop()
 	waitForAll(ctx, exporters)
 	stopExport()
 	exporting.Wait()
-	dropped := summarize(exporters, log)
+	dropped := uint64(0)
+	if !errors.Is(err, syscall.EPIPE) { // who has gone has seen enough
+		dropped = summarize(exporters, log)
+	}
 	in.report(m.Stats(), time.Since(begun), names, log)
 	switch {
 	case err != nil:
@@ -166,6 +176,26 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 		return fmt.Errorf("%d records did not reach a collector", dropped)
 	}
 	return nil
+}
+
+// checkOutputs refuses to write to what is read.
+func checkOutputs(s *settings, files []string) (err error) {
+	s.eachCollector(func(url string, cfg *ipfix.Config) {
+		path := jsonPath(url)
+		if cfg != nil && cfg.Network == "file" {
+			path = cfg.Address
+		}
+		out, statErr := os.Stat(path)
+		if path == "" || statErr != nil || !out.Mode().IsRegular() {
+			return
+		}
+		for _, name := range files {
+			if st, statErr := os.Stat(name); statErr == nil && os.SameFile(st, out) {
+				err = usagef("collector %q: is the capture %s", url, name)
+			}
+		}
+	})
+	return err
 }
 
 // replayConfinement leaves the captures, and what collectors need.
