@@ -162,6 +162,13 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 	waitForAll(ctx, exporters)
 	stopExport()
 	exporting.Wait()
+	if err == nil {
+		select {
+		case <-readerGone(exporters):
+			err = syscall.EPIPE
+		default:
+		}
+	}
 	dropped := uint64(0)
 	if !errors.Is(err, syscall.EPIPE) { // who has gone has seen enough
 		dropped = summarize(exporters, log)
@@ -172,7 +179,7 @@ func replayFiles(s *settings, o *replaySettings, files []string, stdout, stderr 
 		return err
 	case in.failed != nil:
 		return in.failed
-	case dropped > 0:
+	case dropped > 0 && ctx.Err() == nil: // at a signal they are given up
 		return fmt.Errorf("%d records did not reach a collector", dropped)
 	}
 	return nil
