@@ -113,7 +113,12 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 	if o.Event == EventEnd && o.Key.Src.IsUnspecified() {
 		c.complete(&o.Key, o.Cookie)
 	}
-	if i := c.lookup(&identity{o.Key, o.Cookie}); i != 0 {
+	i := c.lookup(&identity{o.Key, o.Cookie})
+	for i != 0 && c.diverted(c.at(i), o) {
+		dst = c.closeFlow(dst, i, o.Time)
+		i = c.lookup(&identity{o.Key, o.Cookie})
+	}
+	if i != 0 {
 		c.stats.Merged++
 		if e := c.at(i); o.Audit && e.origin != o.Origin {
 			e.seen = max(e.seen, o.Time) // it is there; its own source counts
@@ -161,9 +166,10 @@ func (c *Cache) Observe(dst []Record, o *Observation) []Record {
 	if c.used >= c.cfg.MaxFlows {
 		dst = c.evict(dst)
 	}
-	i := c.take()
+	i = c.take()
 	e := c.at(i)
 	c.begin(e, o)
+	e.way = c.wayOf(o)
 	if e.asked = asked; path != (Path{}) {
 		c.remember(e, path.beyond(o.Key).Translation())
 		e.began(&path)

@@ -1,5 +1,7 @@
 package flowcache
 
+import "hash/maphash"
+
 // A datagram socket has a flow with each of its peers. They end by silence or, together, when it closes.
 
 // linkSocket links entry i into the list of its socket's flows.
@@ -36,43 +38,63 @@ func (c *Cache) unlinkSocket(e *entry) {
 // come.
 func (c *Cache) closeSocket(dst []Record, o *Observation) []Record {
 	for i := c.sockets[o.Cookie]; i != 0; i = c.sockets[o.Cookie] {
-		e := c.at(i)
-		if o.Process.PID != 0 && e.owner.PID == 0 {
+		if o.Process.PID != 0 && c.at(i).owner.PID == 0 {
 			c.merge(i, o)
 		}
-		if e.peer == 0 && e.conv != 0 && !e.listed {
-			// Another socket with its port was in the way.
-			c.meet(i, e.conv, false)
-			var claimed bool
-			if e.peer == 0 {
-				dst, claimed = c.claim(dst, i)
-			}
-			if claimed {
-				continue
-			}
-		}
-		switch p := e.peer; {
-		case p == 0 && e.parted:
-			c.leave(i, o.Time)
-			continue
-		case p == 0:
-		case c.beyond(p, i):
-			dst = c.part(dst, i, p)
-			continue
-		case c.beyond(i, p):
-			dst = c.part(dst, p, i)
-			continue
-		}
-		lead := i
-		if e.follows {
-			lead = e.peer
-		}
-		if c.changed(c.at(lead)) {
-			dst = c.emitFlow(dst, lead, EndDetected, true)
-		}
-		c.removeFlow(lead)
+		dst = c.closeFlow(dst, i, o.Time)
 	}
 	return dst
+}
+
+// closeFlow ends flow i of a datagram socket at the time now, or parts it from a peer that is not its only one: then it is to be called again.
+func (c *Cache) closeFlow(dst []Record, i uint32, now int64) []Record {
+	e := c.at(i)
+	if e.peer == 0 && e.conv != 0 && !e.listed {
+		// Another socket with its port was in the way.
+		c.meet(i, e.conv, false)
+		if e.peer == 0 {
+			if claimed, ok := c.claim(dst, i); ok {
+				return claimed
+			}
+		}
+	}
+	switch p := e.peer; {
+	case p == 0 && e.parted:
+		c.leave(i, now)
+		return dst
+	case p == 0:
+	case c.beyond(p, i):
+		return c.part(dst, i, p)
+	case c.beyond(i, p):
+		return c.part(dst, p, i)
+	}
+	lead := i
+	if e.follows {
+		lead = e.peer
+	}
+	if c.changed(c.at(lead)) {
+		dst = c.emitFlow(dst, lead, EndDetected, true)
+	}
+	c.removeFlow(lead)
+	return dst
+}
+
+// wayOf is how the source says that the addresses of a datagram flow are translated, shortened; 0 if it does not.
+func (c *Cache) wayOf(o *Observation) uint64 {
+	if !o.Delta || o.Path == (Path{}) {
+		return 0
+	}
+	return maphash.Comparable(c.seed, o.Path) | 1
+}
+
+// diverted reports whether what e's socket sends goes elsewhere by now, by another translation of the same addresses: another conversation.
+func (c *Cache) diverted(e *entry, o *Observation) bool {
+	if e.way == 0 {
+		e.way = c.wayOf(o)
+		return false
+	}
+	way := c.wayOf(o)
+	return way != 0 && way != e.way
 }
 
 // A short conversation's port is soon another's, perhaps before its server's counters are read: then the server's one flow with that port is of

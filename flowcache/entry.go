@@ -26,6 +26,7 @@ type entry struct {
 	conv     uint64 // what both have in common; 0 if there can be no such peer
 	seen     int64  // when the socket was last seen alive
 
+	way        uint64 // how the source said that its addresses are translated, shortened; 0 if it did not
 	translated uint32 // where the cache keeps what the other end sees; 0 if nothing is known to be translated
 
 	role     Role

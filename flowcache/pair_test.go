@@ -326,6 +326,53 @@ func TestUnseenRequests(t *testing.T) {
 	}
 }
 
+// TestDiverted: the translation of a datagram socket's addresses changes while it lives, as that of a service whose server is replaced. What it sends
+// from then on is another conversation, with the other server.
+func TestDiverted(t *testing.T) {
+	near := tcpKey(5)
+	near.Proto = ProtoUDP
+	far := [2]Key{near, near}
+	far[0].DstPort, far[1].DstPort = 8080, 8081
+	said := func(server int, at int64, out, in uint64) *Observation {
+		o := obs(near, 1, at, EventUpdate, out, in)
+		o.Delta, o.Role, o.Path = true, RoleInitiator, Path{near, far[server]}
+		o.Path.Near.NetNS, o.Path.Far.NetNS = 0, 0
+		return o
+	}
+	heard := func(server int, at int64, out, in uint64) *Observation {
+		o := obs(far[server].Reverse(), uint64(2+server), at, EventUpdate, out, in)
+		o.Delta, o.Role = true, RoleResponder
+		return o
+	}
+	for _, servers := range []bool{true, false} {
+		c := newCache(t, Config{Merge: true})
+		recs := c.Observe(nil, said(0, 1000*second, 300, 600))
+		if servers {
+			recs = c.Observe(recs, heard(0, 1000*second, 600, 300))
+		}
+		recs = c.Observe(recs, said(0, 1001*second, 1, 2))
+		if servers {
+			recs = c.Observe(recs, heard(0, 1001*second, 2, 1))
+		}
+		recs = c.Observe(recs, said(1, 1002*second, 210, 420))
+		if servers {
+			recs = c.Observe(recs, heard(1, 1002*second, 420, 210))
+		}
+		for cookie := range uint64(3) {
+			recs = c.Observe(recs, &Observation{Event: EventClose, Cookie: 1 + cookie, Time: 1003 * second, UID: NoID, GID: NoID})
+		}
+		recs, _ = c.Expire(recs, 1100*second, 9)
+		if len(recs) != 2 || c.Stats().Live != 0 {
+			t.Fatalf("servers %v: %d records, %d live: %+v", servers, len(recs), c.Stats().Live, recs)
+		}
+		for i, want := range [][2]uint64{{301, 602}, {210, 420}} {
+			if r := recs[i]; r.Key != near || r.Post != far[i].Translation() || r.Forward.Payload != want[0] || r.Reverse.Payload != want[1] || r.Source.Cookie != 1 || servers != (r.Dest.Cookie == uint64(2+i)) {
+				t.Errorf("servers %v, record %d: %+v", servers, i, r)
+			}
+		}
+	}
+}
+
 // TestSweep ends what a pass over all sockets did not show, once.
 func TestSweep(t *testing.T) {
 	c := newCache(t, Config{})
