@@ -125,7 +125,7 @@ func load(cfg Config, all bool) (*Source, error) {
 		return nil, fmt.Errorf("%w: create maps: %w", ErrUnsupported, err)
 	}
 	for _, m := range spec.Maps {
-		m.Contents = nil // they have it: to be put into a map of maps once more with every program means to wait for all processors each time
+		m.Contents = nil // they have it: to be put into a map of maps again with every program means to wait for all processors each time
 	}
 	s.attachAll(spec, all)
 	s.began = uint64(flowcache.Now() - int64(s.clk))

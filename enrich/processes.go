@@ -103,7 +103,7 @@ func (p *Processes) Apply(ev *flowcache.ProcessEvent) {
 	case flowcache.ProcessFork:
 		f := ev.Process
 		if parent := p.find(ev.Parent); parent != nil {
-			// Until it runs something else, it is its parent once more.
+			// Until it runs something else, it is its parent again.
 			f.Path, f.CommandLine, f.CGroupPath = parent.Path, parent.CommandLine, parent.CGroupPath
 			f.ParentPath, f.ParentUID = parent.Path, parent.UID
 			if f.CGroup != parent.CGroup {

@@ -10,16 +10,23 @@ import (
 	"testing"
 )
 
+// filledSpool makes a spool of so many records, whose collector is away. It returns the folder given, that of the collector and the segments.
+func filledSpool(t *testing.T, records uint64) (dir, sub string, segments []string) {
+	t.Helper()
+	dir = t.TempDir()
+	x := begin(t, "tcp://127.0.0.1:1", Config{Spool: dir})
+	x.give(int(records))
+	eventually(t, "they are on disk", func() bool { return x.Stats().Spooled == records })
+	x.stop()
+	sub = filepath.Join(dir, "tcp___127.0.0.1_1")
+	segments, _ = filepath.Glob(filepath.Join(sub, "*"+segmentSuffix))
+	return dir, sub, segments
+}
+
 // TestSpoolDamage: of a spool with bad octets all is sent but what these are in, and that is counted, and said once.
 func TestSpoolDamage(t *testing.T) {
 	const given = 20000
-	dir := t.TempDir()
-	x := begin(t, "tcp://127.0.0.1:1", Config{Spool: dir})
-	x.give(given)
-	eventually(t, "they are on disk", func() bool { return x.Stats().Spooled == given })
-	x.stop()
-	sub := filepath.Join(dir, "tcp___127.0.0.1_1")
-	files, _ := filepath.Glob(filepath.Join(sub, "*"+segmentSuffix))
+	dir, sub, files := filledSpool(t, given)
 	if len(files) != 1 {
 		t.Fatalf("%d segments", len(files))
 	}
@@ -167,13 +174,7 @@ func TestSpoolDamage(t *testing.T) {
 // TestSpoolOrphan: of a segment that is gone its sums say what is lost; of one that was taken they are a remainder.
 func TestSpoolOrphan(t *testing.T) {
 	const given = 3000
-	dir := t.TempDir()
-	x := begin(t, "tcp://127.0.0.1:1", Config{Spool: dir})
-	x.give(given)
-	eventually(t, "they are on disk", func() bool { return x.Stats().Spooled == given })
-	x.stop()
-	sub := filepath.Join(dir, "tcp___127.0.0.1_1")
-	files, _ := filepath.Glob(filepath.Join(sub, "*"+segmentSuffix))
+	_, sub, files := filledSpool(t, given)
 	for _, file := range files {
 		if err := os.Remove(file); err != nil {
 			t.Fatal(err)

@@ -321,7 +321,7 @@ func (w *sessionWriter) turn(e *epoch, control [][]byte) error {
 	return nil
 }
 
-// again announces once more what the messages in use need.
+// again announces a second time what the messages in use need.
 func (w *sessionWriter) again() error {
 	if w.epoch == nil {
 		return nil // those from disk come with theirs

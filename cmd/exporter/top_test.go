@@ -360,7 +360,7 @@ func TestTopManyFlows(t *testing.T) {
 		u.refresh()
 		u.draw()
 	}
-	// A flow that ended is shown once more, and then gone.
+	// A flow that ended is shown again, and then gone.
 	recs := topRecords(1)
 	recs[0].Final = true
 	give(m, recs)

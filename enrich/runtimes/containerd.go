@@ -104,7 +104,7 @@ func (c *containerd) watch(ctx context.Context) error {
 	c.e.answers(ctx)
 	ping := time.NewTicker(pingInterval)
 	defer ping.Stop()
-	// The subscription may have begun after the first list: once more soon.
+	// The subscription may have begun after the first list: list again soon.
 	again := time.NewTimer(time.Second)
 	defer again.Stop()
 	listed := time.Now()
