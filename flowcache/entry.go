@@ -33,7 +33,7 @@ type entry struct {
 	origin   Origin
 	control  [2]uint16 // tcpControlBits of what the socket sent, and received
 	ctlTold  [2]uint16 // of these the ones that are sent once, and that a record has carried
-	older    bool      // than the metering: what it had counted before is in the told counters
+	older    bool      // than the metering: what it had counted before is in outTold and inTold
 	used     bool
 	armed    bool // its timer is set
 	listed   bool // it waits for a peer, in unpaired

@@ -19,7 +19,7 @@ const (
 	patience = 10 * time.Second
 )
 
-// Read reads a file of at most Most octets, or a pipe. It does not wait for somebody to open a pipe.
+// Read reads a file of at most Most octets, or a pipe. It does not wait for a writer to open a pipe.
 func Read(name string) ([]byte, error) {
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
